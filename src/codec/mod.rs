@@ -1,1 +1,36 @@
-//! (being written)
+//! Floor 1: keys, sealing and opening, node and record plaintexts.
+
+mod frame;
+mod keys;
+mod node;
+mod record;
+mod seal;
+
+pub use frame::{Opener, Sealed, Sealer};
+pub use keys::{CustomerKey, KeyFileError, Keys};
+pub use node::{decode_node, encode_node};
+pub use record::{DiskRecord, PointRecord, RecordDefinition, open_record, seal_record};
+pub use seal::random_bytes;
+
+/// Why a sealed piece does not open. None of them says what the content was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CodecError {
+    /// The key does not fit or the bytes were changed.
+    NotAuthentic,
+    /// It opened, but its content is not what its name says.
+    WrongContent(&'static str),
+    /// It opened and is not of the layout of this version.
+    Malformed(String),
+}
+
+impl std::fmt::Display for CodecError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            CodecError::NotAuthentic => f.write_str("does not open: changed, or another key"),
+            CodecError::WrongContent(what) => write!(f, "opens to other content: {what}"),
+            CodecError::Malformed(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for CodecError {}

@@ -4,6 +4,7 @@ mod clock;
 mod extent;
 mod id;
 mod name;
+mod piece;
 mod point;
 
 pub use clock::{BootMark, Clock, ClockReading};
@@ -13,6 +14,7 @@ pub use id::{
     SegmentName, SessionId, Tag,
 };
 pub use name::{CustomerName, DiskName, NameError, ObjectName, VmName};
+pub use piece::{MAX_HEIGHT, PieceKind, TreeShape};
 pub use point::{PointKind, PointState};
 
 /// Nodes of a disk's hash tree have at most this many children.

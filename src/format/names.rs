@@ -1,0 +1,148 @@
+//! Object names: the layout of a repository in a store.
+
+use crate::model::{
+    CustomerName, NameError, ObjectName, PackName, PointId, SegmentName, SessionId,
+};
+
+fn object(name: String) -> ObjectName {
+    ObjectName::new(&name).expect("parts are checked names, hexadecimal digits and numbers")
+}
+
+pub fn repository_file() -> ObjectName {
+    object("vmkeep.json".to_string())
+}
+
+/// The names below one customer's prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CustomerNames {
+    prefix: String,
+}
+
+/// What a name below a customer's prefix says it is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ObjectRole {
+    Key(u32),
+    Ledger(u64),
+    Pack(PackName),
+    Segment(SegmentName),
+    Point(PointId),
+    /// Certificate or its signature; the file name.
+    Certificate(String),
+    /// An object of a capability probe; carries nothing.
+    Probe,
+    Foreign,
+}
+
+impl CustomerNames {
+    pub fn new(customer: &CustomerName) -> Self {
+        CustomerNames {
+            prefix: format!("customers/{customer}"),
+        }
+    }
+
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    pub fn key(&self, number: u32) -> ObjectName {
+        object(format!("{}/key/{number}.age", self.prefix))
+    }
+
+    pub fn keys_prefix(&self) -> String {
+        format!("{}/key", self.prefix)
+    }
+
+    pub fn ledger(&self, seq: u64) -> ObjectName {
+        object(format!("{}/ledger/{seq:016}", self.prefix))
+    }
+
+    pub fn ledger_prefix(&self) -> String {
+        format!("{}/ledger", self.prefix)
+    }
+
+    pub fn pack(&self, pack: &PackName) -> ObjectName {
+        object(format!("{}/packs/{pack}", self.prefix))
+    }
+
+    pub fn session_packs(&self, session: &SessionId) -> String {
+        format!("{}/packs/{session}", self.prefix)
+    }
+
+    pub fn segment(&self, segment: &SegmentName) -> ObjectName {
+        object(format!("{}/index/{segment}", self.prefix))
+    }
+
+    pub fn session_segments(&self, session: &SessionId) -> String {
+        format!("{}/index/{session}", self.prefix)
+    }
+
+    pub fn point(&self, point: &PointId) -> ObjectName {
+        object(format!("{}/points/{point}", self.prefix))
+    }
+
+    /// A file of a certificate: `<id>.json` or `<id>.json.minisig`.
+    pub fn certificate(&self, file: &str) -> Result<ObjectName, NameError> {
+        ObjectName::new(&format!("{}/certificates/{file}", self.prefix))
+    }
+
+    /// What `name` is, judged by its name alone.
+    pub fn role(&self, name: &ObjectName) -> ObjectRole {
+        let Some(rest) = name
+            .as_str()
+            .strip_prefix(&self.prefix)
+            .and_then(|rest| rest.strip_prefix('/'))
+        else {
+            return ObjectRole::Foreign;
+        };
+        let Some((folder, rest)) = rest.split_once('/') else {
+            return ObjectRole::Foreign;
+        };
+        let role = match folder {
+            "key" => rest
+                .strip_suffix(".age")
+                .and_then(|number| number.parse().ok())
+                .map(ObjectRole::Key),
+            "ledger" if rest.len() == 16 => rest.parse().ok().map(ObjectRole::Ledger),
+            "packs" => rest.parse().ok().map(ObjectRole::Pack),
+            "index" => rest.parse().ok().map(ObjectRole::Segment),
+            "points" => rest.parse().ok().map(ObjectRole::Point),
+            "certificates" if !rest.contains('/') => {
+                Some(ObjectRole::Certificate(rest.to_string()))
+            }
+            "probe" => Some(ObjectRole::Probe),
+            _ => None,
+        };
+        role.unwrap_or(ObjectRole::Foreign)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectHash;
+
+    #[test]
+    fn every_name_is_recognised_again() {
+        let names = CustomerNames::new(&CustomerName::new("acme").unwrap());
+        let session = SessionId::from_bytes([0xab; 16]);
+        let hash = ObjectHash::from_bytes([0xcd; 32]);
+        let pack = PackName { session, hash };
+        let segment = SegmentName { session, hash };
+        let point = PointId::from_bytes([1; 16]);
+        let expected = [
+            (names.key(3), ObjectRole::Key(3)),
+            (names.ledger(42), ObjectRole::Ledger(42)),
+            (names.pack(&pack), ObjectRole::Pack(pack)),
+            (names.segment(&segment), ObjectRole::Segment(segment)),
+            (names.point(&point), ObjectRole::Point(point)),
+            (repository_file(), ObjectRole::Foreign),
+            (
+                CustomerNames::new(&CustomerName::new("acme2").unwrap()).point(&point),
+                ObjectRole::Foreign,
+            ),
+        ];
+        for (name, role) in expected {
+            assert_eq!(names.role(&name), role, "{name}");
+        }
+    }
+}

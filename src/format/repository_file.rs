@@ -1,0 +1,50 @@
+//! `vmkeep.json`: what a repository is, without secrets.
+
+use super::text;
+use super::wire::FormatError;
+use crate::model::RepositoryId;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+pub const FORMAT_VERSION: u32 = 1;
+pub const MAX_REPOSITORY_FILE_BYTES: u64 = 64 << 10;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryFile {
+    pub format: u32,
+    #[serde(with = "text")]
+    pub repository: RepositoryId,
+    pub created_at: Timestamp,
+    /// Default chunk size of new disks.
+    pub chunk_bytes: u32,
+    /// Each is a mandatory ability of whoever writes. None is defined in version 1.
+    #[serde(default)]
+    pub features: Vec<String>,
+}
+
+impl RepositoryFile {
+    pub fn to_bytes(&self) -> Result<Vec<u8>, FormatError> {
+        let mut bytes = serde_json::to_vec_pretty(self)
+            .map_err(|error| FormatError::new(error.to_string()))?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+
+    /// Refuses a later format version and unknown features by name.
+    pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
+        let file: RepositoryFile = serde_json::from_slice(bytes)
+            .map_err(|error| FormatError::new(format!("is not a repository file: {error}")))?;
+        if file.format != FORMAT_VERSION {
+            return Err(FormatError::new(format!(
+                "repository format {} is not known to this version of vmkeep, which writes {FORMAT_VERSION}",
+                file.format
+            )));
+        }
+        match file.features.first() {
+            Some(feature) => Err(FormatError::new(format!(
+                "repository needs the feature {feature:?}, which this version of vmkeep lacks"
+            ))),
+            None => Ok(file),
+        }
+    }
+}

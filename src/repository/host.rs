@@ -1,0 +1,36 @@
+use super::RepositoryError;
+use crate::format::entry::Attestation;
+use crate::model::{CustomerUid, EntryHash, HostId, SessionId};
+use jiff::Timestamp;
+
+/// The time of a new entry, and whether two sources agreed on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    pub time: Timestamp,
+    pub attestation: Attestation,
+}
+
+/// The end of a ledger as this host last saw it: what a rolled back or forked store betrays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    pub seq: u64,
+    pub hash: EntryHash,
+}
+
+/// What the repository needs of the machine it runs on: a signature, a time, and a memory
+/// outside of the store.
+pub trait Host: Send + Sync {
+    fn id(&self) -> HostId;
+    fn sign(&self, message: &[u8]) -> [u8; 64];
+    /// The time of an entry about to be written; `last_witnessed` is the ledger's clock.
+    fn stamp(&self, last_witnessed: Option<Timestamp>) -> Stamp;
+    /// An entry with this stamp stands.
+    fn noted(&self, stamp: &Stamp);
+    fn head(&self, customer: &CustomerUid) -> Option<Head>;
+    fn remember_head(&self, customer: &CustomerUid, head: Head);
+    /// Marks a session of this host as alive for as long as the returned guard lives, also to
+    /// other processes, and ends with the process however it dies.
+    fn hold_session(&self, session: &SessionId) -> Result<Box<dyn Send + Sync>, RepositoryError>;
+    /// Whether a session of this host is known to have no living process.
+    fn session_is_dead(&self, session: &SessionId) -> bool;
+}

@@ -1,0 +1,258 @@
+//! The ledger of one customer: reading it to its end, and taking the next slot.
+
+mod state;
+
+pub use state::{Condemned, OpenSession, Point, State, Verified};
+
+use super::{Head, Host, RepositoryError, RepositoryErrorKind, Stamp};
+use crate::codec::verify_signature;
+use crate::format::entry::{Body, Entry, MAX_ENTRY_BYTES, entry_hash};
+use crate::format::names::{CustomerNames, ObjectRole};
+use crate::model::{CustomerUid, EntryHash};
+use crate::storage::{Storage, StorageErrorKind};
+use std::sync::Arc;
+
+/// How often an uncertain creation is repeated before the caller is told that it is uncertain.
+const FILL_ATTEMPTS: u32 = 8;
+
+/// A ledger read up to some entry.
+pub struct Ledger {
+    storage: Arc<dyn Storage>,
+    names: CustomerNames,
+    state: State,
+}
+
+impl Ledger {
+    /// Reads a ledger from genesis to its end and checks chain, signatures and the end that this
+    /// host saw last. `None`: there is no genesis.
+    pub fn load(
+        storage: Arc<dyn Storage>,
+        names: CustomerNames,
+        host: &dyn Host,
+    ) -> Result<Option<Self>, RepositoryError> {
+        // Listed before it is read: what is listed and lies beyond the end that is then read
+        // proves a gap.
+        let listed = storage.list(&names.ledger_prefix())?;
+        let mut ledger = Ledger {
+            storage,
+            names,
+            state: State::default(),
+        };
+        ledger.read_on(None, |_, _| {})?;
+        let Some(uid) = ledger.state.uid else {
+            return match listed.first() {
+                Some(entry) => Err(RepositoryError::damaged(
+                    &entry.name,
+                    "the ledger has entries, but its first one is missing",
+                )),
+                None => Ok(None),
+            };
+        };
+        let beyond = listed.iter().find(|object| {
+            !matches!(ledger.names.role(&object.name),
+                ObjectRole::Ledger(seq) if seq >= 1 && seq <= ledger.state.seq)
+        });
+        if let Some(object) = beyond {
+            return Err(RepositoryError::damaged(
+                &object.name,
+                format!(
+                    "the ledger has a gap: entry {} is missing, but this object exists",
+                    ledger.state.seq + 1
+                ),
+            ));
+        }
+        if let Some(head) = host.head(&uid) {
+            ledger.check_head(&head)?;
+        }
+        ledger.remember(host);
+        Ok(Some(ledger))
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    fn remember(&self, host: &dyn Host) {
+        if let (Some(uid), Some(hash)) = (self.state.uid, self.state.hash) {
+            let seq = self.state.seq;
+            host.remember_head(&uid, Head { seq, hash });
+        }
+    }
+
+    /// This host has seen `head`: it must still be there, the same.
+    fn check_head(&self, head: &Head) -> Result<(), RepositoryError> {
+        let name = self.names.ledger(head.seq);
+        if head.seq > self.state.seq {
+            return Err(RepositoryError::damaged(
+                name,
+                format!(
+                    "the ledger was rolled back: this host has seen entry {}, the store ends at {}",
+                    head.seq, self.state.seq
+                ),
+            ));
+        }
+        let stored = self.storage.read(&name, MAX_ENTRY_BYTES)?;
+        match entry_hash(&stored) == head.hash {
+            true => Ok(()),
+            false => Err(RepositoryError::damaged(
+                name,
+                "the ledger was forked: this entry is not the one this host has seen",
+            )),
+        }
+    }
+
+    /// Opens and chains the bytes of the next entry.
+    fn open_next(&self, stored: &[u8]) -> Result<(Entry, EntryHash), RepositoryError> {
+        let seq = self.state.seq + 1;
+        let name = self.names.ledger(seq);
+        let entry = Entry::open(stored, verify_signature)
+            .map_err(|error| RepositoryError::damaged(&name, error))?;
+        let wrong = |what: &str| Err(RepositoryError::damaged(&name, what));
+        if entry.seq != seq {
+            return wrong("stands in the place of another entry");
+        }
+        if entry.prev != self.state.hash.unwrap_or(EntryHash::from_bytes([0; 32])) {
+            return wrong("does not follow the entry before it: the chain is broken");
+        }
+        if self.state.uid.is_some_and(|uid| uid != entry.customer) {
+            return wrong("is an entry of another customer");
+        }
+        if seq == 1 && !matches!(entry.body, Body::Genesis(_)) {
+            return wrong("is the first entry and not a genesis");
+        }
+        Ok((entry, entry_hash(stored)))
+    }
+
+    fn read_on(
+        &mut self,
+        until: Option<u64>,
+        mut each: impl FnMut(&Entry, Result<(), String>),
+    ) -> Result<(), RepositoryError> {
+        while until.is_none_or(|until| self.state.seq < until) {
+            let name = self.names.ledger(self.state.seq + 1);
+            let stored = match self.storage.read(&name, MAX_ENTRY_BYTES) {
+                Ok(stored) => stored,
+                Err(error) if error.kind == StorageErrorKind::NotFound => break,
+                Err(error) => return Err(error.into()),
+            };
+            let (entry, hash) = self.open_next(&stored)?;
+            let verdict = self.state.apply(&entry, hash);
+            each(&entry, verdict);
+        }
+        Ok(())
+    }
+
+    /// Reads what was appended since.
+    pub fn refresh(&mut self, host: &dyn Host) -> Result<(), RepositoryError> {
+        let before = self.state.seq;
+        self.read_on(None, |_, _| {})?;
+        if self.state.seq > before {
+            self.remember(host);
+        }
+        Ok(())
+    }
+
+    /// All entries from genesis, with the reason of those that are void.
+    pub fn replay(
+        storage: Arc<dyn Storage>,
+        names: CustomerNames,
+        each: impl FnMut(&Entry, Result<(), String>),
+    ) -> Result<State, RepositoryError> {
+        let mut ledger = Ledger {
+            storage,
+            names,
+            state: State::default(),
+        };
+        ledger.read_on(None, each)?;
+        Ok(ledger.state)
+    }
+
+    /// Takes the next free slot for what `build` makes of the state before it.
+    ///
+    /// `build` is asked again after each lost slot, so every entry is checked against the state it
+    /// follows. An uncertain creation is decided by filling the slot: the same bytes, until
+    /// "created" or "exists". `Uncertain`: it was not decided; nothing may be cleaned up.
+    pub fn append(
+        &mut self,
+        host: &dyn Host,
+        uid: CustomerUid,
+        mut build: impl FnMut(&State, &Stamp) -> Result<Body, RepositoryError>,
+    ) -> Result<u64, RepositoryError> {
+        self.refresh(host)?;
+        loop {
+            if let Some((seq, what)) = &self.state.unknown {
+                return Err(RepositoryError::new(
+                    RepositoryErrorKind::Newer,
+                    self.names.ledger(*seq),
+                    format!("was written by a later version of vmkeep ({what}); this one may only read"),
+                ));
+            }
+            let stamp = host.stamp(self.state.last_witnessed);
+            let entry = Entry {
+                seq: self.state.seq + 1,
+                prev: self.state.hash.unwrap_or(EntryHash::from_bytes([0; 32])),
+                customer: uid,
+                time: stamp.time,
+                attestation: stamp.attestation,
+                host: host.id(),
+                body: build(&self.state, &stamp)?,
+            };
+            let name = self.names.ledger(entry.seq);
+            self.state.check(&entry).map_err(|reason| {
+                RepositoryError::new(RepositoryErrorKind::Superseded, &name, reason)
+            })?;
+            let stored = entry
+                .seal(|message| host.sign(message))
+                .map_err(|error| RepositoryError::new(RepositoryErrorKind::Refused, &name, error))?;
+            if self.fill(&name, &stored)? {
+                let hash = entry_hash(&stored);
+                // `check` passed on the very state this entry follows.
+                let _valid = self.state.apply(&entry, hash);
+                host.noted(&stamp);
+                self.remember(host);
+                return Ok(entry.seq);
+            }
+            let before = self.state.seq;
+            self.refresh(host)?;
+            if self.state.seq == before {
+                return Err(RepositoryError::damaged(
+                    name,
+                    "the slot is taken, but nothing can be read from it",
+                ));
+            }
+        }
+    }
+
+    /// Fills one slot: `true` if our bytes stand in it, `false` if others do.
+    fn fill(&self, name: &crate::model::ObjectName, stored: &[u8]) -> Result<bool, RepositoryError> {
+        let mut last = None;
+        for attempt in 0..FILL_ATTEMPTS {
+            match self.storage.create(name, stored) {
+                Ok(()) => {
+                    // Read back: a store that lets several win must not make two believe it.
+                    let found = self.storage.read(name, MAX_ENTRY_BYTES)?;
+                    return Ok(found == stored);
+                }
+                Err(error) if error.kind == StorageErrorKind::AlreadyExists => {
+                    let found = self.storage.read(name, MAX_ENTRY_BYTES)?;
+                    return Ok(found == stored);
+                }
+                Err(error) if error.kind == StorageErrorKind::Transient => {
+                    std::thread::sleep(std::time::Duration::from_millis(10 << attempt.min(6)));
+                    last = Some(error);
+                }
+                Err(error) if last.is_none() => return Err(error.into()),
+                Err(error) => {
+                    last = Some(error);
+                    break;
+                }
+            }
+        }
+        let detail = last.map_or_else(String::new, |error| error.to_string());
+        Err(RepositoryError::new(
+            RepositoryErrorKind::Uncertain,
+            name,
+            format!("it is not known whether this entry stands ({detail})"),
+        ))
+    }
+}

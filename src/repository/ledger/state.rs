@@ -1,0 +1,568 @@
+//! What the entries of a ledger add up to: a pure function of the entries, in order.
+
+use crate::format::entry::{
+    Attestation, Body, CertificateRef, ClockEvent, CommitBody, DiskBody, Entry, HostBody, KeyBody,
+    PackMark, Purpose, Role, VerifyMethod,
+};
+use crate::model::{
+    CustomerUid, EntryHash, HostId, ObjectHash, PackName, PointId, PointKind, PointState,
+    RepositoryId, SegmentName, SessionId, Tag, VmName,
+};
+use crate::policy::{Policy, PolicyTerms};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A session that has begun and is neither adopted nor aborted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenSession {
+    pub host: HostId,
+    pub purpose: Purpose,
+    pub begun_at: Timestamp,
+    pub seq: u64,
+    pub vm: Option<VmName>,
+    pub point: Option<PointId>,
+    /// The ledger's clock before this session began.
+    pub witnessed_before: Option<Timestamp>,
+    pub attestation: Attestation,
+}
+
+/// A committed restore point of which at least a byte may still be in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Point {
+    pub vm: VmName,
+    pub kind: PointKind,
+    pub session: SessionId,
+    pub base: Option<PointId>,
+    pub taken_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub deadline: Timestamp,
+    pub disks: Vec<DiskBody>,
+    pub stored_bytes: u64,
+    pub record_hash: ObjectHash,
+    pub seq: u64,
+    pub state: PointState,
+    /// Time of the latest `expire`.
+    pub expired_at: Option<Timestamp>,
+    pub erase_seq: Option<u64>,
+    /// The clock of its session had no witness.
+    pub clock_alone: bool,
+    pub consistency: String,
+    pub notes: Vec<String>,
+    /// Its commit broke a rule: a root until its time is over, but never listed or restored.
+    pub void: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Condemned {
+    pub seq: u64,
+    pub deleted: bool,
+}
+
+/// When and how a pack was last read in full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verified {
+    pub at: Timestamp,
+    pub method: VerifyMethod,
+}
+
+/// Everything that decisions rest on, after some number of entries.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// The number of the last entry applied; 0 before genesis.
+    pub seq: u64,
+    pub hash: Option<EntryHash>,
+    pub uid: Option<CustomerUid>,
+    pub repository: Option<RepositoryId>,
+    pub customer_name: String,
+    pub hosts: BTreeMap<HostId, HostBody>,
+    pub terms: Option<PolicyTerms>,
+    pub policy: Option<Policy>,
+    pub keys: Vec<KeyBody>,
+    pub open: BTreeMap<SessionId, OpenSession>,
+    pub aborted: BTreeSet<SessionId>,
+    /// When the packs of a session were adopted.
+    pub born: BTreeMap<SessionId, Timestamp>,
+    pub points: BTreeMap<PointId, Point>,
+    pub newest: BTreeMap<VmName, PointId>,
+    pub segments: BTreeMap<SegmentName, Timestamp>,
+    pub condemned: BTreeMap<PackName, Condemned>,
+    pub marks: BTreeMap<PackName, PackMark>,
+    /// The last mark saw the ledger up to here: later erasures have left no mark yet.
+    pub marked_at: u64,
+    pub verified: BTreeMap<PackName, Verified>,
+    pub damaged: BTreeSet<(PackName, Tag)>,
+    witnessed: BTreeMap<u64, Timestamp>,
+    pub last_witnessed: Option<Timestamp>,
+    pub certificates: Vec<CertificateRef>,
+    /// Entries that broke a rule, and which.
+    pub voids: Vec<(u64, String)>,
+    /// The first entry that this version does not understand: it may no longer write.
+    pub unknown: Option<(u64, String)>,
+}
+
+fn refuse<T>(reason: impl Into<String>) -> Result<T, String> {
+    Err(reason.into())
+}
+
+impl State {
+    /// Whether `entry` may stand as the next one. Looks at nothing but the entries before.
+    pub fn check(&self, entry: &Entry) -> Result<(), String> {
+        if let Body::Genesis(body) = &entry.body {
+            if self.seq != 0 {
+                return refuse("a second genesis");
+            }
+            return match body.host.host == entry.host {
+                true => Ok(()),
+                false => refuse("genesis is not signed by the host it names"),
+            };
+        }
+        let Some(host) = self.hosts.get(&entry.host) else {
+            return refuse(format!("host {} is not admitted", entry.host));
+        };
+        let need = |roles: &[Role]| match roles.iter().any(|role| host.roles.contains(role)) {
+            true => Ok(()),
+            false => refuse(format!(
+                "host {} has no role for a {} entry",
+                host.name,
+                entry.body.kind()
+            )),
+        };
+        match &entry.body {
+            Body::Genesis(_) | Body::Unknown { .. } | Body::Checkpoint(_) => Ok(()),
+            Body::Host(_) | Body::Key(_) => need(&[Role::Admin]),
+            Body::Policy(body) => {
+                need(&[Role::Admin])?;
+                parse_terms(&body.terms).map(|_| ())
+            }
+            Body::Begin(body) => {
+                need(match body.purpose {
+                    Purpose::Backup => &[Role::Backup],
+                    Purpose::Reclaim | Purpose::Merge => &[Role::Prune],
+                })?;
+                if self.open.contains_key(&body.session)
+                    || self.aborted.contains(&body.session)
+                    || self.born.contains_key(&body.session)
+                {
+                    return refuse("the session has begun before");
+                }
+                match (body.purpose, &body.vm, &body.point) {
+                    (Purpose::Backup, Some(_), Some(point)) => {
+                        let taken = self.points.contains_key(point)
+                            || self.open.values().any(|open| open.point == Some(*point));
+                        match taken {
+                            true => refuse("the point id is taken"),
+                            false => Ok(()),
+                        }
+                    }
+                    (Purpose::Backup, ..) => refuse("a backup session names no VM and point"),
+                    (_, None, None) => Ok(()),
+                    _ => refuse("only a backup session names a point"),
+                }
+            }
+            Body::Commit(body) => {
+                need(&[Role::Backup])?;
+                self.check_commit(entry, body)
+            }
+            Body::Abort(body) => {
+                need(&[Role::Backup, Role::Prune])?;
+                match self.open.contains_key(&body.session) {
+                    true => Ok(()),
+                    false => refuse("the session is not open"),
+                }
+            }
+            Body::Expire(body) => {
+                need(&[Role::Prune])?;
+                self.check_points(
+                    body.points.iter().map(|row| row.point),
+                    "not live",
+                    |point| point.state == PointState::Live,
+                )
+            }
+            Body::Undo(body) => {
+                need(&[Role::Prune])?;
+                self.check_points(
+                    body.points.iter().map(|row| row.point),
+                    "not expired, or its time is over",
+                    |point| point.state == PointState::Expired && entry.time < point.expires_at,
+                )
+            }
+            Body::Erase(body) => {
+                need(&[Role::Prune])?;
+                self.check_points(
+                    body.points.iter().map(|row| row.point),
+                    "not expired",
+                    |point| point.state == PointState::Expired,
+                )
+            }
+            Body::Merge(body) => {
+                need(&[Role::Prune])?;
+                self.check_session(entry, &body.session, Purpose::Merge)?;
+                if let Some(name) = body
+                    .replaced
+                    .iter()
+                    .find(|name| !self.segments.contains_key(*name))
+                {
+                    return refuse(format!("segment {name} is not current"));
+                }
+                let deleted = |pack: &&PackName| {
+                    self.condemned.get(*pack).is_some_and(|row| row.deleted)
+                };
+                match body.dropped.iter().all(|pack| deleted(&pack)) {
+                    true => self.check_segments(&body.session, &body.segments),
+                    false => refuse("drops a pack that is not known to be deleted"),
+                }
+            }
+            Body::Condemn(body) => {
+                need(&[Role::Prune])?;
+                self.check_session(entry, &body.session, Purpose::Reclaim)?;
+                match body.packs.iter().any(|pack| pack.session == body.session) {
+                    true => refuse("condemns its own packs"),
+                    false => self.check_segments(&body.session, &body.segments),
+                }
+            }
+            Body::Reclaimed(body) => {
+                need(&[Role::Prune])?;
+                if let Some(pack) = body
+                    .deleted
+                    .iter()
+                    .find(|pack| !self.condemned.contains_key(*pack))
+                {
+                    return refuse(format!("pack {pack} was not condemned"));
+                }
+                self.check_points(body.destroyed.iter().copied(), "not erased", |point| {
+                    point.state == PointState::Erased
+                })
+            }
+            Body::Restore(_) => need(&[Role::Restore, Role::Admin]),
+            Body::Verify(_) => need(&[Role::Backup, Role::Restore, Role::Prune]),
+            Body::Clock(body) => match body.event {
+                ClockEvent::Refused => Ok(()),
+                ClockEvent::Trusted => need(&[Role::Prune, Role::Admin]),
+                ClockEvent::Void => need(&[Role::Admin]),
+            },
+        }
+    }
+
+    fn check_points(
+        &self,
+        points: impl Iterator<Item = PointId>,
+        not: &str,
+        holds: impl Fn(&Point) -> bool,
+    ) -> Result<(), String> {
+        let mut seen = BTreeSet::new();
+        for id in points {
+            match self.points.get(&id) {
+                Some(point) if holds(point) && seen.insert(id) => {}
+                Some(_) => return refuse(format!("point {id} is {not}")),
+                None => return refuse(format!("there is no point {id}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn check_session(
+        &self,
+        entry: &Entry,
+        session: &SessionId,
+        purpose: Purpose,
+    ) -> Result<&OpenSession, String> {
+        match self.open.get(session) {
+            Some(open) if open.purpose != purpose => refuse("the session has another purpose"),
+            Some(open) if open.host != entry.host => refuse("the session is another host's"),
+            Some(open) => Ok(open),
+            None => refuse(format!("session {session} is not open")),
+        }
+    }
+
+    fn check_segments(
+        &self,
+        session: &SessionId,
+        segments: &[SegmentName],
+    ) -> Result<(), String> {
+        match segments
+            .iter()
+            .all(|segment| segment.session == *session && !self.segments.contains_key(segment))
+        {
+            true => Ok(()),
+            false => refuse("names a segment of another session"),
+        }
+    }
+
+    fn check_commit(&self, entry: &Entry, body: &CommitBody) -> Result<(), String> {
+        let open = self.check_session(entry, &body.session, Purpose::Backup)?;
+        if open.point != Some(body.point) || open.vm.as_ref() != Some(&body.vm) {
+            return refuse("commits another point than its session began");
+        }
+        if let Some(base) = body.base {
+            if self.newest.get(&body.vm) != Some(&base) {
+                return refuse(format!("base {base} is not the VM's newest point"));
+            }
+            if self.points.get(&base).map(|point| point.state) != Some(PointState::Live) {
+                return refuse(format!("base {base} is expired or erased"));
+            }
+        }
+        if body.taken_at < open.begun_at || body.taken_at > entry.time {
+            return refuse("taken_at is outside of its session");
+        }
+        if body.expires_at > body.deadline {
+            return refuse("expires after its deadline");
+        }
+        self.check_segments(&body.session, &body.segments)
+    }
+
+    /// Takes the next entry in. Returns why it is void, if it is.
+    pub fn apply(&mut self, entry: &Entry, hash: EntryHash) -> Result<(), String> {
+        let verdict = self.check(entry);
+        self.seq = entry.seq;
+        self.hash = Some(hash);
+        match &verdict {
+            Ok(()) => self.take_in(entry),
+            Err(reason) => {
+                self.voids.push((entry.seq, reason.clone()));
+                if let Body::Commit(body) = &entry.body {
+                    self.adopt_void_commit(entry, body);
+                }
+            }
+        }
+        verdict
+    }
+
+    fn take_in(&mut self, entry: &Entry) {
+        if entry.attestation == Attestation::Witnessed {
+            self.witnessed.insert(entry.seq, entry.time);
+            self.last_witnessed = self.last_witnessed.max(Some(entry.time));
+        }
+        match &entry.body {
+            Body::Genesis(body) => {
+                self.uid = Some(entry.customer);
+                self.repository = Some(body.repository);
+                self.customer_name = body.customer_name.clone();
+                self.hosts.insert(body.host.host, body.host.clone());
+            }
+            Body::Host(body) => {
+                self.hosts.insert(body.host, body.clone());
+            }
+            Body::Policy(body) => {
+                if let Ok((terms, policy)) = parse_terms(&body.terms) {
+                    for point in self.points.values_mut() {
+                        let facts = point.terms();
+                        let now = crate::policy::retention::after_policy_change(
+                            &facts, point.taken_at, &policy, entry.time,
+                        );
+                        point.expires_at = now.expires_at;
+                        point.deadline = now.deadline;
+                    }
+                    self.terms = Some(terms);
+                    self.policy = Some(policy);
+                }
+            }
+            Body::Key(body) => self.keys.push(body.clone()),
+            Body::Begin(body) => {
+                let open = OpenSession {
+                    host: entry.host,
+                    purpose: body.purpose,
+                    begun_at: entry.time,
+                    seq: entry.seq,
+                    vm: body.vm.clone(),
+                    point: body.point,
+                    witnessed_before: self.last_witnessed,
+                    attestation: entry.attestation,
+                };
+                self.open.insert(body.session, open);
+            }
+            Body::Commit(body) => {
+                self.adopt(&body.session, &body.segments, entry.time);
+                self.points.insert(body.point, Point::new(entry, body, false));
+                self.newest.insert(body.vm.clone(), body.point);
+            }
+            Body::Abort(body) => {
+                self.open.remove(&body.session);
+                self.aborted.insert(body.session);
+            }
+            Body::Expire(body) => {
+                for row in &body.points {
+                    if let Some(point) = self.points.get_mut(&row.point) {
+                        point.state = PointState::Expired;
+                        point.expired_at = Some(entry.time);
+                    }
+                }
+            }
+            Body::Undo(body) => {
+                for row in &body.points {
+                    if let Some(point) = self.points.get_mut(&row.point) {
+                        point.state = PointState::Live;
+                        point.expired_at = None;
+                    }
+                }
+            }
+            Body::Erase(body) => {
+                for row in &body.points {
+                    if let Some(point) = self.points.get_mut(&row.point) {
+                        point.state = PointState::Erased;
+                        point.erase_seq = Some(entry.seq);
+                    }
+                }
+            }
+            Body::Merge(body) => {
+                for name in &body.replaced {
+                    self.segments.remove(name);
+                }
+                self.adopt(&body.session, &body.segments, entry.time);
+                for pack in &body.dropped {
+                    self.condemned.remove(pack);
+                }
+            }
+            Body::Condemn(body) => {
+                self.adopt(&body.session, &body.segments, entry.time);
+                for pack in &body.packs {
+                    let row = Condemned {
+                        seq: entry.seq,
+                        deleted: false,
+                    };
+                    self.condemned.insert(*pack, row);
+                }
+            }
+            Body::Reclaimed(body) => {
+                for pack in &body.deleted {
+                    if let Some(row) = self.condemned.get_mut(pack) {
+                        row.deleted = true;
+                    }
+                    self.verified.remove(pack);
+                    self.damaged.retain(|(name, _)| name != pack);
+                }
+                self.marks = body
+                    .marks
+                    .iter()
+                    .map(|mark| (mark.pack, mark.clone()))
+                    .collect();
+                self.marked_at = self.marked_at.max(body.marked_at);
+                for point in &body.destroyed {
+                    self.points.remove(point);
+                }
+                self.certificates.extend(body.certificate.clone());
+            }
+            Body::Verify(body) => {
+                for pack in &body.packs {
+                    let at = entry.time;
+                    let method = body.method;
+                    self.verified.insert(*pack, Verified { at, method });
+                }
+                let frames = body.damaged.iter().map(|frame| (frame.pack, frame.tag));
+                self.damaged.extend(frames);
+            }
+            Body::Clock(body) => {
+                if let (ClockEvent::Void, Some(seq)) = (body.event, body.seq) {
+                    self.witnessed.remove(&seq);
+                    self.last_witnessed = self.witnessed.values().max().copied();
+                }
+            }
+            Body::Restore(_) | Body::Checkpoint(_) => {}
+            Body::Unknown { kind, why } => {
+                if self.unknown.is_none() {
+                    self.unknown = Some((entry.seq, format!("{kind}: {why}")));
+                }
+            }
+        }
+    }
+
+    fn adopt(&mut self, session: &SessionId, segments: &[SegmentName], at: Timestamp) {
+        self.open.remove(session);
+        self.born.insert(*session, at);
+        self.segments
+            .extend(segments.iter().map(|segment| (*segment, at)));
+    }
+
+    /// A commit that breaks a rule is still a root until its time is over: two versions that
+    /// disagree on a rule must not make one of them condemn what the other one lists. Only after
+    /// its session's abort is it nothing, because the objects were rightly removed.
+    fn adopt_void_commit(&mut self, entry: &Entry, body: &CommitBody) {
+        if self.aborted.contains(&body.session) || self.points.contains_key(&body.point) {
+            return;
+        }
+        self.adopt(&body.session, &body.segments, entry.time);
+        self.points.insert(body.point, Point::new(entry, body, true));
+    }
+
+    /// Points whose record must be there: live, or expired and not yet erased.
+    pub fn roots(&self) -> impl Iterator<Item = (&PointId, &Point)> {
+        self.points
+            .iter()
+            .filter(|(_, point)| point.state != PointState::Erased)
+    }
+
+    /// Points that commands list and restore.
+    pub fn live(&self) -> impl Iterator<Item = (&PointId, &Point)> {
+        self.points
+            .iter()
+            .filter(|(_, point)| point.state == PointState::Live && !point.void)
+    }
+
+    /// The newest committed point of a VM, if it can be built upon.
+    pub fn base_of(&self, vm: &VmName) -> Option<(PointId, &Point)> {
+        let id = *self.newest.get(vm)?;
+        let point = self.points.get(&id)?;
+        (point.state == PointState::Live).then_some((id, point))
+    }
+
+    /// Whether nothing may rely on this pack any more.
+    pub fn is_condemned(&self, pack: &PackName) -> bool {
+        self.condemned.contains_key(pack)
+    }
+
+    /// When this pack was last known to be whole: its birth or a later verification.
+    pub fn verified_at(&self, pack: &PackName) -> Option<Timestamp> {
+        let born = self.born.get(&pack.session).copied();
+        let verified = self.verified.get(pack).map(|row| row.at);
+        born.max(verified)
+    }
+
+    /// `erase` entries whose points left no mark yet, with the earliest deadline of each.
+    pub fn unmarked_erasures(&self) -> BTreeMap<u64, Timestamp> {
+        let mut erasures: BTreeMap<u64, Timestamp> = BTreeMap::new();
+        for point in self.points.values() {
+            if let Some(seq) = point.erase_seq.filter(|seq| *seq > self.marked_at) {
+                let deadline = erasures.entry(seq).or_insert(point.deadline);
+                *deadline = (*deadline).min(point.deadline);
+            }
+        }
+        erasures
+    }
+}
+
+impl Point {
+    fn new(entry: &Entry, body: &CommitBody, void: bool) -> Self {
+        Point {
+            vm: body.vm.clone(),
+            kind: body.point_kind,
+            session: body.session,
+            base: body.base,
+            taken_at: body.taken_at,
+            expires_at: body.expires_at,
+            deadline: body.deadline,
+            disks: body.disks.clone(),
+            stored_bytes: body.stored_bytes,
+            record_hash: body.record_hash,
+            seq: entry.seq,
+            state: PointState::Live,
+            expired_at: None,
+            erase_seq: None,
+            clock_alone: entry.attestation == Attestation::Alone,
+            consistency: body.consistency.clone(),
+            notes: body.notes.clone(),
+            void,
+        }
+    }
+
+    fn terms(&self) -> crate::policy::retention::Expiry {
+        crate::policy::retention::Expiry {
+            expires_at: self.expires_at,
+            deadline: self.deadline,
+        }
+    }
+}
+
+fn parse_terms(terms: &BTreeMap<String, String>) -> Result<(PolicyTerms, Policy), String> {
+    let terms = PolicyTerms::from_map(terms).map_err(|error| error.to_string())?;
+    let policy = Policy::parse(&terms).map_err(|error| error.to_string())?;
+    Ok((terms, policy))
+}
