@@ -1,1 +1,5 @@
 //! (being written)
+
+pub mod age;
+pub mod identity;
+pub mod minisign;
