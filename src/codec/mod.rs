@@ -1,15 +1,25 @@
-//! Floor 1: keys, sealing and opening, node and record plaintexts.
+//! Floor 1: keys, sealing and opening, node and record plaintexts, key files, signatures.
+//!
+//! Nothing outside of this folder sees a key. What is absent: files, stores, clocks, byte offsets
+//! of packs and segments (those are `format`'s); the layouts of nodes and of point records stand
+//! here all the same, because they carry ids and ids are named only by `codec` and `repository`.
 
+pub mod age;
 mod frame;
+mod identity;
 mod keys;
+pub mod minisign;
 mod node;
 mod record;
 mod seal;
 
 pub use frame::{Opener, Sealed, Sealer};
+pub use identity::{HostIdentity, IdentityError, verify_signature};
 pub use keys::{CustomerKey, KeyFileError, Keys};
 pub use node::{decode_node, encode_node};
-pub use record::{DiskRecord, PointRecord, RecordDefinition, open_record, seal_record};
+pub use record::{
+    DiskRecord, MAX_RECORD_BYTES, PointRecord, RecordDefinition, open_record, seal_record,
+};
 pub use seal::random_bytes;
 
 /// Why a sealed piece does not open. None of them says what the content was.

@@ -1,0 +1,510 @@
+//! A session that uploads: pieces are looked up, sealed, packed, opened again, and sent.
+
+use super::customer::{Customer, WriteSettings};
+use super::index::{Index, PackNumber};
+use super::{RepositoryError, RepositoryErrorKind};
+use crate::codec::{Opener, Sealer, random_bytes};
+use crate::format::names::CustomerNames;
+use crate::format::pack::{self, FinishedPack, FrameHeader, MAX_PACK_BYTES, PackBuilder, PackKind};
+use crate::format::segment::{self, PackRow, Record};
+use crate::model::{
+    Id, ObjectHash, ObjectName, PackName, PieceKind, SegmentName, SessionId, Tag,
+};
+use crate::storage::{Storage, StorageErrorKind};
+use jiff::Timestamp;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+
+/// A full counts a chunk as present only if its pack was read and checked this recently.
+pub const FRESH_DAYS: i64 = 8;
+/// Finished packs that wait for the store; more would only hold memory.
+const WAITING_PACKS: usize = 2;
+const SHARDS: usize = 64;
+/// How often an upload with an unknown outcome is repeated.
+const UPLOAD_ATTEMPTS: u32 = 6;
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What one thread needs to write pieces.
+pub struct Worker {
+    sealer: Sealer,
+    opener: Opener,
+    sealed: Vec<u8>,
+    plain: Vec<u8>,
+    /// Packs of others that this thread relied on, and for which tags.
+    relied_on: Vec<(PackNumber, Tag)>,
+}
+
+struct Filling {
+    builder: PackBuilder,
+    /// The id of each frame, to open it again before the pack is sent.
+    ids: Vec<Id>,
+}
+
+#[derive(Default)]
+struct Written {
+    packs: Vec<PackRow>,
+    records: Vec<Record>,
+    relied_on: Vec<(PackNumber, Tag)>,
+}
+
+/// What a session adopts by its `commit` or `condemn`.
+pub struct Uploaded {
+    pub segments: Vec<SegmentName>,
+    pub packs: Vec<PackName>,
+    pub stored_bytes: u64,
+    /// What was deduplicated against, outside of the base's tree.
+    pub relied_on: Vec<(PackName, Tag)>,
+}
+
+/// How a piece that the index knows already is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// Any sound place will do (incremental).
+    Index,
+    /// Only a pack checked within [`FRESH_DAYS`] before this time; others are read and checked
+    /// now (full: the repair).
+    CheckedSince(Timestamp),
+    /// Nothing: every piece is written anew (survivors of a reclaim).
+    Nothing,
+}
+
+/// An open session of one customer. Threads share it; each brings its own [`Worker`].
+pub struct Session<'a> {
+    customer: &'a Customer,
+    id: SessionId,
+    index: Arc<Index>,
+    trust: Trust,
+    settings: WriteSettings,
+    claimed: Vec<Mutex<HashSet<Tag>>>,
+    data: Mutex<Option<Filling>>,
+    nodes: Mutex<Option<Filling>>,
+    written: Mutex<Written>,
+    uploads: Mutex<Option<Uploads>>,
+    checked: HashMap<PackNumber, OnceLock<CheckedPack>>,
+    stored_bytes: AtomicU64,
+}
+
+struct CheckedPack {
+    whole: bool,
+    damaged: Vec<Tag>,
+}
+
+struct Uploads {
+    to_store: SyncSender<(ObjectName, Vec<u8>)>,
+    thread: JoinHandle<Result<(), RepositoryError>>,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(
+        customer: &'a Customer,
+        id: SessionId,
+        index: Arc<Index>,
+        trust: Trust,
+    ) -> Self {
+        let (to_store, packs) = sync_channel::<(ObjectName, Vec<u8>)>(WAITING_PACKS);
+        let storage = customer.storage().clone();
+        let thread = std::thread::spawn(move || {
+            packs
+                .iter()
+                .try_for_each(|(name, bytes)| upload(&*storage, &name, &bytes))
+        });
+        let stale = match trust {
+            Trust::CheckedSince(since) => customer.packs_not_checked_since(&index, since),
+            Trust::Index | Trust::Nothing => Vec::new(),
+        };
+        Session {
+            customer,
+            id,
+            index,
+            trust,
+            settings: customer.settings().clone(),
+            claimed: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            data: Mutex::new(None),
+            nodes: Mutex::new(None),
+            written: Mutex::default(),
+            uploads: Mutex::new(Some(Uploads { to_store, thread })),
+            checked: stale
+                .into_iter()
+                .map(|pack| (pack, OnceLock::new()))
+                .collect(),
+            stored_bytes: AtomicU64::new(0),
+        }
+    }
+
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    pub fn index(&self) -> &Arc<Index> {
+        &self.index
+    }
+
+    pub fn customer(&self) -> &'a Customer {
+        self.customer
+    }
+
+    /// Bytes sent to the store so far.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn worker(&self) -> Result<Worker, RepositoryError> {
+        let failed = |error: std::io::Error| {
+            RepositoryError::new(RepositoryErrorKind::Refused, "compressor", error)
+        };
+        Ok(Worker {
+            sealer: Sealer::new(self.settings.compression_level).map_err(failed)?,
+            opener: Opener::new().map_err(failed)?,
+            sealed: Vec::new(),
+            plain: Vec::new(),
+            relied_on: Vec::new(),
+        })
+    }
+
+    /// Makes sure that the piece is in the store when this session is adopted.
+    pub fn put(
+        &self,
+        worker: &mut Worker,
+        kind: PieceKind,
+        plain: &[u8],
+    ) -> Result<Id, RepositoryError> {
+        let keys = self.customer.keys();
+        let id = keys.id(kind, plain);
+        let tag = keys.tag(&id);
+        if self.trust != Trust::Nothing
+            && let Some(pack) = self.find_trusted(&tag)
+        {
+            worker.relied_on.push((pack, tag));
+            return Ok(id);
+        }
+        if !self.claim(&tag) {
+            // Another thread of this session writes it; the session is adopted whole or not.
+            return Ok(id);
+        }
+        worker.sealed.clear();
+        let how = worker
+            .sealer
+            .seal(keys, kind, &id, &tag, plain, &mut worker.sealed);
+        let header = FrameHeader {
+            kind,
+            compressed: how.compressed,
+            tag,
+            plain_bytes: plain.len() as u32,
+            sealed_bytes: worker.sealed.len() as u32,
+        };
+        let sealed = std::mem::take(&mut worker.sealed);
+        let result = self.append(worker, &header, &sealed, id);
+        worker.sealed = sealed;
+        result.map(|()| id)
+    }
+
+    /// Takes over a frame that was just opened under `id`, as it is.
+    pub(super) fn copy_frame(
+        &self,
+        worker: &mut Worker,
+        frame: &pack::Frame<'_>,
+        id: Id,
+    ) -> Result<(), RepositoryError> {
+        match self.claim(&frame.header.tag) {
+            true => self.append(worker, &frame.header, frame.sealed, id),
+            false => Ok(()),
+        }
+    }
+
+    fn claim(&self, tag: &Tag) -> bool {
+        let shard = usize::from(tag.as_bytes().last().copied().unwrap_or_default()) % SHARDS;
+        self.claimed
+            .get(shard)
+            .is_none_or(|shard| lock(shard).insert(*tag))
+    }
+
+    fn find_trusted(&self, tag: &Tag) -> Option<PackNumber> {
+        self.index
+            .sound_places(tag)
+            .map(|place| place.pack)
+            .find(|pack| self.is_whole(*pack, tag))
+    }
+
+    /// Whether a pack's frame may count as present for this session. A pack that was not checked
+    /// for too long is read and checked here, once, by the first thread that asks.
+    fn is_whole(&self, number: PackNumber, tag: &Tag) -> bool {
+        let Some(cell) = self.checked.get(&number) else {
+            return true;
+        };
+        let checked = cell.get_or_init(|| {
+            let scrubbed = self.index.pack(number).and_then(|info| {
+                let name = self.customer.names().pack(&info.row.name);
+                let bytes = self.customer.storage().read(&name, MAX_PACK_BYTES).ok()?;
+                let (_, damaged) = pack::scrub(&bytes).ok()?;
+                Some(damaged)
+            });
+            CheckedPack {
+                whole: scrubbed.is_some(),
+                damaged: scrubbed.unwrap_or_default(),
+            }
+        });
+        checked.whole && !checked.damaged.contains(tag)
+    }
+
+    /// What this session checked on the way: whole packs, and damaged frames.
+    pub fn checked_packs(&self) -> (Vec<PackName>, Vec<(PackName, Tag)>) {
+        let mut whole = Vec::new();
+        let mut damaged = Vec::new();
+        for (number, cell) in &self.checked {
+            let (Some(checked), Some(info)) = (cell.get(), self.index.pack(*number)) else {
+                continue;
+            };
+            let name = info.row.name;
+            if checked.whole && checked.damaged.is_empty() {
+                whole.push(name);
+            }
+            damaged.extend(checked.damaged.iter().map(|tag| (name, *tag)));
+        }
+        whole.sort_unstable();
+        damaged.sort_unstable();
+        (whole, damaged)
+    }
+
+    fn append(
+        &self,
+        worker: &mut Worker,
+        header: &FrameHeader,
+        sealed: &[u8],
+        id: Id,
+    ) -> Result<(), RepositoryError> {
+        let kind = PackKind::of(header.kind);
+        let slot = match kind {
+            PackKind::Data => &self.data,
+            PackKind::Node => &self.nodes,
+        };
+        let full = {
+            let mut slot = lock(slot);
+            let filling = slot.get_or_insert_with(|| Filling {
+                builder: PackBuilder::new(
+                    kind,
+                    self.customer.keys().generation(),
+                    &self.id,
+                    &random_bytes(),
+                    self.settings.pack_bytes + (self.settings.pack_bytes >> 6),
+                ),
+                ids: Vec::new(),
+            });
+            filling.builder.append(header, sealed);
+            filling.ids.push(id);
+            match filling.builder.size_bytes() >= self.settings.pack_bytes {
+                true => slot.take(),
+                false => None,
+            }
+        };
+        // Outside of the lock: other threads fill the next pack meanwhile.
+        match full {
+            Some(filling) => self.send(worker, filling),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens every frame of a finished pack again from the very bytes that are sent, then sends
+    /// them: a compressor's or memory's fault must not become a backup.
+    fn send(&self, worker: &mut Worker, filling: Filling) -> Result<(), RepositoryError> {
+        let ids = filling.ids;
+        let pack = filling.builder.finish();
+        self.check_before_sending(worker, &pack, &ids)?;
+        let name = PackName {
+            session: self.id,
+            hash: pack.hash,
+        };
+        let row = PackRow {
+            name,
+            size_bytes: pack.bytes.len() as u64,
+            frames: pack.entries.len() as u32,
+            kind: pack
+                .entries
+                .first()
+                .map_or(PackKind::Data, |entry| PackKind::of(entry.kind)),
+        };
+        {
+            let mut written = lock(&self.written);
+            let number = written.packs.len() as u32;
+            written.packs.push(row);
+            written
+                .records
+                .extend(pack.entries.iter().map(|entry| Record {
+                    tag: entry.tag,
+                    pack: number,
+                    offset: entry.offset,
+                    length_bytes: entry.length_bytes,
+                }));
+        }
+        self.stored_bytes
+            .fetch_add(row.size_bytes, Ordering::Relaxed);
+        let object = self.customer.names().pack(&name);
+        let to_store = lock(&self.uploads)
+            .as_ref()
+            .map(|uploads| uploads.to_store.clone());
+        let sent = to_store.is_some_and(|channel| channel.send((object, pack.bytes)).is_ok());
+        match sent {
+            true => Ok(()),
+            // The uploading thread has failed; its error is the cause.
+            false => Err(self.upload_error()),
+        }
+    }
+
+    fn check_before_sending(
+        &self,
+        worker: &mut Worker,
+        pack: &FinishedPack,
+        ids: &[Id],
+    ) -> Result<(), RepositoryError> {
+        for (entry, id) in pack.entries.iter().zip(ids) {
+            let opened = pack::frame_bytes(&pack.bytes, entry)
+                .and_then(|bytes| pack::parse_frame(bytes).ok())
+                .is_some_and(|frame| {
+                    worker
+                        .opener
+                        .open(
+                            self.customer.keys(),
+                            frame.header.kind,
+                            id,
+                            &frame.header.tag,
+                            frame.header.compressed,
+                            frame.header.plain_bytes,
+                            frame.sealed,
+                            &mut worker.plain,
+                        )
+                        .is_ok()
+                });
+            if !opened {
+                return Err(RepositoryError::damaged(
+                    "pack about to be written",
+                    "a frame did not open again: this machine's memory, processor or compressor \
+                     is at fault; nothing was written",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn upload_error(&self) -> RepositoryError {
+        let uploads = lock(&self.uploads).take();
+        let result = uploads.map(|uploads| {
+            drop(uploads.to_store);
+            uploads.thread.join()
+        });
+        match result {
+            Some(Ok(Err(error))) => error,
+            _ => RepositoryError::new(
+                RepositoryErrorKind::Interrupted,
+                "upload",
+                "another thread of this session failed",
+            ),
+        }
+    }
+
+    /// A worker is done: what it relied on belongs to the session.
+    pub fn retire(&self, worker: Worker) {
+        lock(&self.written).relied_on.extend(worker.relied_on);
+    }
+
+    /// Sends what is left, waits until the store has acknowledged everything, then writes the
+    /// index segment. Only after this may the session be adopted.
+    pub fn finish(&self) -> Result<Uploaded, RepositoryError> {
+        let mut worker = self.worker()?;
+        for slot in [&self.data, &self.nodes] {
+            let filling = lock(slot).take();
+            if let Some(filling) = filling {
+                self.send(&mut worker, filling)?;
+            }
+        }
+        if let Some(uploads) = lock(&self.uploads).take() {
+            drop(uploads.to_store);
+            uploads.thread.join().map_err(|_| {
+                RepositoryError::new(RepositoryErrorKind::Refused, "upload", "thread died")
+            })??;
+        }
+        let mut written = std::mem::take(&mut *lock(&self.written));
+        let mut segments = Vec::new();
+        if !written.packs.is_empty() {
+            let bytes = segment::build(
+                &self.id,
+                &random_bytes(),
+                &written.packs,
+                &mut written.records,
+            );
+            let name = SegmentName {
+                session: self.id,
+                hash: ObjectHash::from_bytes(*blake3::hash(&bytes).as_bytes()),
+            };
+            upload(
+                &**self.customer.storage(),
+                &self.customer.names().segment(&name),
+                &bytes,
+            )?;
+            self.stored_bytes
+                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            segments.push(name);
+        }
+        written.relied_on.sort_unstable();
+        written.relied_on.dedup();
+        let relied_on = written
+            .relied_on
+            .iter()
+            .filter_map(|(number, tag)| Some((self.index.pack(*number)?.row.name, *tag)))
+            .collect();
+        Ok(Uploaded {
+            segments,
+            packs: written.packs.iter().map(|row| row.name).collect(),
+            stored_bytes: self.stored_bytes(),
+            relied_on,
+        })
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        // The uploading thread must not write on after its session was given up.
+        if let Some(uploads) = lock(&self.uploads).take() {
+            drop(uploads.to_store);
+            let _outcome = uploads.thread.join();
+        }
+    }
+}
+
+/// Creates an object of this session, repeating an unknown outcome. Its name is used once, so
+/// "exists" means that an earlier attempt of ours landed.
+pub(super) fn upload(
+    storage: &dyn Storage,
+    name: &ObjectName,
+    bytes: &[u8],
+) -> Result<(), RepositoryError> {
+    let mut attempt = 0;
+    loop {
+        match storage.create(name, bytes) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind == StorageErrorKind::AlreadyExists => return Ok(()),
+            Err(error) if error.kind == StorageErrorKind::Transient && attempt < UPLOAD_ATTEMPTS => {
+                std::thread::sleep(std::time::Duration::from_millis(20 << attempt));
+                attempt += 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The names of everything a session may have written.
+pub(super) fn session_objects(
+    storage: &dyn Storage,
+    names: &CustomerNames,
+    session: &SessionId,
+) -> Result<Vec<ObjectName>, RepositoryError> {
+    let mut objects = Vec::new();
+    for prefix in [names.session_segments(session), names.session_packs(session)] {
+        objects.extend(storage.list(&prefix)?.into_iter().map(|object| object.name));
+    }
+    Ok(objects)
+}
