@@ -1,1 +1,41 @@
-//! (being written)
+//! Floor 1: what is owed and what must go. Pure decisions over facts that others read.
+//!
+//! - [`PolicyTerms`] are the strings of the configuration and of the ledger; [`Policy::parse`] turns them into
+//!   numbers that hold both promises (two weeks back, never over the maximum), or refuses with the arithmetic.
+//! - `schedule`: nights, what is due, which nights of the restore window are covered.
+//! - `retention`: when a point expires, what a prune does with each point and why.
+//! - `clock`: whether the host's time may be written down as witnessed, and whether it may delete.
+//!
+//! *Absent:* any store, key, chunk, file, environment or print; any clock (`now` is an argument of each
+//! function); time zone tables of the host (the bundled table decides, so all hosts decide alike); knowledge of
+//! whether a decision was carried out (callers put that into [`PointFacts`] and ask again).
+//!
+//! All instants are UTC; nights and calendar lengths are counted in the policy's time zone. A *night* is named by
+//! the local date on which its window starts and lasts until the next window starts, so each instant belongs to
+//! exactly one night.
+
+mod clock;
+mod night;
+mod period;
+mod retention;
+mod schedule;
+mod terms;
+
+pub use clock::{
+    Attestation, ClockRefusal, Deletion, HostClock, Judgement, LocalMark, judge, next_mark,
+};
+pub use night::{IsoWeek, night_of, window_of};
+pub use period::{Period, PeriodUnit};
+pub use retention::{
+    Action, ChosenAs, Decision, Expiry, LastPointWarning, PointFacts, Reason, after_policy_change,
+    expiry, last_point_warnings, needs_confirmation, plan, prune_needs_confirmation,
+    shortening_impact,
+};
+pub use schedule::{Coverage, Due, DueReason, Night, NightState, What, coverage, due, full_day_of};
+pub use terms::{
+    Effective, FullDay, KeepAfterWindow, Override, Policy, PolicyError, PolicyTerms,
+    expected_rewriting,
+};
+
+#[cfg(test)]
+mod simulation;

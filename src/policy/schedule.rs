@@ -1,0 +1,486 @@
+//! What is owed: which VM needs a restore point now, and which nights have one.
+//!
+//! *Absent:* running anything, limits of load, and retries within a night (`jobs`): a night without a point is due
+//! each time it is asked, until there is one or the next night begins.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use jiff::Timestamp;
+use jiff::civil::{Date, Weekday};
+
+use crate::model::{CustomerUid, PointKind, PointState, VmName};
+
+use super::night::{days_after, night_of, window_of};
+use super::retention::PointFacts;
+use super::terms::{FullDay, Policy};
+
+/// What to do for a VM now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    Nothing,
+    Incremental,
+    Full,
+}
+
+/// Why; shown in the report of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DueReason {
+    /// The night has its point.
+    HasPoint { night: Date },
+    /// A full was asked for.
+    Asked,
+    /// The VM has no live restore point.
+    First,
+    /// Inside the window, and nothing yet.
+    Tonight { night: Date },
+    /// The window has closed without a point.
+    CatchesUp { night: Date },
+    /// The night of the weekly full has come (`since`), and none was taken yet.
+    FullDay { night: Date, since: Date },
+    /// A point is suspect and no good full was taken after it.
+    Suspect { night: Date },
+    /// The newest committed point is expired or erased, so it cannot be a base.
+    NoBase { night: Date },
+}
+
+impl fmt::Display for DueReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DueReason::HasPoint { night } => {
+                write!(f, "the night of {night} has its restore point")
+            }
+            DueReason::Asked => f.write_str("a full was asked for"),
+            DueReason::First => f.write_str("there is no restore point yet"),
+            DueReason::Tonight { night } => write!(f, "due in the night of {night}"),
+            DueReason::CatchesUp { night } => write!(f, "catches up the night of {night}"),
+            DueReason::FullDay { night, since } if night == since => {
+                write!(f, "the weekly full is due in the night of {night}")
+            }
+            DueReason::FullDay { since, .. } => {
+                write!(f, "catches up the weekly full of {since}")
+            }
+            DueReason::Suspect { .. } => {
+                f.write_str("a full repairs what a suspect restore point may lack")
+            }
+            DueReason::NoBase { .. } => f.write_str(
+                "a full, because the newest restore point is expired and cannot be a base",
+            ),
+        }
+    }
+}
+
+/// What is due for a VM, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    pub what: What,
+    pub reason: DueReason,
+}
+
+/// The weekday of the night of this VM's weekly full. With `full_day = "auto"` it follows from a hash, so that fulls
+/// are spread over the week, the same on all hosts and after a customer was renamed.
+pub fn full_day_of(customer: CustomerUid, vm: &VmName, policy: &Policy) -> Weekday {
+    match policy.full_day() {
+        FullDay::On(day) => day,
+        FullDay::Auto => {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(customer.as_bytes());
+            hasher.update(vm.as_str().as_bytes());
+            // Two bytes, so that no day is favoured by more than one in ten thousand.
+            let [first, second, ..] = *hasher.finalize().as_bytes();
+            let day = u16::from_be_bytes([first, second]) % 7;
+            (0..day).fold(Weekday::Monday, |weekday, _| weekday.next())
+        }
+    }
+}
+
+/// What is due for a VM at `now`. `points` are all its committed points, in every state; those of other VMs are
+/// ignored. Each night gets one point, inside the window or caught up until the next window starts; the missed full
+/// of a week is caught up with the next point. Between two fulls are seven nights at most, and what catching up takes.
+///
+/// `force_full` asks for a full now, even where the night has its point.
+pub fn due(
+    customer: CustomerUid,
+    vm: &VmName,
+    points: &[PointFacts],
+    policy: &Policy,
+    now: Timestamp,
+    force_full: bool,
+) -> Due {
+    let full = |reason| Due {
+        what: What::Full,
+        reason,
+    };
+    if force_full {
+        return full(DueReason::Asked);
+    }
+    let night = night_of(now, policy);
+    let mine: Vec<(&PointFacts, Date)> = points
+        .iter()
+        .filter(|point| point.vm == *vm)
+        .map(|point| (point, night_of(point.taken_at, policy)))
+        .collect();
+    let has_point = mine.iter().any(|(point, of)| {
+        // A suspect full counts: another one in the same night would most likely be suspect again.
+        *of == night && (!point.suspect || point.kind == PointKind::Full)
+    });
+    if !mine
+        .iter()
+        .any(|(point, _)| point.state == PointState::Live)
+        && !has_point
+    {
+        return full(DueReason::First);
+    }
+    if has_point {
+        return Due {
+            what: What::Nothing,
+            reason: DueReason::HasPoint { night },
+        };
+    }
+    if needs_repair(&mine) {
+        return full(DueReason::Suspect { night });
+    }
+    let newest = mine.iter().max_by_key(|(point, _)| point.taken_at);
+    if newest.is_some_and(|(point, _)| point.state != PointState::Live) {
+        return full(DueReason::NoBase { night });
+    }
+    let weekday = full_day_of(customer, vm, policy);
+    let since = days_after(night, -i64::from(weekday.until(night.weekday())));
+    // A full of a night to come was taken by a wrong clock and promises nothing.
+    let had_full = mine.iter().any(|(point, of)| {
+        point.kind == PointKind::Full && !point.suspect && (since..=night).contains(of)
+    });
+    if !had_full {
+        return full(DueReason::FullDay { night, since });
+    }
+    Due {
+        what: What::Incremental,
+        reason: match now < window_of(night, policy).1 {
+            true => DueReason::Tonight { night },
+            false => DueReason::CatchesUp { night },
+        },
+    }
+}
+
+/// A live point is suspect, and no good full came after it.
+fn needs_repair(points: &[(&PointFacts, Date)]) -> bool {
+    let live = || {
+        points
+            .iter()
+            .map(|(point, _)| *point)
+            .filter(|point| point.state == PointState::Live)
+    };
+    let repaired = live()
+        .filter(|point| point.kind == PointKind::Full && !point.suspect)
+        .map(|point| point.taken_at)
+        .max();
+    live().any(|point| point.suspect && Some(point.taken_at) > repaired)
+}
+
+/// Whether a night of the restore window can be gone back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NightState {
+    /// A live point that is not suspect.
+    Covered,
+    /// Live points, all suspect.
+    Suspect,
+    /// Its window has ended and there is no live point.
+    Missing,
+    /// Its window has not ended.
+    NotYet,
+    /// Before the first point of the VM: nothing was owed.
+    BeforeFirst,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Night {
+    pub date: Date,
+    pub state: NightState,
+}
+
+/// The nights of the effective restore window, oldest first; the last is the night of `now`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coverage {
+    pub nights: Vec<Night>,
+    pub covered: usize,
+    /// Holes in the window: a broken promise.
+    pub missing: usize,
+    /// Nights that may not restore byte for byte: neither covered nor missing.
+    pub suspect: usize,
+}
+
+/// Which nights of the effective restore window one VM can be restored from. `points` are those of the VM;
+/// `first_point` is when its first point ever was taken, which may have expired long ago.
+pub fn coverage(
+    points: &[PointFacts],
+    policy: &Policy,
+    now: Timestamp,
+    first_point: Option<Timestamp>,
+) -> Coverage {
+    let tonight = night_of(now, policy);
+    let first = first_point.map(|at| night_of(at, policy));
+    let window_ended = now >= window_of(tonight, policy).1;
+    let mut good = BTreeSet::new();
+    let mut suspect = BTreeSet::new();
+    for point in points {
+        // Past its time a point cannot be read, whether or not a prune has said so.
+        if point.state == PointState::Live && now < point.expires_at {
+            let of = match point.suspect {
+                true => &mut suspect,
+                false => &mut good,
+            };
+            of.insert(night_of(point.taken_at, policy));
+        }
+    }
+    let window = i64::from(policy.effective().restore_window_days);
+    let nights: Vec<Night> = (-window..=0)
+        .map(|offset| {
+            let date = days_after(tonight, offset);
+            let state = if good.contains(&date) {
+                NightState::Covered
+            } else if suspect.contains(&date) {
+                NightState::Suspect
+            } else if first.is_none_or(|first| date < first) {
+                NightState::BeforeFirst
+            } else if date == tonight && !window_ended {
+                NightState::NotYet
+            } else {
+                NightState::Missing
+            };
+            Night { date, state }
+        })
+        .collect();
+    let count = |state| nights.iter().filter(|night| night.state == state).count();
+    Coverage {
+        covered: count(NightState::Covered),
+        missing: count(NightState::Missing),
+        suspect: count(NightState::Suspect),
+        nights,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::PointId;
+    use crate::policy::{Expiry, PolicyTerms, expiry};
+    use jiff::civil::date;
+
+    const CUSTOMER: CustomerUid = CustomerUid::from_bytes([7; 16]);
+
+    fn policy(full_day: &str) -> Policy {
+        Policy::parse(&PolicyTerms {
+            timezone: "Europe/Amsterdam".into(),
+            full_day: full_day.into(),
+            ..PolicyTerms::default()
+        })
+        .expect("a policy")
+    }
+
+    fn at(text: &str) -> Timestamp {
+        format!("{text}:00+01:00").parse().expect("a time")
+    }
+
+    fn vm() -> VmName {
+        VmName::new("web01").expect("a name")
+    }
+
+    fn point(taken_at: &str, kind: PointKind) -> PointFacts {
+        let taken_at = at(taken_at);
+        let Expiry {
+            expires_at,
+            deadline,
+        } = expiry(&policy("auto"), taken_at);
+        PointFacts {
+            point: PointId::from_bytes([0; 16]),
+            vm: vm(),
+            kind,
+            taken_at,
+            expires_at,
+            deadline,
+            state: PointState::Live,
+            expired_at: None,
+            clock_alone: false,
+            witnessed_since: None,
+            suspect: false,
+            held: false,
+        }
+    }
+
+    /// 2026-11-08 is a Sunday.
+    fn what(points: &[PointFacts], now: &str) -> (What, String) {
+        let due = due(CUSTOMER, &vm(), points, &policy("sunday"), at(now), false);
+        (due.what, due.reason.to_string())
+    }
+
+    #[test]
+    fn a_new_vm_is_backed_up_at_once() {
+        let (what, reason) = what(&[], "2026-11-10T12:00");
+        assert_eq!(what, What::Full);
+        assert_eq!(reason, "there is no restore point yet");
+    }
+
+    #[test]
+    fn each_night_gets_one_point() {
+        let mut points = vec![point("2026-11-08T23:00", PointKind::Full)];
+        assert_eq!(what(&points, "2026-11-09T21:59").0, What::Nothing);
+        assert_eq!(
+            what(&points, "2026-11-09T22:00"),
+            (
+                What::Incremental,
+                "due in the night of 2026-11-09".to_string()
+            )
+        );
+        points.push(point("2026-11-09T22:10", PointKind::Incremental));
+        assert_eq!(what(&points, "2026-11-10T03:00").0, What::Nothing);
+    }
+
+    #[test]
+    fn a_missed_night_is_caught_up_after_its_window() {
+        let mut points = vec![point("2026-11-08T23:00", PointKind::Full)];
+        assert_eq!(
+            what(&points, "2026-11-10T09:00"),
+            (
+                What::Incremental,
+                "catches up the night of 2026-11-09".to_string()
+            )
+        );
+        points.push(point("2026-11-10T09:00", PointKind::Incremental));
+        assert_eq!(what(&points, "2026-11-10T21:00").0, What::Nothing);
+        assert_eq!(what(&points, "2026-11-10T22:00").0, What::Incremental);
+    }
+
+    #[test]
+    fn a_missed_full_is_caught_up_the_next_night() {
+        let mut points = vec![
+            point("2026-11-01T23:00", PointKind::Full),
+            point("2026-11-07T23:00", PointKind::Incremental),
+        ];
+        assert_eq!(what(&points, "2026-11-08T21:00").0, What::Nothing);
+        assert_eq!(
+            what(&points, "2026-11-08T22:00"),
+            (
+                What::Full,
+                "the weekly full is due in the night of 2026-11-08".to_string()
+            )
+        );
+        assert_eq!(
+            what(&points, "2026-11-10T23:00"),
+            (
+                What::Full,
+                "catches up the weekly full of 2026-11-08".to_string()
+            )
+        );
+        points.push(point("2026-11-10T23:00", PointKind::Full));
+        assert_eq!(what(&points, "2026-11-11T23:00").0, What::Incremental);
+        assert_eq!(what(&points, "2026-11-15T23:00").0, What::Full);
+    }
+
+    #[test]
+    fn a_suspect_point_asks_for_one_full() {
+        let mut points = vec![
+            point("2026-11-08T23:00", PointKind::Full),
+            point("2026-11-09T23:00", PointKind::Incremental),
+        ];
+        points[1].suspect = true;
+        // The night itself is not covered by a suspect incremental.
+        assert_eq!(what(&points, "2026-11-10T05:00").0, What::Full);
+        let mut full = point("2026-11-10T05:00", PointKind::Full);
+        full.suspect = true;
+        points.push(full);
+        assert_eq!(what(&points, "2026-11-10T05:30").0, What::Nothing);
+        assert_eq!(what(&points, "2026-11-10T23:00").0, What::Full);
+        points.push(point("2026-11-10T23:00", PointKind::Full));
+        assert_eq!(what(&points, "2026-11-11T23:00").0, What::Incremental);
+    }
+
+    #[test]
+    fn an_expired_base_asks_for_a_full() {
+        let mut points = vec![
+            point("2026-11-08T23:00", PointKind::Full),
+            point("2026-11-09T23:00", PointKind::Incremental),
+        ];
+        points[1].state = PointState::Expired;
+        assert_eq!(what(&points, "2026-11-10T23:00").0, What::Full);
+        points[0].state = PointState::Erased;
+        assert_eq!(
+            what(&points, "2026-11-10T23:00").1,
+            "there is no restore point yet"
+        );
+    }
+
+    #[test]
+    fn a_point_of_the_future_counts_for_no_night() {
+        let points = vec![
+            point("2026-11-08T23:00", PointKind::Full),
+            point("2036-11-08T23:00", PointKind::Full),
+        ];
+        assert_eq!(what(&points, "2026-11-09T23:00").0, What::Incremental);
+        assert_eq!(what(&points, "2026-11-15T23:00").0, What::Full);
+    }
+
+    #[test]
+    fn a_full_that_is_asked_for_is_due_at_any_time() {
+        let points = [point("2026-11-08T23:00", PointKind::Full)];
+        let now = at("2026-11-08T23:30");
+        let due = due(CUSTOMER, &vm(), &points, &policy("auto"), now, true);
+        assert_eq!((due.what, due.reason), (What::Full, DueReason::Asked));
+    }
+
+    #[test]
+    fn fulls_are_spread_over_the_week() {
+        let policy = policy("auto");
+        let mut days = [0_u32; 7];
+        for number in 0..700 {
+            let vm = VmName::new(&format!("vm{number}")).expect("a name");
+            let day = full_day_of(CUSTOMER, &vm, &policy);
+            days[usize::try_from(day.to_monday_zero_offset()).expect("0 to 6")] += 1;
+        }
+        assert!(
+            days.iter().all(|count| (60..=140).contains(count)),
+            "{days:?}"
+        );
+        // Stable: a change here moves the fulls of every installation.
+        assert_eq!(full_day_of(CUSTOMER, &vm(), &policy), Weekday::Saturday);
+    }
+
+    #[test]
+    fn coverage_counts_the_holes_of_the_window() {
+        let policy = policy("sunday");
+        let mut points: Vec<PointFacts> = (1..=20)
+            .map(|day| point(&format!("2026-11-{day:02}T23:00"), PointKind::Incremental))
+            .collect();
+        points.remove(14); // the 15th
+        points[11].suspect = true; // the 12th
+        let now = at("2026-11-21T23:00");
+        let found = coverage(&points, &policy, now, Some(at("2026-11-01T23:00")));
+        assert_eq!(found.nights.len(), 15);
+        assert_eq!(found.nights[0].date, date(2026, 11, 7));
+        assert_eq!((found.covered, found.missing, found.suspect), (12, 1, 1));
+        assert_eq!(found.nights[8].state, NightState::Missing);
+        assert_eq!(found.nights[14].state, NightState::NotYet);
+        // After the end of the window tonight is a hole too; caught up, it is none.
+        let morning = at("2026-11-22T06:00");
+        let found = coverage(&points, &policy, morning, Some(at("2026-11-01T23:00")));
+        assert_eq!(found.missing, 2);
+        points.push(point("2026-11-22T09:00", PointKind::Incremental));
+        let found = coverage(
+            &points,
+            &policy,
+            at("2026-11-22T09:01"),
+            Some(at("2026-11-01T23:00")),
+        );
+        assert_eq!(found.missing, 1);
+    }
+
+    #[test]
+    fn nothing_was_owed_before_the_first_point() {
+        let policy = policy("sunday");
+        let points = [point("2026-11-20T23:00", PointKind::Full)];
+        let now = at("2026-11-21T12:00");
+        let found = coverage(&points, &policy, now, Some(points[0].taken_at));
+        assert_eq!((found.covered, found.missing), (1, 0));
+        assert_eq!(found.nights[0].state, NightState::BeforeFirst);
+        assert_eq!(coverage(&[], &policy, now, None).missing, 0);
+    }
+}
