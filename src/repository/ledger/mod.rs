@@ -68,6 +68,15 @@ impl Ledger {
         Ok(Some(ledger))
     }
 
+    /// A ledger without genesis, to write one.
+    pub(super) fn empty(storage: Arc<dyn Storage>, names: CustomerNames) -> Self {
+        Ledger {
+            storage,
+            names,
+            state: State::default(),
+        }
+    }
+
     pub fn state(&self) -> &State {
         &self.state
     }

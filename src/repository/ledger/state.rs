@@ -8,6 +8,7 @@ use crate::model::{
     CustomerUid, EntryHash, HostId, ObjectHash, PackName, PointId, PointKind, PointState,
     RepositoryId, SegmentName, SessionId, Tag, VmName,
 };
+use crate::policy::retention::{PointFacts, after_policy_change};
 use crate::policy::{Policy, PolicyTerms};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,11 +42,13 @@ pub struct Point {
     pub record_hash: ObjectHash,
     pub seq: u64,
     pub state: PointState,
-    /// Time of the latest `expire`.
+    /// The first witnessed time at or after the latest `expire`.
     pub expired_at: Option<Timestamp>,
     pub erase_seq: Option<u64>,
     /// The clock of its session had no witness.
     pub clock_alone: bool,
+    /// The first witnessed time after the commit, for a point whose clock was alone.
+    pub witnessed_since: Option<Timestamp>,
     pub consistency: String,
     pub notes: Vec<String>,
     /// Its commit broke a rule: a root until its time is over, but never listed or restored.
@@ -331,6 +334,14 @@ impl State {
         if entry.attestation == Attestation::Witnessed {
             self.witnessed.insert(entry.seq, entry.time);
             self.last_witnessed = self.last_witnessed.max(Some(entry.time));
+            for point in self.points.values_mut() {
+                if point.clock_alone && point.witnessed_since.is_none() {
+                    point.witnessed_since = Some(entry.time);
+                }
+                if point.state == PointState::Expired && point.expired_at.is_none() {
+                    point.expired_at = Some(entry.time);
+                }
+            }
         }
         match &entry.body {
             Body::Genesis(body) => {
@@ -344,11 +355,8 @@ impl State {
             }
             Body::Policy(body) => {
                 if let Ok((terms, policy)) = parse_terms(&body.terms) {
-                    for point in self.points.values_mut() {
-                        let facts = point.terms();
-                        let now = crate::policy::retention::after_policy_change(
-                            &facts, point.taken_at, &policy, entry.time,
-                        );
+                    for (id, point) in &mut self.points {
+                        let now = after_policy_change(&point.facts(id), &policy, entry.time);
                         point.expires_at = now.expires_at;
                         point.deadline = now.deadline;
                     }
@@ -383,7 +391,8 @@ impl State {
                 for row in &body.points {
                     if let Some(point) = self.points.get_mut(&row.point) {
                         point.state = PointState::Expired;
-                        point.expired_at = Some(entry.time);
+                        point.expired_at = (entry.attestation == Attestation::Witnessed)
+                            .then_some(entry.time);
                     }
                 }
             }
@@ -530,6 +539,24 @@ impl State {
 }
 
 impl Point {
+    /// What retention decides by.
+    pub fn facts(&self, id: &PointId) -> PointFacts {
+        PointFacts {
+            point: *id,
+            vm: self.vm.clone(),
+            kind: self.kind,
+            taken_at: self.taken_at,
+            expires_at: self.expires_at,
+            deadline: self.deadline,
+            state: self.state,
+            expired_at: self.expired_at,
+            clock_alone: self.clock_alone,
+            witnessed_since: self.witnessed_since,
+            suspect: false,
+            held: false,
+        }
+    }
+
     fn new(entry: &Entry, body: &CommitBody, void: bool) -> Self {
         Point {
             vm: body.vm.clone(),
@@ -547,22 +574,21 @@ impl Point {
             expired_at: None,
             erase_seq: None,
             clock_alone: entry.attestation == Attestation::Alone,
+            witnessed_since: None,
             consistency: body.consistency.clone(),
             notes: body.notes.clone(),
             void,
         }
     }
-
-    fn terms(&self) -> crate::policy::retention::Expiry {
-        crate::policy::retention::Expiry {
-            expires_at: self.expires_at,
-            deadline: self.deadline,
-        }
-    }
 }
 
 fn parse_terms(terms: &BTreeMap<String, String>) -> Result<(PolicyTerms, Policy), String> {
-    let terms = PolicyTerms::from_map(terms).map_err(|error| error.to_string())?;
+    let fields = terms
+        .iter()
+        .map(|(key, value)| (key.clone(), serde_json::Value::from(value.as_str())))
+        .collect();
+    let terms: PolicyTerms = serde_json::from_value(serde_json::Value::Object(fields))
+        .map_err(|error| error.to_string())?;
     let policy = Policy::parse(&terms).map_err(|error| error.to_string())?;
     Ok((terms, policy))
 }

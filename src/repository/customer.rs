@@ -1,0 +1,537 @@
+//! One customer's part of a repository, open: keys, ledger, index, and the sessions on them.
+
+use super::index::{Index, PackNumber};
+use super::ledger::{Ledger, State};
+use super::writer::{Session, Trust, session_objects, upload};
+use super::{Host, RepositoryError, RepositoryErrorKind};
+use crate::codec::age::{self, AgeRecipient};
+use crate::codec::{
+    CustomerKey, HostIdentity, Keys, MAX_RECORD_BYTES, PointRecord, open_record, random_bytes,
+};
+use crate::format::entry::{
+    AbortBody, BeginBody, Body, GenesisBody, HostBody, KeyBody, PolicyBody, Purpose,
+};
+use crate::format::names::CustomerNames;
+use crate::format::repository_file::FORMAT_VERSION;
+use crate::model::{
+    CustomerName, CustomerUid, ObjectHash, PointId, PointState, RepositoryId, SessionId, VmName,
+};
+use crate::policy::PolicyTerms;
+use crate::storage::Storage;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How packs are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriteSettings {
+    /// A pack is closed when it reaches this size.
+    pub pack_bytes: usize,
+    /// zstd level.
+    pub compression_level: i32,
+}
+
+impl Default for WriteSettings {
+    fn default() -> Self {
+        WriteSettings {
+            pack_bytes: 16 << 20,
+            compression_level: 1,
+        }
+    }
+}
+
+/// A session that stands in the ledger, and the guard that shows it alive.
+pub struct Begun {
+    pub id: SessionId,
+    pub begun_at: Timestamp,
+    /// The ledger's clock before it began.
+    pub witnessed_before: Option<Timestamp>,
+    pub clock_alone: bool,
+    _alive: Box<dyn Send + Sync>,
+}
+
+/// One customer, open for reading and, as far as the host's roles go, for writing.
+pub struct Customer {
+    name: CustomerName,
+    uid: CustomerUid,
+    names: CustomerNames,
+    storage: Arc<dyn Storage>,
+    keys: Keys,
+    host: Arc<dyn Host>,
+    ledger: Mutex<Ledger>,
+    index: Mutex<Option<Arc<Index>>>,
+    settings: WriteSettings,
+}
+
+/// What a new customer begins with.
+pub struct NewCustomer<'a> {
+    pub repository: RepositoryId,
+    pub name: &'a CustomerName,
+    pub host: HostBody,
+    /// Everyone who can open the customer's key: this host and the escrow recipients.
+    pub recipients: Vec<AgeRecipient>,
+    pub terms: &'a PolicyTerms,
+}
+
+impl Customer {
+    /// Opens an existing customer. `NotFound` if it has no ledger yet.
+    pub fn open(
+        storage: Arc<dyn Storage>,
+        name: &CustomerName,
+        repository: RepositoryId,
+        identity: &HostIdentity,
+        host: Arc<dyn Host>,
+        settings: WriteSettings,
+    ) -> Result<Self, RepositoryError> {
+        let names = CustomerNames::new(name);
+        let ledger = Ledger::load(storage.clone(), names.clone(), &*host)?.ok_or_else(|| {
+            RepositoryError::new(
+                RepositoryErrorKind::NotFound,
+                names.prefix(),
+                "this customer is not in the repository yet",
+            )
+        })?;
+        let state = ledger.state();
+        let uid = state.uid.unwrap_or(CustomerUid::from_bytes([0; 16]));
+        if state.repository != Some(repository) {
+            return Err(RepositoryError::damaged(
+                names.prefix(),
+                "these are objects of another repository",
+            ));
+        }
+        if state.customer_name != name.as_str() {
+            return Err(RepositoryError::damaged(
+                names.prefix(),
+                format!(
+                    "these are objects of the customer {:?}",
+                    state.customer_name
+                ),
+            ));
+        }
+        let key = read_key(&*storage, &names, state, identity)?;
+        Ok(Customer {
+            name: name.clone(),
+            uid,
+            keys: Keys::derive(&key),
+            names,
+            storage,
+            host,
+            ledger: Mutex::new(ledger),
+            index: Mutex::new(None),
+            settings,
+        })
+    }
+
+    /// Makes a customer: genesis, key, policy. Of several hosts at once one makes the genesis;
+    /// whoever finds a genesis without a key (its maker died) completes it.
+    pub fn create(
+        storage: &Arc<dyn Storage>,
+        new: &NewCustomer<'_>,
+        host: &dyn Host,
+    ) -> Result<(), RepositoryError> {
+        let names = CustomerNames::new(new.name);
+        let mut ledger = match Ledger::load(storage.clone(), names.clone(), host)? {
+            Some(ledger) => ledger,
+            None => {
+                let uid = CustomerUid::from_bytes(random_bytes());
+                let mut ledger = Ledger::empty(storage.clone(), names.clone());
+                let genesis = |state: &State, _: &_| match state.seq {
+                    0 => Ok(Body::Genesis(GenesisBody {
+                        format: FORMAT_VERSION,
+                        repository: new.repository,
+                        customer_name: new.name.to_string(),
+                        host: new.host.clone(),
+                    })),
+                    _ => Err(RepositoryError::new(
+                        RepositoryErrorKind::AlreadyExists,
+                        names.prefix(),
+                        "another process made this customer at the same time",
+                    )),
+                };
+                match ledger.append(host, uid, genesis) {
+                    Ok(_) => {}
+                    Err(error) if error.kind == RepositoryErrorKind::AlreadyExists => {}
+                    Err(error) => return Err(error),
+                }
+                ledger
+            }
+        };
+        let uid = ledger.state().uid.unwrap_or(CustomerUid::from_bytes([0; 16]));
+        if ledger.state().keys.is_empty() {
+            let key = CustomerKey::generate(uid);
+            let (object, hash) = write_key(&**storage, &names, &key, &new.recipients)?;
+            let outcome = ledger.append(host, uid, |state, _| match state.keys.is_empty() {
+                true => Ok(Body::Key(KeyBody {
+                    generation: key.generation(),
+                    object,
+                    hash,
+                    recipients: new.recipients.iter().map(ToString::to_string).collect(),
+                })),
+                false => Err(RepositoryError::new(
+                    RepositoryErrorKind::AlreadyExists,
+                    names.prefix(),
+                    "another process made this customer's key at the same time",
+                )),
+            });
+            match outcome {
+                Err(error) if error.kind == RepositoryErrorKind::AlreadyExists => {
+                    storage.destroy(&names.key(object))?;
+                }
+                other => {
+                    other?;
+                }
+            }
+        }
+        if ledger.state().terms.is_none() {
+            ledger.append(host, uid, |_, _| {
+                Ok(Body::Policy(PolicyBody {
+                    terms: terms_map(new.terms),
+                }))
+            })?;
+        }
+        Ok(())
+    }
+
+    pub fn name(&self) -> &CustomerName {
+        &self.name
+    }
+
+    pub fn uid(&self) -> CustomerUid {
+        self.uid
+    }
+
+    pub fn names(&self) -> &CustomerNames {
+        &self.names
+    }
+
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    pub fn settings(&self) -> &WriteSettings {
+        &self.settings
+    }
+
+    pub fn host(&self) -> &dyn Host {
+        &*self.host
+    }
+
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the ledger to its end.
+    pub fn refresh(&self) -> Result<(), RepositoryError> {
+        self.ledger().refresh(&*self.host)
+    }
+
+    /// Looks at the state as last read.
+    pub fn with_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(self.ledger().state())
+    }
+
+    /// A copy of the state as last read.
+    pub fn state(&self) -> State {
+        self.ledger().state().clone()
+    }
+
+    /// Takes the next slot; see [`Ledger::append`].
+    pub fn append(
+        &self,
+        mut build: impl FnMut(&State) -> Result<Body, RepositoryError>,
+    ) -> Result<u64, RepositoryError> {
+        self.ledger()
+            .append(&*self.host, self.uid, |state, _| build(state))
+    }
+
+    /// The index as of the ledger's end now.
+    pub fn load_index(&self) -> Result<Arc<Index>, RepositoryError> {
+        for _ in 0..4 {
+            self.refresh()?;
+            let state = self.state();
+            let earlier = self.cached_index().clone();
+            let loaded = Index::load(&*self.storage, &self.names, &state, earlier.as_deref());
+            match loaded {
+                Ok(index) => {
+                    let index = Arc::new(index);
+                    *self.cached_index() = Some(index.clone());
+                    return Ok(index);
+                }
+                // A merge may have replaced the segment meanwhile: damage only at the end.
+                Err(error) if error.is_damage() => {
+                    self.refresh()?;
+                    if self.with_state(|now| now.seq == state.seq) {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(RepositoryError::new(
+            RepositoryErrorKind::Superseded,
+            self.names.prefix(),
+            "the index changes faster than it can be read",
+        ))
+    }
+
+    fn cached_index(&self) -> MutexGuard<'_, Option<Arc<Index>>> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn packs_not_checked_since(
+        &self,
+        index: &Index,
+        since: Timestamp,
+    ) -> Vec<PackNumber> {
+        self.with_state(|state| {
+            index
+                .packs()
+                .iter()
+                .enumerate()
+                .filter(|(_, info)| {
+                    state
+                        .verified_at(&info.row.name)
+                        .is_none_or(|checked| checked < since)
+                })
+                .map(|(number, _)| number as PackNumber)
+                .collect()
+        })
+    }
+
+    /// Writes `begin`. Nothing may be uploaded before this returns.
+    pub fn begin(
+        &self,
+        purpose: Purpose,
+        backup_of: Option<(&VmName, PointId)>,
+    ) -> Result<Begun, RepositoryError> {
+        let id = SessionId::from_bytes(random_bytes());
+        // The guard first: a `begin` without a living guard would look like a dead session.
+        let alive = self.host.hold_session(&id)?;
+        let mut witnessed_before = None;
+        let seq = self.append(|state| {
+            witnessed_before = state.last_witnessed;
+            Ok(Body::Begin(BeginBody {
+                session: id,
+                purpose,
+                vm: backup_of.map(|(vm, _)| vm.clone()),
+                point: backup_of.map(|(_, point)| point),
+                expires_at: None,
+                deadline: None,
+            }))
+        })?;
+        let open = self.with_state(|state| state.open.get(&id).cloned());
+        let open = open.ok_or_else(|| {
+            RepositoryError::damaged(
+                self.names.ledger(seq),
+                "the session just begun does not stand",
+            )
+        })?;
+        Ok(Begun {
+            id,
+            begun_at: open.begun_at,
+            witnessed_before,
+            clock_alone: open.attestation == crate::format::entry::Attestation::Alone,
+            _alive: alive,
+        })
+    }
+
+    /// The writing end of a session that has begun.
+    pub fn session(&self, begun: &Begun, trust: Trust) -> Result<Session<'_>, RepositoryError> {
+        Ok(Session::new(self, begun.id, self.load_index()?, trust))
+    }
+
+    /// Gives a session up: first in the ledger, then its objects go, the point record first.
+    /// If the entry's outcome is unknown nothing is removed; a later prune does it.
+    pub fn abort(&self, session: &SessionId, reason: &str) -> Result<(), RepositoryError> {
+        let mut point = None;
+        self.append(|state| {
+            let open = state.open.get(session).ok_or_else(|| {
+                RepositoryError::new(
+                    RepositoryErrorKind::Superseded,
+                    session,
+                    "the session is not open any more",
+                )
+            })?;
+            point = open.point;
+            Ok(Body::Abort(AbortBody {
+                session: *session,
+                reason: reason.to_string(),
+            }))
+        })?;
+        if let Some(point) = point {
+            self.storage.destroy(&self.names.point(&point))?;
+        }
+        for name in session_objects(&*self.storage, &self.names, session)? {
+            self.storage.delete(&name)?;
+        }
+        Ok(())
+    }
+
+    /// Aborts this host's sessions whose process is gone, and other hosts' sessions that are older
+    /// than any session may be. Returns how many.
+    pub fn abort_dead_sessions(&self, now: Timestamp) -> Result<usize, RepositoryError> {
+        self.refresh()?;
+        let open = self.with_state(|state| state.open.clone());
+        let mut aborted = 0;
+        for (id, session) in open {
+            let own = session.host == self.host.id();
+            let over_age = now.duration_since(session.begun_at)
+                > jiff::SignedDuration::from_hours(24 * LONGEST_SESSION_DAYS);
+            let dead = own && self.host.session_is_dead(&id);
+            if !dead && !over_age {
+                continue;
+            }
+            let reason = match dead {
+                true => "its process is gone",
+                false => "it is older than any session may be",
+            };
+            match self.abort(&id, reason) {
+                Ok(()) => aborted += 1,
+                // It was committed or aborted meanwhile: all the better.
+                Err(error) if error.kind == RepositoryErrorKind::Superseded => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(aborted)
+    }
+
+    /// The record of a point that is live or expired.
+    pub fn record(&self, point: &PointId) -> Result<PointRecord, RepositoryError> {
+        let name = self.names.point(point);
+        let expected = self.with_state(|state| {
+            state
+                .points
+                .get(point)
+                .filter(|row| row.state != PointState::Erased)
+                .map(|row| row.record_hash)
+        });
+        let expected = expected.ok_or_else(|| {
+            RepositoryError::new(RepositoryErrorKind::NotFound, &name, "no such restore point")
+        })?;
+        let stored = self.storage.read(&name, MAX_RECORD_BYTES)?;
+        if hash_of(&stored) != expected {
+            return Err(RepositoryError::damaged(
+                name,
+                "the point record is not the one the ledger names",
+            ));
+        }
+        open_record(&self.keys, point, &stored)
+            .map_err(|error| RepositoryError::damaged(name, error))
+    }
+
+    /// Seals and writes the record of a point of an open session.
+    pub(super) fn write_record(
+        &self,
+        point: &PointId,
+        record: &PointRecord,
+    ) -> Result<(ObjectHash, u64), RepositoryError> {
+        let stored = crate::codec::seal_record(&self.keys, point, record);
+        if stored.len() as u64 > MAX_RECORD_BYTES {
+            return Err(RepositoryError::new(
+                RepositoryErrorKind::Refused,
+                self.names.point(point),
+                "the VM definition is too large for a point record",
+            ));
+        }
+        upload(&*self.storage, &self.names.point(point), &stored)?;
+        Ok((hash_of(&stored), stored.len() as u64))
+    }
+}
+
+/// No session may take longer; other hosts' sessions are aborted after it.
+pub const LONGEST_SESSION_DAYS: i64 = 8;
+
+fn hash_of(bytes: &[u8]) -> ObjectHash {
+    ObjectHash::from_bytes(*blake3::hash(bytes).as_bytes())
+}
+
+/// The strings of a policy entry.
+pub fn terms_map(terms: &PolicyTerms) -> BTreeMap<String, String> {
+    let mut map: BTreeMap<String, String> = [
+        ("timezone", &terms.timezone),
+        ("window", &terms.window),
+        ("full_day", &terms.full_day),
+        ("restore_window", &terms.restore_window),
+        ("max_retention", &terms.max_retention),
+        ("keep_after_window", &terms.keep_after_window),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_string(), value.clone()))
+    .collect();
+    if let Some(budget) = &terms.erase_budget {
+        map.insert("erase_budget".to_string(), budget.clone());
+    }
+    map
+}
+
+fn write_key(
+    storage: &dyn Storage,
+    names: &CustomerNames,
+    key: &CustomerKey,
+    recipients: &[AgeRecipient],
+) -> Result<(u32, ObjectHash), RepositoryError> {
+    let sealed = age::encrypt(recipients, &key.to_key_file()).map_err(|error| {
+        RepositoryError::new(RepositoryErrorKind::Refused, "customer key", error)
+    })?;
+    for number in 1..1000 {
+        match storage.create(&names.key(number), &sealed) {
+            Ok(()) => return Ok((number, hash_of(&sealed))),
+            Err(error) if error.kind == crate::storage::StorageErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(RepositoryError::damaged(
+        names.keys_prefix(),
+        "holds too many key files",
+    ))
+}
+
+/// Opens the newest key file that the ledger names and this host can open.
+fn read_key(
+    storage: &dyn Storage,
+    names: &CustomerNames,
+    state: &State,
+    identity: &HostIdentity,
+) -> Result<CustomerKey, RepositoryError> {
+    let mut refusal = RepositoryError::new(
+        RepositoryErrorKind::WrongKey,
+        names.keys_prefix(),
+        "the ledger names no key file yet; run `vmkeep run` again to complete this customer",
+    );
+    for row in state.keys.iter().rev() {
+        let name = names.key(row.object);
+        let stored = storage.read(&name, age::MAX_FILE_BYTES as u64)?;
+        if hash_of(&stored) != row.hash {
+            return Err(RepositoryError::damaged(
+                name,
+                "the key file is not the one the ledger names",
+            ));
+        }
+        match identity.decrypt(&stored) {
+            Ok(plain) => {
+                let key = CustomerKey::from_key_file(&plain)
+                    .map_err(|error| RepositoryError::damaged(&name, error.0))?;
+                return match Some(key.uid()) == state.uid {
+                    true => Ok(key),
+                    false => Err(RepositoryError::damaged(
+                        name,
+                        "the key file holds the key of another customer",
+                    )),
+                };
+            }
+            Err(age::AgeError::WrongKey) => {
+                refusal = RepositoryError::new(
+                    RepositoryErrorKind::WrongKey,
+                    name,
+                    "the identity of this host does not open it",
+                );
+            }
+            Err(error) => return Err(RepositoryError::damaged(name, error)),
+        }
+    }
+    Err(refusal)
+}
