@@ -30,6 +30,7 @@ pub struct Arguments {
 
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "General options")]
 pub struct General {
     /// The configuration; customers.d is looked for beside it
     #[arg(long, global = true, value_name = "FILE", env = "VMKEEP_CONFIG")]

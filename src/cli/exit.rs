@@ -1,5 +1,5 @@
 use super::terminal::printable;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Problem};
 use std::fmt::Write;
 
 /// Exit codes, the same for every command.
@@ -111,11 +111,21 @@ impl Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        let message = match error.problems.as_slice() {
-            [one] => one.to_string(),
-            several => format!("the configuration has {} problems\n{error}", several.len()),
-        };
-        Failure::new(Exit::Usage, message)
+        match error.problems.as_slice() {
+            [one] => Failure {
+                exit: Exit::Usage,
+                message: Problem {
+                    hint: None,
+                    ..one.clone()
+                }
+                .to_string(),
+                hints: one.hint.iter().cloned().collect(),
+            },
+            several => Failure::new(
+                Exit::Usage,
+                format!("the configuration has {} problems\n{error}", several.len()),
+            ),
+        }
     }
 }
 

@@ -172,7 +172,7 @@ mod tests {
             text.lines().all(|line| line.chars().count() <= 30),
             "{text}"
         );
-        assert!(text.contains("acme/a-rather…"), "{text}");
+        assert!(text.contains("acme/a-rather-…"), "{text}");
         assert!(text.contains("1.5 GiB"), "{text}");
     }
 
