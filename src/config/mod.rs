@@ -1,1 +1,388 @@
-//! (being written)
+//! Floor 5: the configuration file, read and checked as far as that needs neither store nor disk.
+//!
+//! `/etc/vmkeep/vmkeep.toml` and the files of `customers.d` beside it, one customer a file. Every
+//! problem is reported with file, line and key, and all of them at once. What is absent: any
+//! judgement of retention (that is `policy`), any look at images or at the repository.
+
+mod customer;
+mod problem;
+mod section;
+mod size;
+mod spelling;
+mod terms;
+
+#[cfg(test)]
+mod tests;
+
+pub use customer::{Customer, Disk, DiskFormat, Vm};
+pub use problem::{ConfigError, Problem};
+pub use terms::{Overrides, PolicyTerms};
+
+use crate::model::{DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES};
+use customer::{Seen, check_path, read_customer, read_recipients};
+use problem::Source;
+use section::Section;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use toml::de::DeTable;
+
+/// Where the configuration is, unless said otherwise.
+pub const DEFAULT_FILE: &str = "/etc/vmkeep/vmkeep.toml";
+/// The folder beside the main file with one file a customer.
+pub const CUSTOMERS_FOLDER: &str = "customers.d";
+
+const MIB: u64 = 1 << 20;
+const DEFAULT_STATE_DIR: &str = "/var/lib/vmkeep";
+const DEFAULT_RESERVE_BYTES: u64 = 64 * MIB;
+const DEFAULT_PACK_BYTES: u64 = 16 * MIB;
+const MAX_PACK_BYTES: u64 = 256 * MIB;
+const DEFAULT_COMPRESSION_LEVEL: i32 = 1;
+const MAX_COMPRESSION_LEVEL: i64 = 19;
+const MAX_THREADS: i64 = 1024;
+
+/// A configuration in which every name, path and number is sound; the policy terms are still
+/// as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub file: PathBuf,
+    pub host: Host,
+    pub repository: Repository,
+    pub terms: PolicyTerms,
+    /// In the order of the files and of their tables.
+    pub customers: Vec<Customer>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// How the ledger names this host.
+    pub name: String,
+    pub clock: ClockTrust,
+    /// Identity, caches, locks.
+    pub state_dir: PathBuf,
+    pub threads: usize,
+}
+
+/// Whether this host's clock needs a witness before anything is deleted on its word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClockTrust {
+    Verified,
+    /// Disciplined by something that vmkeep cannot see; declared in the ledger.
+    Trusted,
+}
+
+impl ClockTrust {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ClockTrust::Verified => "verified",
+            ClockTrust::Trusted => "trusted",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repository {
+    pub directory: PathBuf,
+    /// Set aside so that a prune works on a full store.
+    pub reserve_bytes: u64,
+    pub chunk_bytes: u32,
+    pub pack_bytes: u64,
+    pub compression_level: i32,
+    /// `age1…` recipients that can open every customer's key.
+    pub escrow: Vec<String>,
+}
+
+/// Reads the main file and the customer files beside it.
+pub fn load(file: &Path) -> Result<Config, ConfigError> {
+    let unreadable = |file: &Path, error: io::Error| Problem {
+        file: file.to_path_buf(),
+        line: None,
+        key: String::new(),
+        message: format!("cannot be read: {error}"),
+        hint: (error.kind() == io::ErrorKind::NotFound)
+            .then(|| "say where it is with --config FILE or VMKEEP_CONFIG".to_string()),
+    };
+    let text = fs::read_to_string(file).map_err(|error| ConfigError {
+        problems: vec![unreadable(file, error)],
+    })?;
+    let mut problems = Vec::new();
+    let folder = file
+        .parent()
+        .unwrap_or(Path::new(""))
+        .join(CUSTOMERS_FOLDER);
+    let mut parts = Vec::new();
+    match customer_files(&folder) {
+        Ok(files) => {
+            for path in files {
+                match fs::read_to_string(&path) {
+                    Ok(text) => parts.push((path, text)),
+                    Err(error) => problems.push(Problem {
+                        hint: None,
+                        ..unreadable(&path, error)
+                    }),
+                }
+            }
+        }
+        Err(error) => problems.push(unreadable(&folder, error)),
+    }
+    let config = read(file, &text, &parts, &mut problems);
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(ConfigError { problems }),
+    }
+}
+
+fn customer_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden
+            && path
+                .extension()
+                .is_some_and(|extension| extension == "toml")
+        {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Everything after the files are read; pure but for the host's defaults.
+fn read(
+    file: &Path,
+    text: &str,
+    parts: &[(PathBuf, String)],
+    problems: &mut Vec<Problem>,
+) -> Option<Config> {
+    let source = Source { file, text };
+    let parsed = parse(&source, problems)?;
+    let mut top = Section::new(&source, parsed.get_ref(), 0..0, String::new());
+
+    let host = read_host(top.table("host", problems), problems);
+    let repository = match top.table("repository", problems) {
+        Some(section) => read_repository(section, problems),
+        None => {
+            if !top.contains("repository") {
+                problems
+                    .push(top.problem("repository", "is missing: [repository] url = \"/path\""));
+            }
+            None
+        }
+    };
+    let terms = match top.table("policy", problems) {
+        Some(section) => Some(terms::read_terms(section, problems)),
+        None => {
+            if !top.contains("policy") {
+                problems.push(top.problem(
+                    "policy",
+                    "is missing: [policy] timezone = \"Europe/Amsterdam\"",
+                ));
+            }
+            None
+        }
+    };
+    // Customers are checked even without a policy, so that their problems are shown as well.
+    let base = terms.clone().unwrap_or_else(|| PolicyTerms {
+        timezone: String::new(),
+        window: String::new(),
+        full_day: String::new(),
+        restore_window: String::new(),
+        max_retention: String::new(),
+        keep_after_window: String::new(),
+        erase_budget: None,
+    });
+
+    let mut seen = Seen::default();
+    let mut customers = Vec::new();
+    for section in top.tables("customer", problems) {
+        customers.extend(read_customer(section, &base, file, &mut seen, problems));
+    }
+    top.finish(
+        &[
+            (
+                "vm",
+                "a VM belongs to a customer: [[customer.vm]] after its [[customer]]",
+            ),
+            ("timezone", "belongs in [policy]"),
+            ("max_retention", "belongs in [policy] or in a [[customer]]"),
+            ("url", "belongs in [repository]"),
+        ],
+        problems,
+    );
+    for (part_file, part_text) in parts {
+        let source = Source {
+            file: part_file,
+            text: part_text,
+        };
+        let Some(parsed) = parse(&source, problems) else {
+            continue;
+        };
+        let section = Section::new(&source, parsed.get_ref(), 0..0, String::new());
+        customers.extend(read_customer(
+            section, &base, part_file, &mut seen, problems,
+        ));
+    }
+    if customers.is_empty() && problems.is_empty() {
+        problems.push(Problem {
+            file: file.to_path_buf(),
+            line: None,
+            key: "customer".to_string(),
+            message: format!("no customer in this file nor in {CUSTOMERS_FOLDER}"),
+            hint: Some("write [[customer]] id = \"…\" and [[customer.vm]]".to_string()),
+        });
+    }
+    Some(Config {
+        file: file.to_path_buf(),
+        host: host?,
+        repository: repository?,
+        terms: terms?,
+        customers,
+    })
+}
+
+fn parse<'a>(
+    source: &Source<'a>,
+    problems: &mut Vec<Problem>,
+) -> Option<toml::Spanned<DeTable<'a>>> {
+    DeTable::parse(source.text)
+        .map_err(|error| {
+            problems.push(Problem {
+                file: source.file.to_path_buf(),
+                line: error.span().map(|span| source.line_of(span.start)),
+                key: String::new(),
+                message: format!("not TOML: {}", error.message()),
+                hint: None,
+            });
+        })
+        .ok()
+}
+
+fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Option<Host> {
+    let hostname = || {
+        rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned()
+    };
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let Some(mut section) = section else {
+        return Some(Host {
+            name: hostname(),
+            clock: ClockTrust::Verified,
+            state_dir: PathBuf::from(DEFAULT_STATE_DIR),
+            threads: cores(),
+        });
+    };
+    let found = problems.len();
+    let name = section
+        .text("name", problems)
+        .map_or_else(hostname, str::to_string);
+    if name.is_empty() || name.len() > 255 || name.chars().any(char::is_control) {
+        problems.push(section.problem("name", "a host name has 1 to 255 printable characters"));
+    }
+    let clock = match section.text("clock", problems) {
+        None | Some("verified") => ClockTrust::Verified,
+        Some("trusted") => ClockTrust::Trusted,
+        Some(other) => {
+            let message = format!("{other:?} is not \"verified\" or \"trusted\"");
+            problems.push(section.problem("clock", message));
+            ClockTrust::Verified
+        }
+    };
+    let state_dir = PathBuf::from(
+        section
+            .text("state_dir", problems)
+            .unwrap_or(DEFAULT_STATE_DIR),
+    );
+    check_path(&section, "state_dir", &state_dir, problems);
+    let threads = match section.integer("threads", problems) {
+        None => cores(),
+        Some(threads @ 1..=MAX_THREADS) => usize::try_from(threads).unwrap_or(1),
+        Some(_) => {
+            problems.push(section.problem("threads", format!("1 to {MAX_THREADS}")));
+            1
+        }
+    };
+    section.finish(&[], problems);
+    (problems.len() == found).then_some(Host {
+        name,
+        clock,
+        state_dir,
+        threads,
+    })
+}
+
+fn read_repository(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Option<Repository> {
+    let found = problems.len();
+    let url = section.required("url", problems).unwrap_or("/");
+    let directory = PathBuf::from(url.strip_prefix("file://").unwrap_or(url));
+    if url.starts_with("s3:") {
+        problems.push(section.problem(
+            "url",
+            "buckets are not in this version yet; give a directory such as \"/var/backups/vmkeep\"",
+        ));
+    } else {
+        check_path(&section, "url", &directory, problems);
+    }
+    let reserve_bytes = section
+        .bytes("reserve", problems)
+        .unwrap_or(DEFAULT_RESERVE_BYTES);
+    let chunk = section
+        .bytes("chunk_size", problems)
+        .unwrap_or(u64::from(DEFAULT_CHUNK_BYTES));
+    let chunk_bytes = match u32::try_from(chunk) {
+        Ok(bytes)
+            if bytes.is_power_of_two() && (MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES).contains(&bytes) =>
+        {
+            bytes
+        }
+        _ => {
+            problems
+                .push(section.problem("chunk_size", "64 KiB, 128 KiB, 256 KiB, 512 KiB or 1 MiB"));
+            DEFAULT_CHUNK_BYTES
+        }
+    };
+    let pack_bytes = section
+        .bytes("pack_size", problems)
+        .unwrap_or(DEFAULT_PACK_BYTES);
+    if !(MIB..=MAX_PACK_BYTES).contains(&pack_bytes) {
+        problems.push(section.problem("pack_size", "1 MiB to 256 MiB"));
+    }
+    let compression_level = match section.integer("compression_level", problems) {
+        None => DEFAULT_COMPRESSION_LEVEL,
+        Some(level @ 1..=MAX_COMPRESSION_LEVEL) => i32::try_from(level).unwrap_or(1),
+        Some(_) => {
+            let message = format!("1 (fast) to {MAX_COMPRESSION_LEVEL} (small)");
+            problems.push(section.problem("compression_level", message));
+            DEFAULT_COMPRESSION_LEVEL
+        }
+    };
+    let escrow = read_recipients(&mut section, problems);
+    section.finish(
+        &[
+            ("s3", "buckets are not in this version yet"),
+            (
+                "path",
+                "the directory is the url: url = \"/var/backups/vmkeep\"",
+            ),
+        ],
+        problems,
+    );
+    (problems.len() == found).then_some(Repository {
+        directory,
+        reserve_bytes,
+        chunk_bytes,
+        pack_bytes,
+        compression_level,
+        escrow,
+    })
+}

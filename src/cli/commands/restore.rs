@@ -1,0 +1,12 @@
+use crate::cli::answer::Answer;
+use crate::cli::args::RestoreArgs;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::invocation::Invocation;
+
+pub fn run(invocation: &Invocation, _args: &RestoreArgs) -> Result<Answer, Failure> {
+    invocation.config()?;
+    Err(Failure::new(
+        Exit::Failed,
+        "this build has no `restore` yet",
+    ))
+}

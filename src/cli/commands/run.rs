@@ -1,0 +1,9 @@
+use crate::cli::answer::Answer;
+use crate::cli::args::RunArgs;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::invocation::Invocation;
+
+pub fn run(invocation: &Invocation, _args: &RunArgs) -> Result<Answer, Failure> {
+    invocation.config()?;
+    Err(Failure::new(Exit::Failed, "this build has no `run` yet"))
+}

@@ -1,0 +1,110 @@
+use super::answer::Answer;
+use super::exit::{Exit, Failure};
+use indicatif::{MultiProgress, ProgressDrawTarget};
+use std::io::{self, BufRead, IsTerminal, Write};
+
+/// Control characters, which could steer a terminal, are replaced; line ends and tabs stay.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '\n' | '\t' => c,
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        })
+        .collect()
+}
+
+/// Where answers, failures, questions and progress go.
+pub struct Terminal {
+    json: bool,
+    progress: MultiProgress,
+}
+
+impl Terminal {
+    pub fn new(json: bool, quiet: bool) -> Self {
+        let shown = !json && !quiet && io::stderr().is_terminal();
+        let target = match shown {
+            true => ProgressDrawTarget::stderr(),
+            false => ProgressDrawTarget::hidden(),
+        };
+        Terminal {
+            json,
+            progress: MultiProgress::with_draw_target(target),
+        }
+    }
+
+    pub fn progress(&self) -> &MultiProgress {
+        &self.progress
+    }
+
+    /// Columns of stdout; `None` where it is not a terminal: nothing is cut short in a pipe.
+    pub fn width() -> Option<usize> {
+        let stdout = io::stdout();
+        if !stdout.is_terminal() {
+            return None;
+        }
+        let columns = rustix::termios::tcgetwinsize(&stdout).map_or(80, |size| size.ws_col);
+        Some(usize::from(columns).max(40))
+    }
+
+    /// Prints the answer and returns the exit code of the process.
+    pub fn answer(&self, answer: &Answer) -> Exit {
+        let written = match self.json {
+            true => write_document(&answer.document),
+            false => write_text(&answer.text),
+        };
+        match written {
+            Ok(()) => answer.exit,
+            // The reader has seen enough (`vmkeep points | head`): what was done is done.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => answer.exit,
+            Err(error) => {
+                let failure = Failure::new(Exit::Failed, format!("writing to stdout: {error}"));
+                self.say(&failure.text());
+                answer.exit.max(Exit::Failed)
+            }
+        }
+    }
+
+    /// Prints the failure: for people on stderr, and with `--json` for programs on stdout.
+    pub fn fail(&self, failure: &Failure) -> Exit {
+        self.say(&failure.text());
+        if self.json {
+            // Nothing is left to tell it to if stdout is gone; the exit code still says it.
+            let _ = write_document(&failure.document());
+        }
+        failure.exit
+    }
+
+    /// A line for the person watching, on stderr.
+    fn say(&self, text: &str) {
+        self.progress.suspend(|| {
+            let _ = io::stderr().lock().write_all(text.as_bytes());
+        });
+    }
+
+    /// Asks a yes-or-no question; `None` where nobody is there to ask.
+    pub fn confirm(&self, question: &str) -> Option<bool> {
+        if self.json || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+            return None;
+        }
+        self.say(&format!("{} [y/N] ", printable(question)));
+        let mut line = String::new();
+        io::stdin().lock().read_line(&mut line).ok()?;
+        Some(matches!(
+            line.trim().to_ascii_lowercase().as_str(),
+            "y" | "yes"
+        ))
+    }
+}
+
+fn write_text(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(printable(text).as_bytes())?;
+    stdout.flush()
+}
+
+fn write_document(document: &serde_json::Value) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{document:#}")?;
+    stdout.flush()
+}

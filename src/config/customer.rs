@@ -1,0 +1,294 @@
+use super::problem::Problem;
+use super::section::Section;
+use super::terms::{Overrides, PolicyTerms, read_overrides};
+use crate::model::{CustomerName, DiskName, VmName};
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+use toml::de::DeValue;
+
+/// One customer: a prefix, a key and a policy of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Customer {
+    pub name: CustomerName,
+    pub overrides: Overrides,
+    /// The terms that hold for this customer: the general ones with `overrides` applied.
+    pub terms: PolicyTerms,
+    /// `age1…` recipients that can open this customer's key, besides the repository's.
+    pub escrow: Vec<String>,
+    pub vms: Vec<Vm>,
+    /// Where the customer is configured, for messages.
+    pub file: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vm {
+    pub name: VmName,
+    /// Sorted by name; at least one.
+    pub disks: Vec<Disk>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    pub name: DiskName,
+    pub path: PathBuf,
+    pub format: DiskFormat,
+}
+
+/// Always said, never probed: a raw disk whose content starts like a qcow2 is a raw disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// A raw image or a block device.
+    Raw,
+    Qcow2,
+}
+
+impl DiskFormat {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        }
+    }
+}
+
+const GENERAL_ONLY: &[(&str, &str)] = &[
+    ("timezone", "one for all customers, in [policy]"),
+    ("window", "one for all customers, in [policy]"),
+    ("full_day", "one for all customers, in [policy]"),
+    (
+        "customer",
+        "this file is one customer: write id = \"…\" and [[vm]] without [[customer]]",
+    ),
+    (
+        "policy",
+        "only in the main file; a customer's overrides stand beside its id",
+    ),
+    ("host", "only in the main file"),
+    ("repository", "only in the main file"),
+];
+
+/// Names and paths seen in all files, with the problem-ready description of where.
+#[derive(Default)]
+pub(super) struct Seen {
+    customers: BTreeMap<String, String>,
+    disks: BTreeMap<PathBuf, String>,
+}
+
+fn place(problem: &Problem) -> String {
+    match problem.line {
+        Some(line) => format!("{}:{line}", problem.file.display()),
+        None => problem.file.display().to_string(),
+    }
+}
+
+pub(super) fn read_customer(
+    mut section: Section<'_>,
+    base: &PolicyTerms,
+    file: &Path,
+    seen: &mut Seen,
+    problems: &mut Vec<Problem>,
+) -> Option<Customer> {
+    let name = section.required("id", problems).and_then(|id| {
+        let here = section.problem("id", "");
+        let name = CustomerName::new(id)
+            .map_err(|error| problems.push(section.problem("id", error.to_string())))
+            .ok()?;
+        if let Some(first) = seen.customers.get(id) {
+            problems.push(section.problem("id", format!("customer {id:?} is already in {first}")));
+            return None;
+        }
+        seen.customers.insert(id.to_string(), place(&here));
+        Some(name)
+    });
+    if let Some(name) = &name {
+        section.rename(format!("customer.{name}"));
+    }
+    let overrides = read_overrides(&mut section, problems);
+    let escrow = read_recipients(&mut section, problems);
+    let mut vm_names = BTreeMap::new();
+    let mut vms = Vec::new();
+    for vm in section.tables("vm", problems) {
+        vms.extend(read_vm(vm, &mut vm_names, seen, problems));
+    }
+    section.finish(GENERAL_ONLY, problems);
+    Some(Customer {
+        name: name?,
+        terms: overrides.applied_to(base),
+        overrides,
+        escrow,
+        vms,
+        file: file.to_path_buf(),
+    })
+}
+
+fn read_vm(
+    mut section: Section<'_>,
+    vm_names: &mut BTreeMap<String, String>,
+    seen: &mut Seen,
+    problems: &mut Vec<Problem>,
+) -> Option<Vm> {
+    let name = section.required("name", problems).and_then(|text| {
+        let here = section.problem("name", "");
+        let name = VmName::new(text)
+            .map_err(|error| problems.push(section.problem("name", error.to_string())))
+            .ok()?;
+        if let Some(first) = vm_names.get(text) {
+            let message = format!("VM {text:?} is already in {first}");
+            problems.push(section.problem("name", message));
+            return None;
+        }
+        vm_names.insert(text.to_string(), place(&here));
+        Some(name)
+    });
+    if let Some(name) = &name {
+        let here = section.path_of(name.as_str());
+        section.rename(here);
+    }
+    let sources: Vec<&str> = ["disks", "qmp", "libvirt"]
+        .into_iter()
+        .filter(|key| section.contains(key))
+        .collect();
+    match sources.as_slice() {
+        [_] => {}
+        [] => problems.push(section.problem(
+            "disks",
+            "is missing: a VM has disks = { vda = \"/path/to/image\" }",
+        )),
+        several => problems.push(section.problem(
+            "disks",
+            format!(
+                "exactly one of disks, qmp, libvirt; found {}",
+                several.join(" and ")
+            ),
+        )),
+    }
+    for key in ["qmp", "libvirt"] {
+        if section.text(key, problems).is_some() {
+            problems.push(section.problem(
+                key,
+                "live VMs come with a later version; use disks = { … } for a stopped VM",
+            ));
+        }
+    }
+    if section.text("guest_agent", problems).is_some() && !section.contains("qmp") {
+        problems.push(section.problem("guest_agent", "goes with qmp only"));
+    }
+    let disks = section
+        .table("disks", problems)
+        .map(|disks| read_disks(disks, seen, problems))
+        .unwrap_or_default();
+    section.finish(&[], problems);
+    Some(Vm { name: name?, disks })
+}
+
+fn read_disks(section: Section<'_>, seen: &mut Seen, problems: &mut Vec<Problem>) -> Vec<Disk> {
+    let mut disks = Vec::new();
+    for (key, value) in section.entries() {
+        let name = DiskName::new(key)
+            .map_err(|error| problems.push(section.problem(key, error.to_string())))
+            .ok();
+        let (path, format) = match value.get_ref() {
+            DeValue::String(path) => (Some(path.as_ref()), None),
+            DeValue::Table(_) => match section.entry_table(key, value) {
+                Some(mut table) => {
+                    let path = table.required("path", problems);
+                    let format = table.text("format", problems).and_then(|text| match text {
+                        "raw" => Some(DiskFormat::Raw),
+                        "qcow2" => Some(DiskFormat::Qcow2),
+                        other => {
+                            let message = format!("{other:?} is not \"raw\" or \"qcow2\"");
+                            problems.push(table.problem("format", message));
+                            None
+                        }
+                    });
+                    table.finish(&[], problems);
+                    (path, format)
+                }
+                None => (None, None),
+            },
+            other => {
+                let message = format!(
+                    "expected a path or {{ path = …, format = … }}, found {}",
+                    other.type_str()
+                );
+                problems.push(section.problem(key, message));
+                (None, None)
+            }
+        };
+        let Some(path) = path.map(PathBuf::from) else {
+            continue;
+        };
+        if !check_path(&section, key, &path, problems) {
+            continue;
+        }
+        let plain: PathBuf = path.components().collect();
+        let here = section.problem(key, "");
+        if let Some(first) = seen.disks.get(&plain) {
+            let message = format!("{} is already a disk in {first}", path.display());
+            problems.push(section.problem(key, message));
+            continue;
+        }
+        seen.disks.insert(plain, place(&here));
+        let format = format.unwrap_or_else(|| {
+            match path
+                .extension()
+                .is_some_and(|extension| extension == "qcow2")
+            {
+                true => DiskFormat::Qcow2,
+                false => DiskFormat::Raw,
+            }
+        });
+        disks.extend(name.map(|name| Disk { name, path, format }));
+    }
+    if section.entries().next().is_none() {
+        problems.push(section.problem("", "a VM needs at least one disk"));
+    }
+    disks
+}
+
+/// Paths are absolute and without `..`, so that they mean the same from cron and from a shell.
+pub(super) fn check_path(
+    section: &Section<'_>,
+    key: &str,
+    path: &Path,
+    problems: &mut Vec<Problem>,
+) -> bool {
+    let message = if !path.is_absolute() {
+        format!("{} is not an absolute path", path.display())
+    } else if path.components().any(|part| part == Component::ParentDir) {
+        format!("{} contains \"..\"", path.display())
+    } else {
+        return true;
+    };
+    problems.push(section.problem(key, message));
+    false
+}
+
+/// `escrow = ["age1…"]`.
+pub(super) fn read_recipients(
+    section: &mut Section<'_>,
+    problems: &mut Vec<Problem>,
+) -> Vec<String> {
+    let mut recipients = Vec::new();
+    for text in section.texts("escrow", problems) {
+        if text.starts_with("AGE-SECRET-KEY-") {
+            problems.push(section.problem(
+                "escrow",
+                "this is a secret key: keep it away from this host, and write its public \"age1…\" recipient here (age-keygen -y)",
+            ));
+        } else if !is_recipient(text) {
+            problems.push(section.problem(
+                "escrow",
+                format!("{text:?} is not an age recipient (\"age1…\", as age-keygen prints it)"),
+            ));
+        } else {
+            recipients.push(text.to_string());
+        }
+    }
+    recipients
+}
+
+fn is_recipient(text: &str) -> bool {
+    bech32::primitives::decode::CheckedHrpstring::new::<bech32::Bech32>(text)
+        .is_ok_and(|checked| checked.hrp().as_str() == "age" && checked.byte_iter().count() == 32)
+}

@@ -1,0 +1,295 @@
+use super::*;
+
+const POLICY: &str = "[repository]\nurl = \"/srv/store\"\n[policy]\ntimezone = \"UTC\"\n";
+
+fn read_text(text: &str) -> Result<Config, Vec<String>> {
+    read_files(text, &[])
+}
+
+fn read_files(text: &str, parts: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+    let mut problems = Vec::new();
+    let parts: Vec<(PathBuf, String)> = parts
+        .iter()
+        .map(|(file, text)| (PathBuf::from(file), text.to_string()))
+        .collect();
+    let config = read(Path::new("vmkeep.toml"), text, &parts, &mut problems);
+    match (config, problems.is_empty()) {
+        (Some(config), true) => Ok(config),
+        _ => Err(problems.iter().map(Problem::to_string).collect()),
+    }
+}
+
+/// The problems of a file that has the general part and then `customer`.
+fn problems_of(customer: &str) -> Vec<String> {
+    read_text(&format!("{POLICY}{customer}")).expect_err(customer)
+}
+
+fn assert_one(problems: &[String], parts: &[&str]) {
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    for part in parts {
+        assert!(problems[0].contains(part), "{part:?} in {:?}", problems[0]);
+    }
+}
+
+const WEB01: &str = "[[customer]]\nid = \"acme\"\n[[customer.vm]]\nname = \"web01\"\n";
+
+#[test]
+fn every_example_is_a_valid_configuration() {
+    let full = load(Path::new("config/vmkeep.toml")).expect("config/vmkeep.toml");
+    assert_eq!(full.customers.len(), 2);
+    assert_eq!(full.customers[1].terms.max_retention, "7 days");
+    assert_eq!(full.customers[1].terms.restore_window, "14 days");
+    assert_eq!(full.customers[0].vms[1].disks[0].format, DiskFormat::Qcow2);
+    assert_eq!(full.customers[0].vms[1].disks[1].format, DiskFormat::Raw);
+    load(Path::new("config/minimal.toml")).expect("config/minimal.toml");
+}
+
+#[test]
+fn the_defaults_shown_in_the_full_example_are_those_of_the_minimal_one() {
+    let text = std::fs::read_to_string("config/vmkeep.toml").expect("config/vmkeep.toml");
+    let uncommented: String = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest)
+                if ["reserve", "chunk_size", "pack_size", "compression_level"]
+                    .iter()
+                    .any(|key| rest.starts_with(&format!("{key} = "))) =>
+            {
+                format!("{rest}\n")
+            }
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let full = read_text(&uncommented).expect("the full example");
+    let minimal = load(Path::new("config/minimal.toml")).expect("config/minimal.toml");
+    assert_eq!(
+        full.repository.reserve_bytes,
+        minimal.repository.reserve_bytes
+    );
+    assert_eq!(full.repository.chunk_bytes, minimal.repository.chunk_bytes);
+    assert_eq!(full.repository.pack_bytes, minimal.repository.pack_bytes);
+    assert_eq!(
+        full.repository.compression_level,
+        minimal.repository.compression_level
+    );
+    assert_eq!(full.terms, minimal.terms);
+    assert_eq!(full.host, minimal.host);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line_and_what_was_meant() {
+    let problems = problems_of(&format!(
+        "{WEB01}disks = {{ vda = \"/i/a\" }}\nbogus = 1\n[[customer]]\nid = \"b\"\nmax_retnetion = \"7 days\"\n"
+    ));
+    assert_eq!(
+        problems,
+        [
+            "vmkeep.toml:10: customer.acme.vm.web01.bogus: unknown key (known here: name, qmp, libvirt, guest_agent, disks)",
+            "vmkeep.toml:13: customer.b.max_retnetion: unknown key (did you mean \"max_retention\"?)",
+        ]
+    );
+}
+
+#[test]
+fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
+    assert_one(
+        &problems_of("[[customer]]\nid = \"acme\"\ntimezone = \"UTC\"\n"),
+        &["customer.acme.timezone", "in [policy]"],
+    );
+    let problems = read_files(
+        POLICY,
+        &[("customers.d/acme.toml", "[[customer]]\nid = \"acme\"\n")],
+    )
+    .expect_err("nested");
+    assert_eq!(problems.len(), 2, "{problems:#?}");
+    assert!(problems[1].contains("without [[customer]]"));
+}
+
+#[test]
+fn several_problems_are_reported_at_once() {
+    let problems = read_text(
+        "[host]\nclock = \"sometimes\"\nthreads = 0\n[repository]\nurl = \"relative\"\nchunk_size = \"96 KiB\"\npack_size = \"1 GiB\"\ncompression_level = 22\n",
+    )
+    .expect_err("all of it is wrong");
+    for expected in [
+        "vmkeep.toml:2: host.clock: \"sometimes\" is not",
+        "vmkeep.toml:3: host.threads: 1 to 1024",
+        "vmkeep.toml:5: repository.url: relative is not an absolute path",
+        "vmkeep.toml:6: repository.chunk_size: 64 KiB",
+        "vmkeep.toml:7: repository.pack_size: 1 MiB to 256 MiB",
+        "vmkeep.toml:8: repository.compression_level: 1 (fast)",
+        "policy: is missing",
+    ] {
+        assert!(
+            problems.iter().any(|problem| problem.contains(expected)),
+            "{expected} in {problems:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_bucket_is_refused_until_there_are_buckets() {
+    let text = "[repository]\nurl = \"s3://bucket/prefix\"\n[policy]\ntimezone = \"UTC\"\n";
+    assert_one(
+        &read_text(text).expect_err("s3"),
+        &["vmkeep.toml:2: repository.url", "not in this version yet"],
+    );
+}
+
+#[test]
+fn a_live_vm_is_refused_until_there_are_live_vms() {
+    for key in ["qmp", "libvirt"] {
+        assert_one(
+            &problems_of(&format!("{WEB01}{key} = \"/run/x\"\n")),
+            &["customer.acme.vm.web01", key, "later version"],
+        );
+    }
+}
+
+#[test]
+fn a_vm_has_exactly_one_source() {
+    assert_one(&problems_of(WEB01), &["vm.web01.disks: is missing"]);
+    let both = problems_of(&format!(
+        "{WEB01}disks = {{ vda = \"/i/a\" }}\nlibvirt = \"web01\"\n"
+    ));
+    assert!(both[0].contains("found disks and libvirt"), "{both:#?}");
+    assert_one(
+        &problems_of(&format!("{WEB01}disks = {{}}\n")),
+        &["at least one disk"],
+    );
+}
+
+#[test]
+fn names_that_are_paths_are_refused() {
+    for text in [
+        "[[customer]]\nid = \"../acme\"\n".to_string(),
+        "[[customer]]\nid = \"acme\"\n[[customer.vm]]\nname = \"a/b\"\ndisks = { vda = \"/a\" }\n"
+            .to_string(),
+        format!("{WEB01}disks = {{ \"../vda\" = \"/a\" }}\n"),
+    ] {
+        assert_one(&problems_of(&text), &["path separator"]);
+    }
+}
+
+#[test]
+fn names_and_disks_are_used_once() {
+    assert_one(
+        &problems_of("[[customer]]\nid = \"a\"\n[[customer]]\nid = \"a\"\n"),
+        &["vmkeep.toml:8: customer.id", "already in vmkeep.toml:6"],
+    );
+    let twice = "[[customer.vm]]\nname = \"v\"\ndisks = { vda = \"/i/a\" }\n[[customer.vm]]\nname = \"v\"\ndisks = { vda = \"/i/b\" }\n";
+    assert_one(
+        &problems_of(&format!("[[customer]]\nid = \"a\"\n{twice}")),
+        &["VM \"v\" is already in vmkeep.toml:8"],
+    );
+    let part = "id = \"b\"\n[[vm]]\nname = \"w\"\ndisks = { vda = \"/i//a/\" }\n";
+    let problems = read_files(
+        &format!("{POLICY}{WEB01}disks = {{ vda = \"/i/a\" }}\n"),
+        &[("customers.d/b.toml", part)],
+    )
+    .expect_err("the same disk");
+    assert_one(
+        &problems,
+        &[
+            "customers.d/b.toml:4: customer.b.vm.w.disks.vda",
+            "already a disk in vmkeep.toml:9",
+        ],
+    );
+}
+
+#[test]
+fn paths_are_absolute_and_go_down_only() {
+    assert_one(
+        &problems_of(&format!("{WEB01}disks = {{ vda = \"images/a\" }}\n")),
+        &["not an absolute path"],
+    );
+    assert_one(
+        &problems_of(&format!("{WEB01}disks = {{ vda = \"/i/../a\" }}\n")),
+        &["\"..\""],
+    );
+}
+
+#[test]
+fn a_customer_file_has_the_keys_of_one_customer() {
+    let part = "id = \"b\"\nmax_retention = \"20 days\"\n[[vm]]\nname = \"w\"\ndisks = { vda = { path = \"/dev/vg/w\", format = \"raw\" } }\n";
+    let config = read_files(POLICY, &[("customers.d/b.toml", part)]).expect("one customer");
+    let customer = &config.customers[0];
+    assert_eq!(customer.name.as_str(), "b");
+    assert_eq!(customer.file, Path::new("customers.d/b.toml"));
+    assert_eq!(customer.terms.max_retention, "20 days");
+    assert_eq!(customer.terms.timezone, "UTC");
+    assert_eq!(customer.vms[0].disks[0].path, Path::new("/dev/vg/w"));
+}
+
+#[test]
+fn a_format_is_said_or_follows_the_name_and_nothing_else() {
+    let disks = "disks = { a = \"/i/a.qcow2\", b = \"/i/b.img\", c = { path = \"/i/c.qcow2\", format = \"raw\" } }\n";
+    let config = read_text(&format!("{POLICY}{WEB01}{disks}")).expect("three disks");
+    let formats: Vec<DiskFormat> = config.customers[0].vms[0]
+        .disks
+        .iter()
+        .map(|disk| disk.format)
+        .collect();
+    assert_eq!(
+        formats,
+        [DiskFormat::Qcow2, DiskFormat::Raw, DiskFormat::Raw]
+    );
+    assert_one(
+        &problems_of(&format!(
+            "{WEB01}disks = {{ a = {{ path = \"/a\", format = \"vmdk\" }} }}\n"
+        )),
+        &["disks.a.format", "\"vmdk\""],
+    );
+}
+
+#[test]
+fn an_escrow_recipient_is_a_public_key_with_a_right_checksum() {
+    for (text, expected) in [
+        (
+            "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8q",
+            "not an age recipient",
+        ),
+        ("ssh-ed25519 AAAA", "not an age recipient"),
+        ("AGE-SECRET-KEY-1XYZ", "secret key"),
+    ] {
+        assert_one(
+            &problems_of(&format!(
+                "[[customer]]\nid = \"a\"\nescrow = [\"{text}\"]\n"
+            )),
+            &["customer.a.escrow", expected],
+        );
+    }
+}
+
+#[test]
+fn what_is_not_toml_is_said_with_its_line() {
+    let problems = read_text("[host]\nclock = verified\n").expect_err("no quotes");
+    assert_one(&problems, &["vmkeep.toml:2: not TOML"]);
+}
+
+#[test]
+fn a_wrong_type_is_said() {
+    assert_one(
+        &problems_of("[[customer]]\nid = 7\n"),
+        &["customer.id: expected a string in quotes, found integer"],
+    );
+    assert_one(
+        &problems_of("[customer]\nid = \"a\"\n"),
+        &["customer: expected tables written as [[customer]], found table"],
+    );
+}
+
+#[test]
+fn a_missing_file_is_one_clear_problem() {
+    let error = load(Path::new("/nonexistent/vmkeep.toml")).expect_err("missing");
+    assert_eq!(error.problems.len(), 1);
+    assert!(error.to_string().contains("--config FILE"), "{error}");
+}
+
+#[test]
+fn a_configuration_without_customers_protects_nothing_and_is_refused() {
+    assert_one(
+        &read_text(POLICY).expect_err("no customers"),
+        &["no customer"],
+    );
+}
