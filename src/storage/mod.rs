@@ -3,8 +3,19 @@
 //! Objects are immutable and created only if absent. What is absent here: retries that hide an
 //! outcome, caching, any idea of what an object means.
 
+mod directory;
+mod fault;
+mod memory;
+mod probe;
+
+pub use directory::Directory;
+pub use fault::{Fault, Faulty, Frozen, Operation, Verb};
+pub use memory::{Memory, Snapshot};
+pub use probe::{Probe, probe};
+
 use crate::model::ObjectName;
 use std::fmt;
+use std::sync::Arc;
 
 /// What went wrong, as far as the caller must decide by it; always with the object's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,13 +79,23 @@ pub struct Listed {
     pub size_bytes: u64,
 }
 
+/// Something that takes up room in the store and is not an object: a temporary file, a file under
+/// a name that no object can have, an unfinished upload.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Leftover {
+    /// Where it is, relative to the root, printable; not an object name, and often no valid one.
+    pub place: String,
+    pub size_bytes: u64,
+}
+
 /// Named immutable objects. All calls may come from several threads and several processes.
 pub trait Storage: Send + Sync {
     /// Creates `name` with exactly `data`, durably, if and only if the name is free.
     ///
     /// `Ok`: stands, and survives a power cut. `AlreadyExists`: the name was taken. `Transient`:
     /// unknown; only repeating the same call until one of the two answers tells. Any other error:
-    /// nothing was created.
+    /// this call created nothing (what an earlier, uncertain call did is not answered by it).
+    /// Names that begin with the part `tmp` or `reserve` are the store's own: `Unsupported`.
     fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError>;
 
     /// The whole object, `Corrupt` if it is larger than `max_bytes` (nothing is allocated then).
@@ -102,10 +123,10 @@ pub trait Storage: Send + Sync {
 
     /// Removes what dead writers left under names that no listing shows (temporary files,
     /// unfinished uploads). Never touches what a living writer holds. Returns what was removed.
-    fn sweep_leftovers(&self) -> Result<Vec<Listed>, StorageError>;
+    fn sweep_leftovers(&self) -> Result<Vec<Leftover>, StorageError>;
 
     /// Everything that is physically there and no listing shows, for the proof of erasure.
-    fn leftovers(&self) -> Result<Vec<Listed>, StorageError>;
+    fn leftovers(&self) -> Result<Vec<Leftover>, StorageError>;
 
     /// Bytes that can still be written, if the store can tell.
     fn free_bytes(&self) -> Option<u64>;
@@ -118,4 +139,128 @@ pub trait Storage: Send + Sync {
 
     /// Where this is, for messages and certificates.
     fn location(&self) -> String;
+}
+
+impl<S: Storage + ?Sized> Storage for Arc<S> {
+    fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+        (**self).create(name, data)
+    }
+
+    fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {
+        (**self).read(name, max_bytes)
+    }
+
+    fn read_range(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), StorageError> {
+        (**self).read_range(name, offset, buffer)
+    }
+
+    fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
+        (**self).size_bytes(name)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
+        (**self).list(prefix)
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
+        (**self).delete(name)
+    }
+
+    fn destroy(&self, name: &ObjectName) -> Result<(), StorageError> {
+        (**self).destroy(name)
+    }
+
+    fn sweep_leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
+        (**self).sweep_leftovers()
+    }
+
+    fn leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
+        (**self).leftovers()
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        (**self).free_bytes()
+    }
+
+    fn release_reserve(&self) -> Result<bool, StorageError> {
+        (**self).release_reserve()
+    }
+
+    fn restore_reserve(&self) -> Result<bool, StorageError> {
+        (**self).restore_reserve()
+    }
+
+    fn location(&self) -> String {
+        (**self).location()
+    }
+}
+
+/// Refuses the names that a store keeps for itself, so that no object can pose as a temporary file.
+fn refuse_own_names(name: &ObjectName) -> Result<(), StorageError> {
+    match is_own_name(name.as_str()) {
+        true => Err(StorageError::new(
+            StorageErrorKind::Unsupported,
+            name,
+            "the store keeps names below `tmp` and `reserve` for itself",
+        )),
+        false => Ok(()),
+    }
+}
+
+fn is_own_name(name: &str) -> bool {
+    matches!(name.split('/').next(), Some("tmp" | "reserve"))
+}
+
+/// `None` for the empty prefix. A prefix is a whole number of parts, so it has the form of a name.
+fn checked_prefix(prefix: &str) -> Result<Option<ObjectName>, StorageError> {
+    if prefix.is_empty() {
+        return Ok(None);
+    }
+    match name_from_outside(prefix) {
+        Some(name) => Ok(Some(name)),
+        None => Err(StorageError::new(
+            StorageErrorKind::Unsupported,
+            prefix.escape_debug(),
+            "a prefix is a whole number of name parts",
+        )),
+    }
+}
+
+/// A name that some folder or server told us; `None` if no object can have it.
+fn name_from_outside(name: &str) -> Option<ObjectName> {
+    // Names are ASCII. Asked first, because what lies in a folder can be any text at all.
+    if !name.is_ascii() {
+        return None;
+    }
+    ObjectName::new(name).ok()
+}
+
+/// 32 hex digits nobody has used before and nobody can guess.
+fn random_hex() -> Result<String, StorageError> {
+    let mut bytes = [0u8; 16];
+    fill_random(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn fill_random(bytes: &mut [u8]) -> Result<(), StorageError> {
+    let failed = |detail: &dyn fmt::Display| {
+        StorageError::new(StorageErrorKind::Unsupported, "random numbers", detail)
+    };
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let done = rustix::io::retry_on_intr(|| {
+            rustix::rand::getrandom(&mut *rest, rustix::rand::GetRandomFlags::empty())
+        })
+        .map_err(|error| failed(&error))?;
+        rest = rest
+            .get_mut(done..)
+            .filter(|_| done > 0)
+            .ok_or_else(|| failed(&"the system gave none"))?;
+    }
+    Ok(())
 }

@@ -1,0 +1,159 @@
+//! Asks a store whether "create if absent" is true there, instead of believing its documentation.
+//!
+//! Several servers and network file systems accept the condition and ignore it, or let several of
+//! many racing writers win. The ledger's order of entries rests on exactly one winner.
+
+use super::{Storage, StorageError, StorageErrorKind, random_hex};
+use crate::model::ObjectName;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+/// What a store was seen to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// Every race had one winner and nothing was overwritten.
+    Sound,
+    /// The store must not be shared by several writers.
+    Unsound { what: String },
+}
+
+/// A writer whose reply is lost asks again this often before the probe gives up.
+const ATTEMPTS: u32 = 8;
+/// Probe objects are this small; anything larger under their name is not ours.
+const MAX_PROBE_BYTES: u64 = 1024;
+
+/// Creates one object twice, then lets `writers` threads race for a name, `rounds` times, all below
+/// `<prefix>/probe/`. Removes what it created. `rounds` of 0 leaves the sequential part only.
+pub fn probe(
+    store: &dyn Storage,
+    prefix: &str,
+    rounds: u32,
+    writers: u32,
+) -> Result<Probe, StorageError> {
+    if let unsound @ Probe::Unsound { .. } =
+        with_probe_object(store, prefix, |name| twice(store, name))?
+    {
+        return Ok(unsound);
+    }
+    for _ in 0..rounds {
+        let verdict = with_probe_object(store, prefix, |name| race(store, name, writers))?;
+        if let Probe::Unsound { .. } = verdict {
+            return Ok(verdict);
+        }
+    }
+    Ok(Probe::Sound)
+}
+
+/// Runs one trial and removes its object, whatever the trial said. A crash in between leaves one
+/// small object below `probe/`, which no ledger explains and the next prune removes.
+fn with_probe_object(
+    store: &dyn Storage,
+    prefix: &str,
+    trial: impl FnOnce(&ObjectName) -> Result<Probe, StorageError>,
+) -> Result<Probe, StorageError> {
+    let random = random_hex()?;
+    let name = match prefix {
+        "" => format!("probe/{random}"),
+        prefix => format!("{prefix}/probe/{random}"),
+    };
+    let name = ObjectName::new(&name)
+        .map_err(|error| StorageError::new(StorageErrorKind::Unsupported, prefix, error))?;
+    let verdict = trial(&name);
+    let cleaned = store.delete(&name);
+    match verdict {
+        Ok(Probe::Sound) => cleaned.map(|()| Probe::Sound),
+        told => told,
+    }
+}
+
+fn twice(store: &dyn Storage, name: &ObjectName) -> Result<Probe, StorageError> {
+    let (first, second) = (random_hex()?, random_hex()?);
+    if !won(store, name, first.as_bytes())? {
+        return unsound("a name nobody ever used was reported as taken");
+    }
+    if won(store, name, second.as_bytes())? {
+        return unsound("an existing object was overwritten: the condition is ignored");
+    }
+    match store.read(name, MAX_PROBE_BYTES)? == first.as_bytes() {
+        true => Ok(Probe::Sound),
+        false => unsound("a refused creation changed the object"),
+    }
+}
+
+fn race(store: &dyn Storage, name: &ObjectName, writers: u32) -> Result<Probe, StorageError> {
+    let contents = (0..writers)
+        .map(|_| random_hex())
+        .collect::<Result<Vec<_>, _>>()?;
+    // Not a barrier: if a thread cannot be started, those that were must still come to an end.
+    let start = AtomicBool::new(false);
+    let outcomes: Vec<Result<bool, StorageError>> = thread::scope(|scope| {
+        let racers: Vec<_> = contents
+            .iter()
+            .map(|content| {
+                thread::Builder::new().spawn_scoped(scope, || {
+                    while !start.load(Ordering::Acquire) {
+                        thread::yield_now();
+                    }
+                    won(store, name, content.as_bytes())
+                })
+            })
+            .collect();
+        start.store(true, Ordering::Release);
+        let lost = |detail: String| {
+            let kind = StorageErrorKind::Unsupported;
+            Err(StorageError::new(kind, name, detail))
+        };
+        racers
+            .into_iter()
+            .map(|racer| match racer {
+                Ok(racer) => racer
+                    .join()
+                    .unwrap_or_else(|_| lost("a writer of the probe died".to_string())),
+                Err(error) => lost(format!("a writer of the probe did not start: {error}")),
+            })
+            .collect()
+    });
+    let mut winners = Vec::new();
+    for (content, outcome) in contents.iter().zip(outcomes) {
+        if outcome? {
+            winners.push(content);
+        }
+    }
+    let stands = store.read(name, MAX_PROBE_BYTES)?;
+    match winners.as_slice() {
+        [winner] if winner.as_bytes() == stands => Ok(Probe::Sound),
+        [_] => unsound("the winner of a race was told so, and another's bytes stand"),
+        several => unsound(&format!(
+            "{} of {writers} racing writers were told that they had won",
+            several.len()
+        )),
+    }
+}
+
+/// Whether this writer's bytes stand, as the store tells it. A lost reply is decided as the ledger
+/// decides it: the same bytes again, then a comparison.
+fn won(store: &dyn Storage, name: &ObjectName, content: &[u8]) -> Result<bool, StorageError> {
+    let mut uncertain = None;
+    for _ in 0..ATTEMPTS {
+        match store.create(name, content) {
+            Ok(()) => return Ok(true),
+            Err(error) if error.kind == StorageErrorKind::AlreadyExists => {
+                return match uncertain {
+                    None => Ok(false),
+                    Some(_) => Ok(store.read(name, MAX_PROBE_BYTES)? == content),
+                };
+            }
+            Err(error) if error.kind == StorageErrorKind::Transient => uncertain = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(uncertain.unwrap_or_else(|| {
+        StorageError::new(StorageErrorKind::Transient, name, "no attempt was made")
+    }))
+}
+
+fn unsound(what: &str) -> Result<Probe, StorageError> {
+    Ok(Probe::Unsound {
+        what: what.to_string(),
+    })
+}
