@@ -262,7 +262,8 @@ pub fn after_policy_change(point: &PointFacts, new: &Policy, entry_time: Timesta
 }
 
 /// Decides about each point that is not erased, in the order given. Pure: the same facts, policy and time give the
-/// same decisions, and once they are carried out the same time decides nothing new.
+/// same decisions, and once those are carried out (twice, where a point is at its last chance) the same time decides
+/// nothing new.
 pub fn plan(points: &[PointFacts], policy: &Policy, now: Timestamp) -> Vec<Decision> {
     let planner = Planner::new(points, policy, now);
     points
@@ -936,5 +937,81 @@ mod tests {
         let asked = prune_needs_confirmation(&plan(&points, &configured, now), &foretold);
         assert_eq!(asked, [PointId::from_bytes([4; 16])]);
         assert!(prune_needs_confirmation(&foretold, &foretold).is_empty());
+    }
+
+    #[test]
+    fn a_week_without_its_sunday_waits_for_sunday_all_the_same() {
+        let policy = policy(|_| ());
+        let mut points = week(&policy);
+        points.pop();
+        assert_eq!(kept(&points, &policy, "2026-11-25T21:59:00Z").len(), 6);
+        assert_eq!(kept(&points, &policy, "2026-11-25T22:00:00Z"), [4]);
+    }
+
+    #[test]
+    fn a_week_waits_for_its_point_of_a_lone_clock() {
+        let policy = policy(|_| ());
+        let mut points = week(&policy);
+        points[4].clock_alone = true;
+        assert_eq!(kept(&points, &policy, "2026-11-30T22:00:00Z").len(), 7);
+        points[4].witnessed_since = Some(at("2026-11-12T22:00:00Z"));
+        assert_eq!(kept(&points, &policy, "2026-11-29T21:59:00Z").len(), 7);
+        assert_eq!(kept(&points, &policy, "2026-11-29T22:00:00Z"), [4]);
+    }
+
+    #[test]
+    fn a_point_whose_time_is_over_does_not_stand_for_its_week() {
+        let policy = policy(|terms| terms.max_retention = "20 days".into());
+        let mut points = week(&policy);
+        points[5].kind = PointKind::Full;
+        // Nobody pruned for two days: the fulls are past their time, Sunday's incremental is not.
+        let now = "2026-11-25T22:30:00Z";
+        assert_eq!(kept(&points, &policy, now), [8]);
+    }
+
+    #[test]
+    fn a_night_of_the_doubled_hour_stays_in_the_window_to_its_end() {
+        let policy = policy(|terms| {
+            terms.timezone = "America/New_York".into();
+            terms.window = "01:30-05:00".into();
+            terms.max_retention = "7 days".into();
+        });
+        // The second 01:10 of 1 November is after the first 01:30: the night of the 1st. By the calendar alone it
+        // would expire at 01:10 on the 7th, when the night of the 6th still needs it.
+        let taken = at("2026-11-01T01:10:00-05:00");
+        assert_eq!(
+            expiry(&policy, taken).expires_at,
+            at("2026-11-07T01:30:00-05:00")
+        );
+    }
+
+    #[test]
+    fn a_window_of_nearly_a_day_takes_no_night_of_the_restore_window() {
+        let policy = policy(|terms| {
+            terms.window = "00:00-23:59".into();
+            terms.max_retention = "7 days".into();
+        });
+        let points = [point(1, "2026-11-01T00:00:00Z", PointKind::Full, &policy)];
+        assert_eq!(kept(&points, &policy, "2026-11-06T23:59:00Z"), [1]);
+        assert!(kept(&points, &policy, "2026-11-07T00:00:00Z").is_empty());
+    }
+
+    #[test]
+    fn under_the_shortest_maximum_one_prune_a_night_is_enough() {
+        let policy = policy(|terms| terms.max_retention = "3 days".into());
+        let mut points = [point(1, "2026-11-01T23:00:00Z", PointKind::Full, &policy)];
+        assert_eq!(points[0].deadline, at("2026-11-04T23:00:00Z"));
+        assert_eq!(kept(&points, &policy, "2026-11-02T23:00:00Z"), [1]);
+        // Before its own time, at 23:00, but out of the window; the next prune may be at 06:00 on the 5th.
+        let now = at("2026-11-03T22:05:00Z");
+        let (action, reason) = only(&points, &policy, now);
+        assert_eq!(action, Action::Expire);
+        assert_eq!(
+            reason,
+            "must be gone by 2026-11-04T23:00:00Z, and the next night's prune may be too late"
+        );
+        points[0].state = PointState::Expired;
+        points[0].expired_at = Some(now);
+        assert_eq!(only(&points, &policy, now).0, Action::Erase);
     }
 }

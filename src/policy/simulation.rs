@@ -321,6 +321,7 @@ fn windows() -> impl Strategy<Value = &'static str> {
         1 => Just("01:45-05:00"),
         1 => Just("02:30-02:50"),
         1 => Just("20:00-08:00"),
+        1 => Just("00:30-00:00"),
     ]
 }
 

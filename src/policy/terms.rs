@@ -550,7 +550,8 @@ mod tests {
 
     #[test]
     fn each_wrong_value_names_its_key() {
-        let wrong: [(&str, fn(&mut PolicyTerms)); 8] = [
+        type Spoil = fn(&mut PolicyTerms);
+        let wrong: [(&str, Spoil); 8] = [
             ("timezone", |terms| terms.timezone = "Mars/Olympus".into()),
             ("window", |terms| terms.window = "22:00-22:00".into()),
             ("window", |terms| terms.window = "22-6".into()),
