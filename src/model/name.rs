@@ -20,7 +20,7 @@ impl std::error::Error for NameError {}
 
 /// Names become parts of object names and file names: no separators, no dot first, no control
 /// characters, bounded.
-fn check(what: &'static str, name: &str) -> Result<(), NameError> {
+fn check(what: &'static str, name: &str, max_bytes: usize) -> Result<(), NameError> {
     let error = |reason| {
         Err(NameError {
             what,
@@ -31,8 +31,8 @@ fn check(what: &'static str, name: &str) -> Result<(), NameError> {
     if name.is_empty() {
         return error("it is empty");
     }
-    if name.len() > 64 {
-        return error("it is longer than 64 characters");
+    if name.len() > max_bytes {
+        return error("it is too long");
     }
     if name.contains('/') || name.contains('\\') {
         return error("it contains a path separator");
@@ -57,7 +57,7 @@ macro_rules! checked_name {
 
         impl $name {
             pub fn new(name: &str) -> Result<Self, NameError> {
-                check($what, name)?;
+                check($what, name, 64)?;
                 Ok($name(name.into()))
             }
 
@@ -109,16 +109,7 @@ impl ObjectName {
             });
         }
         name.split('/')
-            .try_for_each(|part| match part.len() <= 128 {
-                true if part.len() > 64 => check("object name", &part[..64])
-                    .and_then(|()| check("object name", &part[64..])),
-                true => check("object name", part),
-                false => Err(NameError {
-                    what: "object name",
-                    name: name.to_string(),
-                    reason: "a part is longer than 128 characters",
-                }),
-            })
+            .try_for_each(|part| check("object name", part, 128))
             .map_err(|error| NameError {
                 what: "object name",
                 name: name.to_string(),
@@ -164,5 +155,7 @@ mod tests {
         let long = format!("packs/{}/{}", "0".repeat(32), "a".repeat(64));
         assert!(ObjectName::new(&long).is_ok());
         assert!(ObjectName::new(&"é".repeat(40)).is_err());
+        assert!(ObjectName::new(&format!("a{}", "é".repeat(40))).is_err());
+        assert!(ObjectName::new(&"a".repeat(129)).is_err());
     }
 }

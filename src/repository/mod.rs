@@ -1,1 +1,92 @@
-//! (being written)
+//! Floor 3: the chunk store. Writer, reader, index, tree, ledger, points, reclaim.
+//!
+//! What is absent: disks and hypervisors, configuration, printing, the clock (times come with
+//! [`Host`]), and any choice of a store.
+
+mod customer;
+mod error;
+mod host;
+mod index;
+mod ledger;
+mod mark;
+mod point;
+mod reader;
+pub mod reclaim;
+mod scrub;
+mod sweep;
+mod tree;
+mod writer;
+
+pub use customer::{Begun, Customer, LONGEST_SESSION_DAYS, NewCustomer, WriteSettings, terms_map};
+pub use error::{RepositoryError, RepositoryErrorKind};
+pub use host::{Head, Host, Stamp};
+pub use index::{Index, PackInfo};
+pub use ledger::{Condemned, Ledger, OpenSession, Point, State, Verified};
+pub use mark::{Mark, Unreachable};
+pub use point::{DiskResult, PointDraft, PointReader, RestoredDisk};
+pub use reader::{ReadScratch, Reader};
+pub use scrub::{Scrubbed, scrub_packs};
+pub use sweep::{Explained, Swept, explain, sweep};
+pub use tree::{DiskDraft, DiskView, Row, SpanDraft, span_extent};
+pub use writer::{FRESH_DAYS, Session, Trust, Uploaded, Worker};
+
+use crate::codec::random_bytes;
+use crate::format::names::repository_file;
+use crate::format::repository_file::{FORMAT_VERSION, MAX_REPOSITORY_FILE_BYTES, RepositoryFile};
+use crate::model::RepositoryId;
+use crate::storage::{Storage, StorageErrorKind};
+use jiff::Timestamp;
+
+/// Writes `vmkeep.json`. `AlreadyExists` if the place holds a repository.
+pub fn create_repository(
+    storage: &dyn Storage,
+    created_at: Timestamp,
+    chunk_bytes: u32,
+) -> Result<RepositoryFile, RepositoryError> {
+    let file = RepositoryFile {
+        format: FORMAT_VERSION,
+        repository: RepositoryId::from_bytes(random_bytes()),
+        created_at,
+        chunk_bytes,
+        features: Vec::new(),
+    };
+    let bytes = file.to_bytes().map_err(|error| {
+        RepositoryError::new(RepositoryErrorKind::Refused, repository_file(), error)
+    })?;
+    match storage.create(&repository_file(), &bytes) {
+        Ok(()) => Ok(file),
+        Err(error) if error.kind == StorageErrorKind::AlreadyExists => Err(RepositoryError::new(
+            RepositoryErrorKind::AlreadyExists,
+            storage.location(),
+            "there is a repository already",
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads `vmkeep.json`.
+pub fn open_repository(storage: &dyn Storage) -> Result<RepositoryFile, RepositoryError> {
+    let name = repository_file();
+    let bytes = match storage.read(&name, MAX_REPOSITORY_FILE_BYTES) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind == StorageErrorKind::NotFound => {
+            return Err(RepositoryError::new(
+                RepositoryErrorKind::NoRepository,
+                storage.location(),
+                "there is no repository here (vmkeep.json is missing)",
+            ));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    RepositoryFile::parse(&bytes).map_err(|error| {
+        let newer = serde_json::from_slice::<serde_json::Value>(&bytes)
+            .ok()
+            .and_then(|value| value.get("format")?.as_u64())
+            .is_some_and(|format| format > u64::from(FORMAT_VERSION));
+        let kind = match newer {
+            true => RepositoryErrorKind::Newer,
+            false => RepositoryErrorKind::Damaged,
+        };
+        RepositoryError::new(kind, name, error)
+    })
+}

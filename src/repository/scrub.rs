@@ -1,0 +1,143 @@
+//! Reading packs in full, without a key: the checksums of every frame.
+
+use super::customer::Customer;
+use super::RepositoryError;
+use crate::format::entry::{Body, DamagedFrame, VerifyBody, VerifyMethod};
+use crate::format::pack::{self, MAX_PACK_BYTES};
+use crate::model::{ObjectHash, PackName, Tag};
+use crate::storage::StorageErrorKind;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// What reading packs showed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Every byte is as it was written.
+    pub whole: Vec<PackName>,
+    /// Frames that do not match their checksum.
+    pub damaged: Vec<(PackName, Tag)>,
+    /// Packs that cannot be read as packs at all, and why.
+    pub broken: Vec<(PackName, String)>,
+    pub read_bytes: u64,
+}
+
+/// Names in one `verify` entry: its body stays far below 1 MiB.
+const NAMES_IN_ENTRY: usize = 4000;
+
+/// Reads `packs` with `threads` threads. `progress` hears of the bytes of each pack.
+pub fn scrub_packs(
+    customer: &Customer,
+    packs: &[PackName],
+    threads: usize,
+    stop: &AtomicBool,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Scrubbed, RepositoryError> {
+    let next = AtomicUsize::new(0);
+    let result = Mutex::new(Scrubbed::default());
+    let failed: Mutex<Option<RepositoryError>> = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let Some(name) = packs.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                        return;
+                    };
+                    match scrub_one(customer, name) {
+                        Ok(one) => {
+                            progress(one.read_bytes);
+                            let mut all = result.lock().unwrap_or_else(PoisonError::into_inner);
+                            all.whole.extend(one.whole);
+                            all.damaged.extend(one.damaged);
+                            all.broken.extend(one.broken);
+                            all.read_bytes += one.read_bytes;
+                        }
+                        Err(error) => {
+                            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    let mut result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
+    result.whole.sort_unstable();
+    result.damaged.sort_unstable();
+    result.broken.sort_unstable();
+    Ok(result)
+}
+
+fn scrub_one(customer: &Customer, name: &PackName) -> Result<Scrubbed, RepositoryError> {
+    let mut one = Scrubbed::default();
+    let object = customer.names().pack(name);
+    let bytes = match customer.storage().read(&object, MAX_PACK_BYTES) {
+        Ok(bytes) => bytes,
+        Err(error)
+            if matches!(
+                error.kind,
+                StorageErrorKind::NotFound | StorageErrorKind::Corrupt
+            ) =>
+        {
+            // Another host may have condemned and deleted it: only then it is no damage.
+            customer.refresh()?;
+            if !customer.with_state(|state| state.is_condemned(name)) {
+                one.broken.push((*name, error.to_string()));
+            }
+            return Ok(one);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    one.read_bytes = bytes.len() as u64;
+    let hash = ObjectHash::from_bytes(*blake3::hash(&bytes).as_bytes());
+    match pack::scrub(&bytes) {
+        Ok((_, damaged)) if damaged.is_empty() && hash == name.hash => one.whole.push(*name),
+        Ok((_, damaged)) if !damaged.is_empty() => {
+            one.damaged
+                .extend(damaged.into_iter().map(|tag| (*name, tag)));
+        }
+        Ok(_) => one.broken.push((
+            *name,
+            "its bytes are not those of its name, though every frame is whole".to_string(),
+        )),
+        Err(error) => one.broken.push((*name, error.to_string())),
+    }
+    Ok(one)
+}
+
+impl Customer {
+    /// Notes in the ledger what was verified and what was found damaged, in as many entries as it
+    /// takes. Damaged frames leave the index with it.
+    pub fn note_verification(
+        &self,
+        method: VerifyMethod,
+        packs: &[PackName],
+        damaged: &[(PackName, Tag)],
+    ) -> Result<(), RepositoryError> {
+        let mut packs = packs.chunks(NAMES_IN_ENTRY);
+        let mut damaged = damaged.chunks(NAMES_IN_ENTRY);
+        loop {
+            let (packs, damaged) = (packs.next(), damaged.next());
+            if packs.is_none() && damaged.is_none() {
+                return Ok(());
+            }
+            self.append(|_| {
+                Ok(Body::Verify(VerifyBody {
+                    method,
+                    packs: packs.unwrap_or_default().to_vec(),
+                    damaged: damaged
+                        .unwrap_or_default()
+                        .iter()
+                        .map(|(pack, tag)| DamagedFrame {
+                            pack: *pack,
+                            tag: *tag,
+                        })
+                        .collect(),
+                }))
+            })?;
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Whether each object in the store is explained by the ledger, and removing what is not.
+
+use super::customer::Customer;
+use super::index::Index;
+use super::ledger::State;
+use super::RepositoryError;
+use crate::format::names::ObjectRole;
+use crate::model::{PackName, PointState};
+use crate::storage::{Leftover, Listed};
+use std::collections::BTreeSet;
+
+/// What the ledger says of one object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Explained {
+    /// It belongs here.
+    Yes,
+    /// A condemned pack that is not deleted yet: leaves only after its live tags were found
+    /// elsewhere.
+    Condemned,
+    /// Nothing can ever commit it; the reason.
+    No(&'static str),
+}
+
+/// What a sweep found.
+#[derive(Debug, Clone, Default)]
+pub struct Swept {
+    /// Objects listed, of this customer.
+    pub listed: u64,
+    pub removed: Vec<(Listed, &'static str)>,
+    pub leftovers_removed: Vec<Leftover>,
+    /// What is left and could not be explained or removed.
+    pub unexplained: Vec<String>,
+    /// The ledger's end that the listing was judged by.
+    pub seq: u64,
+}
+
+/// Judges an object by the state of a ledger that was read to its end *after* the listing.
+pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> Explained {
+    let yes_if = |holds: bool, otherwise| match holds {
+        true => Explained::Yes,
+        false => Explained::No(otherwise),
+    };
+    match role {
+        ObjectRole::Ledger(seq) => yes_if(
+            *seq >= 1 && *seq <= state.seq,
+            "a ledger entry beyond the end",
+        ),
+        ObjectRole::Key(object) => yes_if(
+            state.keys.iter().any(|row| row.object == *object)
+                // A customer being made: its key is named in a moment.
+                || state.keys.is_empty(),
+            "a key file the ledger does not name",
+        ),
+        ObjectRole::Pack(pack) if state.open.contains_key(&pack.session) => Explained::Yes,
+        ObjectRole::Pack(pack) => match state.condemned.get(pack) {
+            Some(row) if !row.deleted => Explained::Condemned,
+            Some(_) => Explained::No("a condemned pack that came back"),
+            None => yes_if(
+                packs.contains(pack),
+                "a pack no session adopted",
+            ),
+        },
+        ObjectRole::Segment(segment) => yes_if(
+            state.open.contains_key(&segment.session) || state.segments.contains_key(segment),
+            "an index segment that is not current",
+        ),
+        ObjectRole::Point(point) => {
+            let pending = state.open.values().any(|open| open.point == Some(*point));
+            match state.points.get(point) {
+                Some(row) if row.state != PointState::Erased => Explained::Yes,
+                Some(_) => Explained::No("the record of an erased point"),
+                None => yes_if(pending, "a point record no commit names"),
+            }
+        }
+        ObjectRole::Certificate(file) => {
+            let id = file
+                .strip_suffix(".json")
+                .or_else(|| file.strip_suffix(".json.minisig"));
+            yes_if(
+                id.is_some_and(|id| state.certificates.iter().any(|row| row.id == id)),
+                "a certificate the ledger does not name",
+            )
+        }
+        ObjectRole::Probe => Explained::No("a probe that was interrupted"),
+        ObjectRole::Foreign => Explained::No("not an object of vmkeep"),
+    }
+}
+
+/// Lists the customer's prefix, reads the ledger to its end, and removes what is not explained.
+///
+/// The order matters: what was listed before the ledger was read and is under no session of it
+/// was uploaded without a `begin`, and can never be committed.
+pub fn sweep(customer: &Customer) -> Result<Swept, RepositoryError> {
+    let storage = customer.storage();
+    let listed = storage.list(customer.names().prefix())?;
+    customer.refresh()?;
+    let index = customer.load_index()?;
+    let state = customer.state();
+    let packs = born_packs(&index);
+    // The index was loaded at the end that `state` has, or earlier; if the ledger went on between,
+    // packs born meanwhile were open sessions' when they were listed: judge again next time.
+    let current = state
+        .segments
+        .keys()
+        .all(|name| index.segment_names().any(|(known, _)| known == name));
+    let mut swept = Swept {
+        listed: listed.len() as u64,
+        seq: state.seq,
+        ..Swept::default()
+    };
+    for object in listed {
+        let role = customer.names().role(&object.name);
+        match explain(&role, &state, &packs) {
+            Explained::Yes => {}
+            Explained::Condemned => swept
+                .unexplained
+                .push(format!("{} (condemned, not deleted yet)", object.name)),
+            Explained::No(reason) => match role {
+                // Not ours, or evidence: a person must look at it.
+                ObjectRole::Foreign | ObjectRole::Ledger(_) | ObjectRole::Key(_) => {
+                    swept.unexplained.push(format!("{} ({reason})", object.name));
+                }
+                ObjectRole::Pack(_) if !current => {}
+                ObjectRole::Point(_) => {
+                    storage.destroy(&object.name)?;
+                    swept.removed.push((object, reason));
+                }
+                _ => {
+                    storage.delete(&object.name)?;
+                    swept.removed.push((object, reason));
+                }
+            },
+        }
+    }
+    swept.leftovers_removed = storage.sweep_leftovers()?;
+    Ok(swept)
+}
+
+fn born_packs(index: &Index) -> BTreeSet<PackName> {
+    index.packs().iter().map(|info| info.row.name).collect()
+}
