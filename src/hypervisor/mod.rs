@@ -4,6 +4,13 @@
 //! What is absent: chunks, keys, stores, the ledger. A source never decides whether a point is
 //! full or incremental; it only says what it knows to have changed.
 
+pub mod image;
+pub mod nbd;
+mod qemu_lock;
+mod qemu_nbd;
+mod runtime_folder;
+pub mod target;
+
 use crate::model::{DiskName, Extent};
 use std::fmt;
 

@@ -1,0 +1,157 @@
+//! The source for stopped VMs: images and block devices as they lie on this host.
+//!
+//! A raw file or device is read directly and its content is never looked at: whatever a guest
+//! writes to its first sector, raw stays raw. A qcow2 image is read through `qemu-nbd`; it must
+//! stand alone, without backing file, external data file or encryption.
+//!
+//! One instant, because nobody writes: an image that a QEMU has open for writing and a device
+//! that the kernel has in use are refused, and `still_consistent` looks again before the commit.
+//! A file's size and times tell that it was not changed meanwhile; of a block device only the
+//! locks are known, so nobody but QEMU may write to it outside of vmkeep's sight.
+//!
+//! The mark of a disk is the fingerprint of its file. Equal fingerprints mean an unchanged file,
+//! so a VM that stays off costs nothing. Times of the file system are trusted for that only where
+//! they can tell two writes apart; see `fingerprint`.
+
+mod fingerprint;
+mod header;
+mod opened;
+mod qcow2;
+mod raw;
+
+use super::runtime_folder;
+use super::{
+    Capture, CaptureError, CaptureErrorKind, CapturedDisk, Hypervisor, Outcome, SinceMark,
+};
+use crate::model::DiskName;
+use jiff::Timestamp;
+use opened::OpenedImage;
+use qcow2::Qcow2Disk;
+use raw::RawDisk;
+use std::path::PathBuf;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// The bytes of the file or block device are the bytes of the disk.
+    Raw,
+    Qcow2,
+}
+
+impl ImageFormat {
+    fn as_str(self) -> &'static str {
+        match self {
+            ImageFormat::Raw => "raw",
+            ImageFormat::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// A disk as the configuration names it. The format is never guessed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageDisk {
+    pub name: DiskName,
+    pub path: PathBuf,
+    pub format: ImageFormat,
+}
+
+/// The images of one stopped VM.
+#[derive(Debug, Clone)]
+pub struct ImageSource {
+    disks: Vec<ImageDisk>,
+    runtime_dir: PathBuf,
+    now: Timestamp,
+}
+
+impl ImageSource {
+    /// `runtime_dir`: where sockets may be placed, private to this agent. `now`: a time not later
+    /// than `open` is called; an earlier one only makes fewer marks.
+    pub fn new(disks: Vec<ImageDisk>, runtime_dir: PathBuf, now: Timestamp) -> Self {
+        ImageSource {
+            disks,
+            runtime_dir,
+            now,
+        }
+    }
+}
+
+impl Hypervisor for ImageSource {
+    fn open(&self, since: &[SinceMark]) -> Result<Box<dyn Capture>, CaptureError> {
+        let Some(first) = self.disks.first() else {
+            return Err(CaptureError::new(
+                CaptureErrorKind::Invalid,
+                "disks",
+                "the VM has no disks",
+            ));
+        };
+        let mut names: Vec<&DiskName> = self.disks.iter().map(|disk| &disk.name).collect();
+        names.sort();
+        names.dedup();
+        if names.len() != self.disks.len() {
+            return Err(CaptureError::new(
+                CaptureErrorKind::Invalid,
+                &first.name,
+                "two disks of the VM have the same name",
+            ));
+        }
+        // All files are looked at before the first server starts: one that is missing or in use
+        // costs nothing, and the instant is as short as it can be.
+        let opened = self
+            .disks
+            .iter()
+            .map(|disk| OpenedImage::open(disk, self.now))
+            .collect::<Result<Vec<OpenedImage>, CaptureError>>()?;
+        let disks = opened
+            .into_iter()
+            .map(|image| match image.format() {
+                ImageFormat::Raw => {
+                    RawDisk::new(image, since).map(|disk| Box::new(disk) as Box<dyn ImageReader>)
+                }
+                ImageFormat::Qcow2 => Qcow2Disk::new(image, &self.runtime_dir, since)
+                    .map(|disk| Box::new(disk) as Box<dyn ImageReader>),
+            })
+            .collect::<Result<Vec<_>, CaptureError>>()?;
+        Ok(Box::new(ImageCapture { disks }))
+    }
+
+    fn recover(&self) -> Result<(), CaptureError> {
+        runtime_folder::remove_dead(&self.runtime_dir)
+    }
+}
+
+/// A captured disk of this source.
+trait ImageReader: CapturedDisk {
+    fn image(&self) -> &OpenedImage;
+    fn as_disk(&self) -> &dyn CapturedDisk;
+    fn close(self: Box<Self>) -> Result<(), CaptureError>;
+}
+
+struct ImageCapture {
+    disks: Vec<Box<dyn ImageReader>>,
+}
+
+impl Capture for ImageCapture {
+    fn disks(&self) -> Vec<&dyn CapturedDisk> {
+        self.disks.iter().map(|disk| disk.as_disk()).collect()
+    }
+
+    /// Images do not know of what VM they are part.
+    fn definition(&self) -> Option<(&str, &[u8])> {
+        None
+    }
+
+    fn still_consistent(&self) -> Result<(), CaptureError> {
+        self.disks
+            .iter()
+            .try_for_each(|disk| disk.image().still_unchanged())
+    }
+
+    /// Nothing was changed by reading, so both outcomes end alike.
+    fn close(self: Box<Self>, _: Outcome) -> Result<(), CaptureError> {
+        // Every server is ended, and the first error is told.
+        let mut result = Ok(());
+        for disk in self.disks {
+            result = result.and(disk.close());
+        }
+        result
+    }
+}

@@ -1,0 +1,112 @@
+use super::{ImageTarget, check_range, check_size};
+use crate::hypervisor::{CaptureError, CaptureErrorKind, qemu_lock};
+use crate::model::Extent;
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+static ZEROES: [u8; 256 * 1024] = [0; 256 * 1024];
+
+/// An existing block device, overwritten in place. What lies behind the restored disk on a
+/// larger device stays as it is.
+#[derive(Debug)]
+pub struct DeviceTarget {
+    name: String,
+    file: File,
+    size: u64,
+}
+
+impl DeviceTarget {
+    /// `force`: somebody has said that what is on the device may be destroyed.
+    pub fn open(path: &Path, size: u64, force: bool) -> Result<Self, CaptureError> {
+        check_size(path.display(), size)?;
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                CaptureError::new(CaptureErrorKind::Missing, path.display(), "is not there")
+            }
+            _ => CaptureError::new(CaptureErrorKind::Io, path.display(), error),
+        };
+        let invalid =
+            |detail: String| CaptureError::new(CaptureErrorKind::Invalid, path.display(), detail);
+        let is_device = |mode| FileType::from_raw_mode(mode) == FileType::BlockDevice;
+        if !is_device(fs::metadata(path).map_err(failed)?.mode()) {
+            return Err(invalid("is not a block device".to_string()));
+        }
+        if !force {
+            return Err(invalid(
+                "everything on the device would be destroyed; --force confirms that".to_string(),
+            ));
+        }
+        // O_EXCL on a block device: refused while it is mounted or part of another device.
+        let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::BUSY) => {
+                return Err(CaptureError::new(
+                    CaptureErrorKind::Inconsistent,
+                    path.display(),
+                    "the device is mounted or otherwise in use by this host",
+                ));
+            }
+            Err(error) => return Err(failed(error.into())),
+        };
+        if !is_device(file.metadata().map_err(failed)?.mode()) {
+            return Err(invalid("was replaced while it was opened".to_string()));
+        }
+        if qemu_lock::held_by_writer(&file) {
+            return Err(CaptureError::new(
+                CaptureErrorKind::Inconsistent,
+                path.display(),
+                "in use by a running QEMU (write lock); shut the VM down",
+            ));
+        }
+        let length =
+            rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|error| failed(error.into()))?;
+        if length < size {
+            return Err(invalid(format!(
+                "the device has {length} bytes, the disk needs {size}"
+            )));
+        }
+        Ok(DeviceTarget {
+            name: path.display().to_string(),
+            file,
+            size,
+        })
+    }
+
+    fn io(&self, error: io::Error) -> CaptureError {
+        CaptureError::new(CaptureErrorKind::Io, &self.name, error)
+    }
+}
+
+impl ImageTarget for DeviceTarget {
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), CaptureError> {
+        check_range(&self.name, self.size, offset, data.len() as u64)?;
+        self.file
+            .write_all_at(data, offset)
+            .map_err(|error| self.io(error))
+    }
+
+    /// Writes zeroes: a device may forget a discard, or read as anything after it.
+    fn zero(&self, range: Extent) -> Result<(), CaptureError> {
+        check_range(&self.name, self.size, range.offset, range.length)?;
+        let mut offset = range.offset;
+        while offset < range.end() {
+            let length = (range.end() - offset).min(ZEROES.len() as u64);
+            // `length` is at most the length of ZEROES, so nothing is cut here.
+            let zeroes = ZEROES.get(..length as usize).unwrap_or(&ZEROES);
+            self.file
+                .write_all_at(zeroes, offset)
+                .map_err(|error| self.io(error))?;
+            offset += length;
+        }
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), CaptureError> {
+        self.file.sync_all().map_err(|error| self.io(error))
+    }
+}

@@ -1,0 +1,54 @@
+//! Where a restore writes a disk: a new raw or qcow2 file, or an existing block device.
+//!
+//! A new file appears under its name only when it is complete and on stable storage; until then
+//! it is a hidden partial file, removed when the target is dropped. It never replaces anything.
+
+mod device;
+mod partial;
+mod qcow2;
+mod raw;
+
+pub use device::DeviceTarget;
+pub use qcow2::Qcow2Target;
+pub use raw::RawTarget;
+
+use super::{CaptureError, CaptureErrorKind};
+use crate::model::{Extent, MAX_DISK_BYTES};
+use std::fmt;
+
+/// A disk that is being restored. The caller writes or zeroes every byte exactly once, in any
+/// order and from several threads; then `finish` makes it last.
+pub trait ImageTarget: Send + Sync {
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), CaptureError>;
+    /// Makes the range read as zero. Costs nothing where it does so from the start.
+    fn zero(&self, range: Extent) -> Result<(), CaptureError>;
+    /// Brings everything to stable storage and, for a file, gives it its name.
+    fn finish(self: Box<Self>) -> Result<(), CaptureError>;
+}
+
+fn check_size(name: impl fmt::Display, size: u64) -> Result<(), CaptureError> {
+    match size {
+        1..=MAX_DISK_BYTES => Ok(()),
+        _ => Err(CaptureError::new(
+            CaptureErrorKind::Invalid,
+            name,
+            format!("a disk of {size} bytes (1 to {MAX_DISK_BYTES} are possible)"),
+        )),
+    }
+}
+
+fn check_range(
+    name: impl fmt::Display,
+    size: u64,
+    offset: u64,
+    length: u64,
+) -> Result<(), CaptureError> {
+    match offset.checked_add(length) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(CaptureError::new(
+            CaptureErrorKind::Invalid,
+            name,
+            "a write outside of the disk",
+        )),
+    }
+}
