@@ -54,7 +54,8 @@ impl Sealer {
         out: &mut Vec<u8>,
     ) -> Sealed {
         self.scratch.clear();
-        self.scratch.resize(zstd_safe::compress_bound(plain.len()), 0);
+        self.scratch
+            .resize(zstd_safe::compress_bound(plain.len()), 0);
         let compressed = match self
             .compressor
             .compress_to_buffer(plain, self.scratch.as_mut_slice())
@@ -181,10 +182,11 @@ mod tests {
             let mut opener = Opener::new().unwrap();
             let mut out = Vec::new();
             let length = plain.len() as u32;
-            let mut open = |keys: &Keys, kind, id: &Id, tag: &Tag, compressed, length, sealed: &[u8]| {
-                opener.open(keys, kind, id, tag, compressed, length, sealed, &mut out)?;
-                Ok::<Vec<u8>, CodecError>(out.clone())
-            };
+            let mut open =
+                |keys: &Keys, kind, id: &Id, tag: &Tag, compressed, length, sealed: &[u8]| {
+                    opener.open(keys, kind, id, tag, compressed, length, sealed, &mut out)?;
+                    Ok::<Vec<u8>, CodecError>(out.clone())
+                };
             let chunk = PieceKind::Chunk;
             let good = open(&keys, chunk, &id, &tag, how.compressed, length, &sealed);
             assert_eq!(good, Ok(plain.clone()));
@@ -192,11 +194,33 @@ mod tests {
             let node = PieceKind::Node { height: 1 };
             assert!(open(&keys, node, &id, &tag, how.compressed, length, &sealed).is_err());
             let wrong_tag = Tag::from_bytes([0; 16]);
-            assert!(open(&keys, chunk, &id, &wrong_tag, how.compressed, length, &sealed).is_err());
+            assert!(
+                open(
+                    &keys,
+                    chunk,
+                    &id,
+                    &wrong_tag,
+                    how.compressed,
+                    length,
+                    &sealed
+                )
+                .is_err()
+            );
             assert!(open(&keys, chunk, &id, &tag, !how.compressed, length, &sealed).is_err());
             assert!(open(&keys, chunk, &id, &tag, how.compressed, length + 1, &sealed).is_err());
             let wrong_id = keys.id(PieceKind::Chunk, b"other");
-            assert!(open(&keys, chunk, &wrong_id, &tag, how.compressed, length, &sealed).is_err());
+            assert!(
+                open(
+                    &keys,
+                    chunk,
+                    &wrong_id,
+                    &tag,
+                    how.compressed,
+                    length,
+                    &sealed
+                )
+                .is_err()
+            );
             for at in [0, 5, 12, sealed.len() / 2, sealed.len() - 1] {
                 let mut bad = sealed.clone();
                 bad[at] ^= 1;
@@ -214,11 +238,7 @@ mod tests {
         let zstd = |plain: &[u8]| zstd::bulk::compress(plain, 1).unwrap();
         let bomb = zstd(&vec![0x41; 64 << 20]);
         let doubled = [zstd(&plain), zstd(&plain)].concat();
-        let skippable = [
-            zstd(&plain),
-            vec![0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 0],
-        ]
-        .concat();
+        let skippable = [zstd(&plain), vec![0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 0]].concat();
         for inner in [bomb, doubled, skippable] {
             let aad = associated_data(PieceKind::Chunk, true, 4096, &keys.uid(), &tag);
             let mut sealed = Vec::new();

@@ -21,7 +21,9 @@ pub fn encode_node(children: &[Option<Id>]) -> Option<Vec<u8>> {
 /// The children of a node that must have `expected` of them.
 pub fn decode_node(plain: &[u8], expected: usize) -> Result<Vec<Option<Id>>, CodecError> {
     if plain.len() != expected * ID_BYTES {
-        return Err(CodecError::WrongContent("node with a wrong number of children"));
+        return Err(CodecError::WrongContent(
+            "node with a wrong number of children",
+        ));
     }
     Ok(plain
         .as_chunks::<ID_BYTES>()

@@ -59,7 +59,11 @@ impl PointRecord {
             put_text(&mut out, disk.name.as_str());
             out.extend_from_slice(&disk.shape.size_bytes.to_le_bytes());
             out.extend_from_slice(&disk.shape.chunk_bytes.to_le_bytes());
-            out.extend_from_slice(disk.root.as_ref().map_or(&[0; 32][..], |id| id.secret_bytes()));
+            out.extend_from_slice(
+                disk.root
+                    .as_ref()
+                    .map_or(&[0; 32][..], |id| id.secret_bytes()),
+            );
             put_text(&mut out, disk.mark.as_deref().unwrap_or(""));
         }
         match &self.definition {
@@ -91,8 +95,8 @@ impl PointRecord {
         }
         let mut disks = Vec::with_capacity(usize::from(disk_count));
         for _ in 0..disk_count {
-            let name = DiskName::new(fields.text(MAX_TEXT_BYTES, "disk name")?)
-                .map_err(name_error)?;
+            let name =
+                DiskName::new(fields.text(MAX_TEXT_BYTES, "disk name")?).map_err(name_error)?;
             let size_bytes = fields.u64("disk size")?;
             let chunk_bytes = fields.u32("chunk size")?;
             if size_bytes == 0
@@ -159,16 +163,17 @@ pub fn seal_record(keys: &Keys, point: &PointId, record: &PointRecord) -> Vec<u8
     let header = header(keys.generation());
     let mut out = header.to_vec();
     let aad = associated_data(keys, point, &header);
-    seal(&keys.record_key(point), &aad, &mut record.encode(), &mut out);
+    seal(
+        &keys.record_key(point),
+        &aad,
+        &mut record.encode(),
+        &mut out,
+    );
     out
 }
 
 /// Opens the record of `point`.
-pub fn open_record(
-    keys: &Keys,
-    point: &PointId,
-    stored: &[u8],
-) -> Result<PointRecord, CodecError> {
+pub fn open_record(keys: &Keys, point: &PointId, stored: &[u8]) -> Result<PointRecord, CodecError> {
     let mut fields = Fields::new(stored);
     fields
         .magic(MAGIC, "point record")

@@ -53,8 +53,8 @@ pub struct Certificate {
 
 impl Certificate {
     pub fn to_bytes(&self) -> Result<Vec<u8>, FormatError> {
-        let mut bytes = serde_json::to_vec_pretty(self)
-            .map_err(|error| FormatError::new(error.to_string()))?;
+        let mut bytes =
+            serde_json::to_vec_pretty(self).map_err(|error| FormatError::new(error.to_string()))?;
         bytes.push(b'\n');
         Ok(bytes)
     }

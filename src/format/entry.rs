@@ -97,10 +97,18 @@ pub struct BeginBody {
     #[serde(with = "text")]
     pub session: SessionId,
     pub purpose: Purpose,
-    #[serde(with = "text::option", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        with = "text::option",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     pub vm: Option<VmName>,
     /// The point this session may commit; its record belongs to the session.
-    #[serde(with = "text::option", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        with = "text::option",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     pub point: Option<PointId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
@@ -130,7 +138,11 @@ pub struct CommitBody {
     pub record_hash: ObjectHash,
     #[serde(with = "kind_text")]
     pub point_kind: PointKind,
-    #[serde(with = "text::option", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        with = "text::option",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     pub base: Option<PointId>,
     pub taken_at: Timestamp,
     pub expires_at: Timestamp,

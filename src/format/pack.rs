@@ -338,7 +338,10 @@ pub fn parse_directory(
 /// The directory of a pack that is whole in memory.
 pub fn directory_of(pack: &[u8]) -> Result<Vec<DirectoryEntry>, FormatError> {
     let trailer_at = pack.len().saturating_sub(TRAILER_BYTES);
-    let range = directory_range(pack.get(trailer_at..).unwrap_or_default(), pack.len() as u64)?;
+    let range = directory_range(
+        pack.get(trailer_at..).unwrap_or_default(),
+        pack.len() as u64,
+    )?;
     parse_directory(
         pack.get(..HEADER_BYTES).unwrap_or_default(),
         pack.get(range.start as usize..range.end as usize)

@@ -235,7 +235,9 @@ impl Segment {
     /// The `at`-th record, `at < len()`.
     pub fn record(&self, at: usize) -> Record {
         let raw = self.raw(at);
-        let (tag, rest) = raw.split_first_chunk::<16>().expect("a record has 28 bytes");
+        let (tag, rest) = raw
+            .split_first_chunk::<16>()
+            .expect("a record has 28 bytes");
         let number = |from: usize| {
             rest.get(from..)
                 .and_then(|rest| rest.first_chunk::<4>())
@@ -348,8 +350,10 @@ mod tests {
             assert_eq!(segment.packs(), packs);
             assert_eq!(segment.len(), records.len());
             for record in records.iter().step_by(1 + count as usize / 300) {
-                let found: Vec<Record> =
-                    segment.find(&record.tag).map(|at| segment.record(at)).collect();
+                let found: Vec<Record> = segment
+                    .find(&record.tag)
+                    .map(|at| segment.record(at))
+                    .collect();
                 let expected: Vec<Record> = records
                     .iter()
                     .filter(|other| other.tag == record.tag)
@@ -367,7 +371,10 @@ mod tests {
     fn a_truncated_segment_is_refused() {
         let (_, _, bytes) = sample(20);
         for length in 0..bytes.len() {
-            assert!(Segment::parse(bytes[..length].to_vec()).is_err(), "{length}");
+            assert!(
+                Segment::parse(bytes[..length].to_vec()).is_err(),
+                "{length}"
+            );
         }
     }
 

@@ -45,10 +45,7 @@ pub mod list {
     use super::*;
     use serde::ser::SerializeSeq;
 
-    pub fn serialize<T: Display, S: Serializer>(
-        values: &[T],
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub fn serialize<T: Display, S: Serializer>(values: &[T], to: S) -> Result<S::Ok, S::Error> {
         let mut sequence = to.serialize_seq(Some(values.len()))?;
         for value in values {
             sequence.serialize_element(&value.to_string())?;

@@ -156,7 +156,10 @@ impl Customer {
                 ledger
             }
         };
-        let uid = ledger.state().uid.unwrap_or(CustomerUid::from_bytes([0; 16]));
+        let uid = ledger
+            .state()
+            .uid
+            .unwrap_or(CustomerUid::from_bytes([0; 16]));
         if ledger.state().keys.is_empty() {
             let key = CustomerKey::generate(uid);
             let (object, hash) = write_key(&**storage, &names, &key, &new.recipients)?;
@@ -410,7 +413,11 @@ impl Customer {
                 .map(|row| row.record_hash)
         });
         let expected = expected.ok_or_else(|| {
-            RepositoryError::new(RepositoryErrorKind::NotFound, &name, "no such restore point")
+            RepositoryError::new(
+                RepositoryErrorKind::NotFound,
+                &name,
+                "no such restore point",
+            )
         })?;
         let stored = self.storage.read(&name, MAX_RECORD_BYTES)?;
         if hash_of(&stored) != expected {

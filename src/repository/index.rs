@@ -119,7 +119,10 @@ impl Index {
     }
 
     pub fn records(&self) -> usize {
-        self.segments.iter().map(|loaded| loaded.segment.len()).sum()
+        self.segments
+            .iter()
+            .map(|loaded| loaded.segment.len())
+            .sum()
     }
 
     pub fn segment_names(&self) -> impl Iterator<Item = (&SegmentName, usize)> {
@@ -154,9 +157,8 @@ impl Index {
     }
 
     fn is_sound(&self, tag: &Tag, place: &Place) -> bool {
-        self.pack(place.pack).is_some_and(|pack| {
-            !pack.condemned && !self.damaged.contains(&(pack.row.name, *tag))
-        })
+        self.pack(place.pack)
+            .is_some_and(|pack| !pack.condemned && !self.damaged.contains(&(pack.row.name, *tag)))
     }
 
     /// All places of a tag, the trustworthy ones first: condemned means not relied on, not gone.

@@ -174,14 +174,7 @@ impl Mark {
         }
     }
 
-    fn reach(
-        &mut self,
-        customer: &Customer,
-        point: &PointId,
-        kind: PieceKind,
-        id: &Id,
-        tag: &Tag,
-    ) {
+    fn reach(&mut self, customer: &Customer, point: &PointId, kind: PieceKind, id: &Id, tag: &Tag) {
         if !self.live.mark(&self.index, tag) {
             self.damage.push(Unreachable {
                 point: *point,

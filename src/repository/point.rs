@@ -8,7 +8,7 @@ use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{DiskRecord, PointRecord, RecordDefinition};
 use crate::format::entry::{Body, CommitBody, DiskBody, packs_hash};
 use crate::model::{DiskName, PointId, PointKind, PointState, TreeShape, VmName};
-use crate::policy::retention::expiry;
+use crate::policy::expiry;
 use jiff::Timestamp;
 
 /// A disk that was written, with what its source wants to see again.
@@ -92,10 +92,9 @@ impl Customer {
             kind: draft.kind,
             taken_at,
             disks: disks.into_iter().map(|disk| disk.record).collect(),
-            definition: draft.definition.map(|(file_name, content)| RecordDefinition {
-                file_name,
-                content,
-            }),
+            definition: draft
+                .definition
+                .map(|(file_name, content)| RecordDefinition { file_name, content }),
         };
         let (record_hash, record_bytes) = self.write_record(&draft.point, &record)?;
         let superseded = |detail: String| {

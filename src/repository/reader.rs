@@ -3,7 +3,7 @@
 use super::customer::Customer;
 use super::index::{Index, Place};
 use super::{RepositoryError, RepositoryErrorKind};
-use crate::codec::Opener;
+use crate::codec::{Keys, Opener};
 use crate::format::pack::{self, MAX_PACK_BYTES, PackKind};
 use crate::model::{Id, PackName, PieceKind, Tag};
 use std::collections::HashMap;
@@ -56,6 +56,10 @@ impl<'a> Reader<'a> {
             index: Mutex::new(index),
             nodes: Mutex::default(),
         }
+    }
+
+    pub(super) fn keys(&self) -> &Keys {
+        self.customer.keys()
     }
 
     pub fn index(&self) -> Arc<Index> {
@@ -128,7 +132,13 @@ impl<'a> Reader<'a> {
             .ok_or_else(|| RepositoryError::damaged(tag, "the index names no pack"))?;
         let mut frame = std::mem::take(&mut scratch.frame);
         let result = self
-            .frame_into(pack.row.name, pack.row.kind, pack.row.size_bytes, place, &mut frame)
+            .frame_into(
+                pack.row.name,
+                pack.row.kind,
+                pack.row.size_bytes,
+                place,
+                &mut frame,
+            )
             .and_then(|()| self.open_frame(&pack.row.name, &frame, kind, id, tag, scratch));
         scratch.frame = frame;
         result

@@ -6,6 +6,7 @@ use super::mark::Mark;
 use super::reader::{ReadScratch, Reader};
 use super::writer::{Trust, Uploaded};
 use super::{RepositoryError, RepositoryErrorKind};
+use crate::format::FormatError;
 use crate::format::entry::{Body, CondemnBody, PackMark, Purpose};
 use crate::format::pack::{self, DirectoryEntry, MAX_PACK_BYTES};
 use crate::model::{PackName, Tag};
@@ -285,7 +286,7 @@ fn directory(
         Err(error) if error.kind == StorageErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let damaged = |error: pack::FormatError| RepositoryError::damaged(&object, error);
+    let damaged = |error: FormatError| RepositoryError::damaged(&object, error);
     let mut trailer = [0; pack::TRAILER_BYTES];
     let at = size.saturating_sub(pack::TRAILER_BYTES as u64);
     storage.read_range(&object, at, &mut trailer)?;
@@ -586,7 +587,10 @@ pub fn merge_segments(customer: &Customer) -> Result<bool, RepositoryError> {
     use crate::format::entry::MergeBody;
     use crate::format::segment::{self, PackRow, Record};
     let index: Arc<Index> = customer.load_index()?;
-    let mut sizes: Vec<_> = index.segment_names().map(|(name, len)| (len, *name)).collect();
+    let mut sizes: Vec<_> = index
+        .segment_names()
+        .map(|(name, len)| (len, *name))
+        .collect();
     sizes.sort_unstable();
     let stale = index.packs().iter().filter(|info| info.deleted).count();
     if sizes.len() < MERGE_AT_SEGMENTS && stale < MERGE_AT_DELETED_PACKS {

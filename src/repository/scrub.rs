@@ -1,7 +1,7 @@
 //! Reading packs in full, without a key: the checksums of every frame.
 
-use super::customer::Customer;
 use super::RepositoryError;
+use super::customer::Customer;
 use crate::format::entry::{Body, DamagedFrame, VerifyBody, VerifyMethod};
 use crate::format::pack::{self, MAX_PACK_BYTES};
 use crate::model::{ObjectHash, PackName, Tag};

@@ -1,9 +1,9 @@
 //! Whether each object in the store is explained by the ledger, and removing what is not.
 
+use super::RepositoryError;
 use super::customer::Customer;
 use super::index::Index;
 use super::ledger::State;
-use super::RepositoryError;
 use crate::format::names::ObjectRole;
 use crate::model::{PackName, PointState};
 use crate::storage::{Leftover, Listed};
@@ -55,10 +55,7 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
         ObjectRole::Pack(pack) => match state.condemned.get(pack) {
             Some(row) if !row.deleted => Explained::Condemned,
             Some(_) => Explained::No("a condemned pack that came back"),
-            None => yes_if(
-                packs.contains(pack),
-                "a pack no session adopted",
-            ),
+            None => yes_if(packs.contains(pack), "a pack no session adopted"),
         },
         ObjectRole::Segment(segment) => yes_if(
             state.open.contains_key(&segment.session) || state.segments.contains_key(segment),
@@ -118,7 +115,9 @@ pub fn sweep(customer: &Customer) -> Result<Swept, RepositoryError> {
             Explained::No(reason) => match role {
                 // Not ours, or evidence: a person must look at it.
                 ObjectRole::Foreign | ObjectRole::Ledger(_) | ObjectRole::Key(_) => {
-                    swept.unexplained.push(format!("{} ({reason})", object.name));
+                    swept
+                        .unexplained
+                        .push(format!("{} ({reason})", object.name));
                 }
                 ObjectRole::Pack(_) if !current => {}
                 ObjectRole::Point(_) => {

@@ -72,10 +72,7 @@ pub(super) fn children(
 pub fn span_extent(shape: &TreeShape, span: usize) -> Extent {
     let length = u64::from(shape.chunk_bytes) * FAN_OUT as u64;
     let offset = (span as u64).saturating_mul(length);
-    Extent::new(
-        offset,
-        length.min(shape.size_bytes.saturating_sub(offset)),
-    )
+    Extent::new(offset, length.min(shape.size_bytes.saturating_sub(offset)))
 }
 
 /// A disk being written.
@@ -315,9 +312,10 @@ impl<'a> DiskView<'a> {
                 let pack = index.pack(first.pack)?;
                 // Node packs go through the reader's cache.
                 (pack.row.kind == PackKind::Data && !pack.deleted).then_some(())?;
-                let end = now.iter().filter_map(|(place, ..)| *place).map(|place| {
-                    u64::from(place.offset) + u64::from(place.length_bytes)
-                });
+                let end = now
+                    .iter()
+                    .filter_map(|(place, ..)| *place)
+                    .map(|place| u64::from(place.offset) + u64::from(place.length_bytes));
                 let length = end.max()?.checked_sub(u64::from(first.offset))?;
                 joined.clear();
                 joined.resize(usize::try_from(length).ok()?, 0);

@@ -7,9 +7,7 @@ use crate::codec::{Opener, Sealer, random_bytes};
 use crate::format::names::CustomerNames;
 use crate::format::pack::{self, FinishedPack, FrameHeader, MAX_PACK_BYTES, PackBuilder, PackKind};
 use crate::format::segment::{self, PackRow, Record};
-use crate::model::{
-    Id, ObjectHash, ObjectName, PackName, PieceKind, SegmentName, SessionId, Tag,
-};
+use crate::model::{Id, ObjectHash, ObjectName, PackName, PieceKind, SegmentName, SessionId, Tag};
 use crate::storage::{Storage, StorageErrorKind};
 use jiff::Timestamp;
 use std::collections::{HashMap, HashSet};
@@ -487,7 +485,9 @@ pub(super) fn upload(
         match storage.create(name, bytes) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind == StorageErrorKind::AlreadyExists => return Ok(()),
-            Err(error) if error.kind == StorageErrorKind::Transient && attempt < UPLOAD_ATTEMPTS => {
+            Err(error)
+                if error.kind == StorageErrorKind::Transient && attempt < UPLOAD_ATTEMPTS =>
+            {
                 std::thread::sleep(std::time::Duration::from_millis(20 << attempt));
                 attempt += 1;
             }
@@ -503,7 +503,10 @@ pub(super) fn session_objects(
     session: &SessionId,
 ) -> Result<Vec<ObjectName>, RepositoryError> {
     let mut objects = Vec::new();
-    for prefix in [names.session_segments(session), names.session_packs(session)] {
+    for prefix in [
+        names.session_segments(session),
+        names.session_packs(session),
+    ] {
         objects.extend(storage.list(&prefix)?.into_iter().map(|object| object.name));
     }
     Ok(objects)

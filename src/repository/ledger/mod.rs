@@ -114,8 +114,11 @@ impl Ledger {
     fn open_next(&self, stored: &[u8]) -> Result<(Entry, EntryHash), RepositoryError> {
         let seq = self.state.seq + 1;
         let name = self.names.ledger(seq);
-        let entry = Entry::open(stored, verify_signature)
-            .map_err(|error| RepositoryError::damaged(&name, error))?;
+        let verify = |host: &_, message: &[u8], signature: &[u8; 64]| {
+            verify_signature(host, message, signature)
+        };
+        let entry =
+            Entry::open(stored, verify).map_err(|error| RepositoryError::damaged(&name, error))?;
         let wrong = |what: &str| Err(RepositoryError::damaged(&name, what));
         if entry.seq != seq {
             return wrong("stands in the place of another entry");
@@ -193,7 +196,9 @@ impl Ledger {
                 return Err(RepositoryError::new(
                     RepositoryErrorKind::Newer,
                     self.names.ledger(*seq),
-                    format!("was written by a later version of vmkeep ({what}); this one may only read"),
+                    format!(
+                        "was written by a later version of vmkeep ({what}); this one may only read"
+                    ),
                 ));
             }
             let stamp = host.stamp(self.state.last_witnessed);
@@ -210,9 +215,9 @@ impl Ledger {
             self.state.check(&entry).map_err(|reason| {
                 RepositoryError::new(RepositoryErrorKind::Superseded, &name, reason)
             })?;
-            let stored = entry
-                .seal(|message| host.sign(message))
-                .map_err(|error| RepositoryError::new(RepositoryErrorKind::Refused, &name, error))?;
+            let stored = entry.seal(|message| host.sign(message)).map_err(|error| {
+                RepositoryError::new(RepositoryErrorKind::Refused, &name, error)
+            })?;
             if self.fill(&name, &stored)? {
                 let hash = entry_hash(&stored);
                 // `check` passed on the very state this entry follows.
@@ -233,7 +238,11 @@ impl Ledger {
     }
 
     /// Fills one slot: `true` if our bytes stand in it, `false` if others do.
-    fn fill(&self, name: &crate::model::ObjectName, stored: &[u8]) -> Result<bool, RepositoryError> {
+    fn fill(
+        &self,
+        name: &crate::model::ObjectName,
+        stored: &[u8],
+    ) -> Result<bool, RepositoryError> {
         let mut last = None;
         for attempt in 0..FILL_ATTEMPTS {
             match self.storage.create(name, stored) {

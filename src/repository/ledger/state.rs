@@ -8,7 +8,7 @@ use crate::model::{
     CustomerUid, EntryHash, HostId, ObjectHash, PackName, PointId, PointKind, PointState,
     RepositoryId, SegmentName, SessionId, Tag, VmName,
 };
-use crate::policy::retention::{PointFacts, after_policy_change};
+use crate::policy::{PointFacts, after_policy_change};
 use crate::policy::{Policy, PolicyTerms};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -207,9 +207,8 @@ impl State {
                 {
                     return refuse(format!("segment {name} is not current"));
                 }
-                let deleted = |pack: &&PackName| {
-                    self.condemned.get(*pack).is_some_and(|row| row.deleted)
-                };
+                let deleted =
+                    |pack: &&PackName| self.condemned.get(*pack).is_some_and(|row| row.deleted);
                 match body.dropped.iter().all(|pack| deleted(&pack)) {
                     true => self.check_segments(&body.session, &body.segments),
                     false => refuse("drops a pack that is not known to be deleted"),
@@ -277,11 +276,7 @@ impl State {
         }
     }
 
-    fn check_segments(
-        &self,
-        session: &SessionId,
-        segments: &[SegmentName],
-    ) -> Result<(), String> {
+    fn check_segments(&self, session: &SessionId, segments: &[SegmentName]) -> Result<(), String> {
         match segments
             .iter()
             .all(|segment| segment.session == *session && !self.segments.contains_key(segment))
@@ -380,7 +375,8 @@ impl State {
             }
             Body::Commit(body) => {
                 self.adopt(&body.session, &body.segments, entry.time);
-                self.points.insert(body.point, Point::new(entry, body, false));
+                self.points
+                    .insert(body.point, Point::new(entry, body, false));
                 self.newest.insert(body.vm.clone(), body.point);
             }
             Body::Abort(body) => {
@@ -391,8 +387,8 @@ impl State {
                 for row in &body.points {
                     if let Some(point) = self.points.get_mut(&row.point) {
                         point.state = PointState::Expired;
-                        point.expired_at = (entry.attestation == Attestation::Witnessed)
-                            .then_some(entry.time);
+                        point.expired_at =
+                            (entry.attestation == Attestation::Witnessed).then_some(entry.time);
                     }
                 }
             }
@@ -489,7 +485,8 @@ impl State {
             return;
         }
         self.adopt(&body.session, &body.segments, entry.time);
-        self.points.insert(body.point, Point::new(entry, body, true));
+        self.points
+            .insert(body.point, Point::new(entry, body, true));
     }
 
     /// Points whose record must be there: live, or expired and not yet erased.
