@@ -89,6 +89,8 @@ pub enum Purpose {
     Backup,
     Reclaim,
     Merge,
+    /// Lists the store and writes a certificate; closed by the `reclaimed` entry that names it.
+    Prove,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -233,6 +235,13 @@ pub struct CertificateRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReclaimedBody {
+    /// The `prove` session that wrote the certificate; this entry closes it.
+    #[serde(
+        with = "text::option",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub session: Option<SessionId>,
     /// The mark saw the ledger up to this entry.
     pub marked_at: u64,
     #[serde(with = "text::list")]

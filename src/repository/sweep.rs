@@ -4,6 +4,7 @@ use super::RepositoryError;
 use super::customer::Customer;
 use super::index::Index;
 use super::ledger::State;
+use crate::format::entry::Purpose;
 use crate::format::names::ObjectRole;
 use crate::model::{PackName, PointState};
 use crate::storage::{Leftover, Listed};
@@ -73,8 +74,15 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
             let id = file
                 .strip_suffix(".json")
                 .or_else(|| file.strip_suffix(".json.minisig"));
+            // One being written is named in a moment, by the entry that closes its session.
+            let pending = || {
+                state
+                    .open
+                    .values()
+                    .any(|open| open.purpose == Purpose::Prove)
+            };
             yes_if(
-                id.is_some_and(|id| state.certificates.iter().any(|row| row.id == id)),
+                id.is_some_and(|id| state.certificates.iter().any(|row| row.id == id)) || pending(),
                 "a certificate the ledger does not name",
             )
         }
@@ -87,7 +95,10 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
 ///
 /// The order matters: what was listed before the ledger was read and is under no session of it
 /// was uploaded without a `begin`, and can never be committed.
-pub fn sweep(customer: &Customer) -> Result<Swept, RepositoryError> {
+///
+/// `remove_foreign`: also what vmkeep cannot have written, and key files that the ledger does not
+/// name. Unasked, such objects are only reported: somebody put them there.
+pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, RepositoryError> {
     let storage = customer.storage();
     let listed = storage.list(customer.names().prefix())?;
     customer.refresh()?;
@@ -113,8 +124,11 @@ pub fn sweep(customer: &Customer) -> Result<Swept, RepositoryError> {
                 .unexplained
                 .push(format!("{} (condemned, not deleted yet)", object.name)),
             Explained::No(reason) => match role {
-                // Not ours, or evidence: a person must look at it.
-                ObjectRole::Foreign | ObjectRole::Ledger(_) | ObjectRole::Key(_) => {
+                // Evidence: a person must look at it.
+                ObjectRole::Ledger(_) => swept
+                    .unexplained
+                    .push(format!("{} ({reason})", object.name)),
+                ObjectRole::Foreign | ObjectRole::Key(_) if !remove_foreign => {
                     swept
                         .unexplained
                         .push(format!("{} ({reason})", object.name));

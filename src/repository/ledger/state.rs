@@ -140,7 +140,7 @@ impl State {
             Body::Begin(body) => {
                 need(match body.purpose {
                     Purpose::Backup => &[Role::Backup],
-                    Purpose::Reclaim | Purpose::Merge => &[Role::Prune],
+                    Purpose::Reclaim | Purpose::Merge | Purpose::Prove => &[Role::Prune],
                 })?;
                 if self.open.contains_key(&body.session)
                     || self.aborted.contains(&body.session)
@@ -224,6 +224,13 @@ impl State {
             }
             Body::Reclaimed(body) => {
                 need(&[Role::Prune])?;
+                match (&body.session, &body.certificate) {
+                    (Some(session), _) => {
+                        self.check_session(entry, session, Purpose::Prove)?;
+                    }
+                    (None, Some(_)) => return refuse("names a certificate without its session"),
+                    (None, None) => {}
+                }
                 if let Some(pack) = body
                     .deleted
                     .iter()
@@ -428,6 +435,11 @@ impl State {
                 }
             }
             Body::Reclaimed(body) => {
+                if let Some(session) = &body.session {
+                    // It adopts nothing but the certificate.
+                    self.open.remove(session);
+                    self.aborted.insert(*session);
+                }
                 for pack in &body.deleted {
                     if let Some(row) = self.condemned.get_mut(pack) {
                         row.deleted = true;
