@@ -8,7 +8,7 @@ use crate::cli::site::{OpenCustomer, Site, Watching};
 use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
 use crate::jobs::undo;
-use crate::jobs::{JobErrorKind, Policies, PruneRequest, Pruned, apply_policy, plan_prune, prune};
+use crate::jobs::{Policies, PruneRequest, Pruned, apply_policy, plan_prune, prune};
 use crate::model::PointState;
 use crate::policy::{Decision, Deletion};
 use jiff::Timestamp;
@@ -313,9 +313,4 @@ fn bring_back(site: &Site, selector: &PointSelector) -> Result<Answer, Failure> 
         text,
         json!({ "customer": config.name.as_str(), "id": id.to_string(), "undone": true }),
     ))
-}
-
-/// What stopped the job, as far as others must know.
-pub fn is_interrupted(kind: &JobErrorKind) -> bool {
-    *kind == JobErrorKind::Interrupted
 }

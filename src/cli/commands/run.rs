@@ -90,7 +90,7 @@ fn report(
     let customer = &open.config.name;
     let mut text = String::new();
     let mut worst = None;
-    let mut fail = |failure: Failure, worst: &mut Option<Failure>| {
+    let fail = |failure: Failure, worst: &mut Option<Failure>| {
         invocation.terminal.warn(&failure.text());
         *worst = worse(worst.take(), Some(failure));
     };
