@@ -84,17 +84,23 @@ impl FrameHeader {
         let plain_bytes = fields.u32("frame plain length")?;
         let sealed_bytes = fields.u32("frame sealed length")?;
         let plain = plain_bytes as usize;
-        if plain == 0 || plain > kind.max_plain_bytes() {
+        let whole_ids = kind == PieceKind::Chunk || plain.is_multiple_of(32);
+        if plain == 0 || plain > kind.max_plain_bytes() || !whole_ids {
             return Err(FormatError::new("frame with an impossible plain length"));
         }
-        // What does not shrink is stored as it is, so a sealed piece is never longer than this.
-        let sealed = sealed_bytes as usize;
-        if sealed <= SEAL_BYTES || sealed > plain + SEAL_BYTES {
+        // What does not shrink is stored as it is: the length says which it is.
+        let compressed = flags == FLAG_COMPRESSED;
+        let stored = (sealed_bytes as usize).saturating_sub(SEAL_BYTES);
+        let fits = match compressed {
+            true => stored > 0 && stored < plain,
+            false => stored == plain,
+        };
+        if !fits {
             return Err(FormatError::new("frame with an impossible sealed length"));
         }
         Ok(FrameHeader {
             kind,
-            compressed: flags == FLAG_COMPRESSED,
+            compressed,
             tag,
             plain_bytes,
             sealed_bytes,
@@ -318,7 +324,8 @@ pub fn parse_directory(
         if PackKind::of(kind) != pack.kind {
             return Err(FormatError::new("pack mixes data and nodes"));
         }
-        if u64::from(offset) != next || (length_bytes as usize) <= FRAME_HEADER_BYTES {
+        let stored = (length_bytes as usize).saturating_sub(FRAME_HEADER_BYTES + SEAL_BYTES);
+        if u64::from(offset) != next || stored == 0 || stored > kind.max_plain_bytes() {
             return Err(FormatError::new("directory does not fit the frames"));
         }
         next += u64::from(length_bytes);
@@ -382,7 +389,7 @@ mod tests {
         let session = SessionId::from_bytes([7; 16]);
         let mut builder = PackBuilder::new(PackKind::Data, 1, &session, &[9; 16], 0);
         for n in 0..3u8 {
-            let sealed = vec![n; 40 + usize::from(n)];
+            let sealed = vec![n; if n == 1 { 41 } else { 64 + SEAL_BYTES }];
             let header = FrameHeader {
                 kind: PieceKind::Chunk,
                 compressed: n == 1,
@@ -409,7 +416,7 @@ mod tests {
     #[test]
     fn every_flipped_byte_and_every_truncation_is_noticed_without_a_key() {
         let pack = small_pack();
-        for at in HEADER_BYTES..pack.bytes.len() {
+        for at in 0..pack.bytes.len() {
             let mut bad = pack.bytes.clone();
             bad[at] ^= 0x10;
             let noticed = match scrub(&bad) {
