@@ -1,5 +1,5 @@
 //! The format of a repository, version 1. This text is the specification: a reader in another language
-//! can be written from it alone, and one was (`tests/independent_reader.py`).
+//! can be written from it alone. One stands in `tests/independent_reader.py` and is held against it.
 //!
 //! What is absent from the code of this module: keys and ciphers (`codec` has them, and the layouts
 //! that carry ids), the meaning of a ledger (`repository`), any store.
