@@ -10,6 +10,7 @@ use crate::model::{
 use jiff::Timestamp;
 
 const MAGIC: &[u8; 8] = b"VMKPOIN1";
+/// magic 8, key generation u32; nonce, ciphertext and GCM tag follow.
 const HEADER_BYTES: usize = 12;
 /// No reader accepts a larger record. It bounds every field too: a record that was accepted when
 /// it was written is accepted when it is read.
@@ -45,6 +46,8 @@ pub struct PointRecord {
 }
 
 impl PointRecord {
+    /// VM name text, kind u8, time i64, disks u16; per disk: name text, size u64, chunk size u32,
+    /// root 32, mark text; definition flag u8, then its file name text, length u32, content.
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         put_text(&mut out, self.vm.as_str());

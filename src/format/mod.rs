@@ -4,10 +4,10 @@
 //! What is absent from the code of this module: keys and ciphers (`codec` has them, and the layouts
 //! that carry ids), the meaning of a ledger (`repository`), any store.
 //!
-//! 1. Conventions · 2. Objects · 3. `vmkeep.json` · 4. Keys · 5. Disks as hash trees · 6. Frames ·
-//! 7. Packs · 8. Index segments · 9. Point records · 10. The ledger · 11. Kinds of entries ·
-//! 12. When an entry is valid · 13. Certificates · 14. Order of writing · 15. Reading ·
-//! 16. Restoring a disk from nothing · 17. Limits · 18. What is protected · 19. Worked example
+//! Sections: conventions (1) · objects (2) · `vmkeep.json` (3) · keys (4) · disks as hash trees (5) ·
+//! frames (6) · packs (7) · index segments (8) · point records (9) · the ledger (10), its kinds of
+//! entries (11), when one is valid (12) · certificates (13) · order of writing (14) · reading (15) ·
+//! restoring a disk from nothing (16) · limits (17) · what is protected (18) · worked example (19).
 //!
 //! # 1. Conventions
 //!
@@ -171,8 +171,8 @@
 //! | 8 | 16 | customer uid |
 //! | 24 | 16 | tag |
 //!
-//! If the flag *compressed* is clear, the content is the plaintext and the sealed length is plain length
-//! + 28. If it is set, the content is one frame of zstd (RFC 8878): it declares its content size, which
+//! If the flag *compressed* is clear, the content is the plaintext and the sealed length is the plain
+//! length plus 28. If it is set, the content is one frame of zstd (RFC 8878): it declares its content size, which
 //! is the plain length; it is shorter than the plaintext; no dictionary; no second or skippable frame and
 //! no byte after it. Sealed length is then 29 to plain length + 27. A reader checks the declared size
 //! and the end of the zstd frame before it decompresses, into exactly plain length bytes.

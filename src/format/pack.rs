@@ -5,12 +5,19 @@ use crate::model::{ObjectHash, PieceKind, SessionId, Tag};
 
 const MAGIC: &[u8; 8] = b"VMKPACK1";
 const END_MAGIC: &[u8; 8] = b"VMKPEND1";
+/// magic 8, key generation u32, kind of pack u32, session 16, random 16.
 pub const HEADER_BYTES: usize = 48;
+/// The checked fields and their checksum; the sealed piece follows.
 pub const FRAME_HEADER_BYTES: usize = 44;
+/// kind u8, flags u8, zero u16, tag 16, plain length u32, sealed length u32.
 const CHECKED_HEADER_BYTES: usize = 28;
+/// The first bytes of BLAKE3 over the checked fields and the sealed piece.
 const CHECKSUM_BYTES: usize = 16;
+/// tag 16, offset u32, length u32, kind u8, zeros 7.
 const DIRECTORY_ENTRY_BYTES: usize = 32;
+/// BLAKE3 over the pack's header and the directory.
 const DIRECTORY_HASH_BYTES: usize = 32;
+/// directory offset u32, frames u32, end magic 8.
 pub const TRAILER_BYTES: usize = 16;
 const FLAG_COMPRESSED: u8 = 1;
 /// No reader accepts a larger pack; offsets fit u32 with room to spare.

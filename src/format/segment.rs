@@ -5,15 +5,20 @@ use super::wire::{Fields, FormatError};
 use crate::model::{ObjectHash, PackName, SessionId, Tag};
 
 const MAGIC: &[u8; 8] = b"VMKINDX1";
+/// magic 8, session 16, random 16, records u64, packs u32, sections u32, first tag 16, last tag 16.
 const HEADER_BYTES: usize = 88;
+/// A row of the section table: kind u32, zero u32, offset u64, length u64.
 const SECTION_BYTES: usize = 24;
 const SECTION_PACKS: u32 = 1;
+/// 2^8 or 2^16 numbers u32: records whose tag begins with at most this slot's bits.
 const SECTION_FAN_OUT: u32 = 2;
 const SECTION_RECORDS: u32 = 3;
 /// Sections from here on may be skipped by a reader that does not know them.
 const SECTION_OPTIONAL: u32 = 0x8000_0000;
 const MAX_SECTIONS: u32 = 32;
+/// session 16, hash 32, size u64, frames u32, kind u32.
 const PACK_BYTES: usize = 64;
+/// tag 16, pack u32, offset u32, length u32.
 const RECORD_BYTES: usize = 28;
 /// No reader accepts a larger segment: 2^27 records.
 pub const MAX_SEGMENT_BYTES: u64 = 4 << 30;
@@ -183,7 +188,6 @@ impl Segment {
 
     fn check_order(&self, (first, last_tag): &(Tag, Tag)) -> Result<(), FormatError> {
         let mut last: Option<Record> = None;
-        let mut before = 0usize;
         let mut slot = 0usize;
         for at in 0..self.record_count {
             let record = self.record(at);
@@ -203,12 +207,11 @@ impl Segment {
                 return Err(FormatError::new("segment holds a tag outside of its range"));
             }
             while slot < slot_of(&record.tag, self.bits) {
-                if self.fan_out(slot) != before {
+                if self.fan_out(slot) != at {
                     return Err(FormatError::new("fan-out table does not fit the records"));
                 }
                 slot += 1;
             }
-            before += 1;
             last = Some(record);
         }
         while slot < 1 << self.bits {
