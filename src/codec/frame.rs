@@ -4,8 +4,8 @@ use crate::model::{CustomerUid, Id, PieceKind, Tag};
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe;
 
-/// Kind, flags, plain length, customer uid, tag: what a frame's cipher vouches for besides its
-/// content.
+/// What a frame's cipher vouches for besides its content: kind u8, flags u8, zero u16, plain length
+/// u32, customer uid 16, tag 16.
 fn associated_data(
     kind: PieceKind,
     compressed: bool,

@@ -95,11 +95,16 @@ impl CustomerKey {
         let secret: crate::model::ObjectHash = field("key")?
             .parse()
             .map_err(|_| error("has a malformed key"))?;
-        Ok(CustomerKey {
+        let key = CustomerKey {
             uid,
             generation,
             secret: *secret.as_bytes(),
-        })
+        };
+        // One spelling: no leading zeros, no carriage returns, nothing after the last line.
+        match *key.to_key_file() == bytes && generation > 0 {
+            true => Ok(key),
+            false => Err(error("is not spelled as vmkeep writes it")),
+        }
     }
 }
 
@@ -191,6 +196,19 @@ mod tests {
         let again = CustomerKey::from_key_file(&file).ok().unwrap();
         assert!(again.secret == key.secret && again.uid() == key.uid());
         assert!(CustomerKey::from_key_file(&file[1..]).is_err());
-        assert!(CustomerKey::from_key_file(&file[..file.len() - 4]).is_err());
+        for length in 0..file.len() {
+            assert!(CustomerKey::from_key_file(&file[..length]).is_err());
+        }
+        let text = std::str::from_utf8(&file).unwrap();
+        for other in [
+            text.replace('\n', "\r\n"),
+            text.replace("generation 1", "generation 01"),
+            text.replace("generation 1", "generation +1"),
+            text.replace("generation 1", "generation 0"),
+            format!("{text}\n"),
+            format!("{text}more\n"),
+        ] {
+            assert!(CustomerKey::from_key_file(other.as_bytes()).is_err());
+        }
     }
 }

@@ -25,10 +25,15 @@ pub fn decode_node(plain: &[u8], expected: usize) -> Result<Vec<Option<Id>>, Cod
             "node with a wrong number of children",
         ));
     }
-    Ok(plain
+    let children: Vec<Option<Id>> = plain
         .as_chunks::<ID_BYTES>()
         .0
         .iter()
         .map(|bytes| (*bytes != HOLE).then(|| Id::from_secret_bytes(*bytes)))
-        .collect())
+        .collect();
+    // Equal disks have equal roots only if a node of holes is always the hole.
+    match children.iter().any(Option::is_some) {
+        true => Ok(children),
+        false => Err(CodecError::WrongContent("node of nothing but holes")),
+    }
 }

@@ -10,12 +10,12 @@ use crate::model::{
 use jiff::Timestamp;
 
 const MAGIC: &[u8; 8] = b"VMKPOIN1";
+/// magic 8, key generation u32; nonce, ciphertext and GCM tag follow.
 const HEADER_BYTES: usize = 12;
-/// No reader accepts a larger record; definitions are capped below it.
+/// No reader accepts a larger record. It bounds every field too: a record that was accepted when
+/// it was written is accepted when it is read.
 pub const MAX_RECORD_BYTES: u64 = 16 << 20;
-const MAX_DEFINITION_BYTES: usize = 4 << 20;
-const MAX_TEXT_BYTES: usize = 64 << 10;
-const MAX_DISKS: u16 = 1024;
+const MAX_TEXT_BYTES: usize = MAX_RECORD_BYTES as usize;
 
 /// One disk of a restore point. No `Debug`: it holds a root.
 #[derive(Clone, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub struct PointRecord {
 }
 
 impl PointRecord {
+    /// VM name text, kind u8, time i64, disks u16; per disk: name text, size u64, chunk size u32,
+    /// root 32, mark text; definition flag u8, then its file name text, length u32, content.
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         put_text(&mut out, self.vm.as_str());
@@ -90,13 +92,14 @@ impl PointRecord {
         let taken_at = Timestamp::from_second(fields.i64("time")?)
             .map_err(|_| FormatError::new("time out of range"))?;
         let disk_count = fields.u16("disk count")?;
-        if disk_count > MAX_DISKS {
-            return Err(FormatError::new("too many disks"));
-        }
-        let mut disks = Vec::with_capacity(usize::from(disk_count));
+        let mut disks = Vec::new();
+        let mut names = std::collections::BTreeSet::new();
         for _ in 0..disk_count {
             let name =
                 DiskName::new(fields.text(MAX_TEXT_BYTES, "disk name")?).map_err(name_error)?;
+            if !names.insert(name.clone()) {
+                return Err(FormatError::new("two disks of one name"));
+            }
             let size_bytes = fields.u64("disk size")?;
             let chunk_bytes = fields.u32("chunk size")?;
             if size_bytes == 0
@@ -123,9 +126,6 @@ impl PointRecord {
             1 => {
                 let file_name = fields.text(MAX_TEXT_BYTES, "definition name")?.to_string();
                 let length = fields.u32("definition length")? as usize;
-                if length > MAX_DEFINITION_BYTES {
-                    return Err(FormatError::new("definition too long"));
-                }
                 let content = fields.bytes(length, "definition")?.to_vec();
                 Some(RecordDefinition { file_name, content })
             }

@@ -3,7 +3,6 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
 
 pub const NONCE_BYTES: usize = 12;
-pub const SEAL_TAG_BYTES: usize = 16;
 
 /// Random bytes of the operating system.
 pub fn random_bytes<const N: usize>() -> [u8; N] {

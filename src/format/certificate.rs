@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub const MAX_CERTIFICATE_BYTES: u64 = 64 << 20;
+/// The value of the field `vmkeep_deletion_certificate`.
+pub const CERTIFICATE_VERSION: u32 = 1;
 
 /// A restore point as a certificate names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +62,13 @@ impl Certificate {
     }
 
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| FormatError::new(format!("is not a certificate: {error}")))
+        let certificate: Certificate = serde_json::from_slice(bytes)
+            .map_err(|error| FormatError::new(format!("is not a certificate: {error}")))?;
+        match certificate.vmkeep_deletion_certificate {
+            CERTIFICATE_VERSION => Ok(certificate),
+            other => Err(FormatError::new(format!(
+                "is a certificate of version {other}, this program knows {CERTIFICATE_VERSION}"
+            ))),
+        }
     }
 }

@@ -112,9 +112,17 @@ pub struct BeginBody {
         skip_serializing_if = "Option::is_none"
     )]
     pub point: Option<PointId>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        with = "text::time_option",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     pub expires_at: Option<Timestamp>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        with = "text::time_option",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     pub deadline: Option<Timestamp>,
 }
 
@@ -146,8 +154,11 @@ pub struct CommitBody {
         skip_serializing_if = "Option::is_none"
     )]
     pub base: Option<PointId>,
+    #[serde(with = "text::time")]
     pub taken_at: Timestamp,
+    #[serde(with = "text::time")]
     pub expires_at: Timestamp,
+    #[serde(with = "text::time")]
     pub deadline: Timestamp,
     pub disks: Vec<DiskBody>,
     pub stored_bytes: u64,
@@ -217,6 +228,7 @@ pub struct PackMark {
     #[serde(with = "text")]
     pub pack: PackName,
     pub dead_bytes: u64,
+    #[serde(with = "text::time")]
     pub earliest_deadline: Timestamp,
     /// The `erase` entries whose points may have left these bytes.
     pub erases: Vec<u64>,
@@ -401,29 +413,33 @@ impl Body {
     }
 
     fn from_value(kind: &str, mut value: serde_json::Value) -> Self {
-        use serde_json::from_value;
+        fn from_value<T: serde::de::DeserializeOwned>(
+            value: &serde_json::Value,
+        ) -> serde_json::Result<T> {
+            T::deserialize(value)
+        }
         if let Some(fields) = value.as_object_mut() {
             // Fields that begin with "x-" are optional by agreement: an older reader skips them.
             fields.retain(|name, _| !name.starts_with("x-"));
         }
         let body = match kind {
-            "genesis" => from_value(value).map(Body::Genesis),
-            "host" => from_value(value).map(Body::Host),
-            "policy" => from_value(value).map(Body::Policy),
-            "key" => from_value(value).map(Body::Key),
-            "begin" => from_value(value).map(Body::Begin),
-            "commit" => from_value(value).map(Body::Commit),
-            "abort" => from_value(value).map(Body::Abort),
-            "expire" => from_value(value).map(Body::Expire),
-            "undo" => from_value(value).map(Body::Undo),
-            "erase" => from_value(value).map(Body::Erase),
-            "merge" => from_value(value).map(Body::Merge),
-            "condemn" => from_value(value).map(Body::Condemn),
-            "reclaimed" => from_value(value).map(Body::Reclaimed),
-            "restore" => from_value(value).map(Body::Restore),
-            "verify" => from_value(value).map(Body::Verify),
-            "clock" => from_value(value).map(Body::Clock),
-            "checkpoint" => from_value(value).map(Body::Checkpoint),
+            "genesis" => from_value(&value).map(Body::Genesis),
+            "host" => from_value(&value).map(Body::Host),
+            "policy" => from_value(&value).map(Body::Policy),
+            "key" => from_value(&value).map(Body::Key),
+            "begin" => from_value(&value).map(Body::Begin),
+            "commit" => from_value(&value).map(Body::Commit),
+            "abort" => from_value(&value).map(Body::Abort),
+            "expire" => from_value(&value).map(Body::Expire),
+            "undo" => from_value(&value).map(Body::Undo),
+            "erase" => from_value(&value).map(Body::Erase),
+            "merge" => from_value(&value).map(Body::Merge),
+            "condemn" => from_value(&value).map(Body::Condemn),
+            "reclaimed" => from_value(&value).map(Body::Reclaimed),
+            "restore" => from_value(&value).map(Body::Restore),
+            "verify" => from_value(&value).map(Body::Verify),
+            "clock" => from_value(&value).map(Body::Clock),
+            "checkpoint" => from_value(&value).map(Body::Checkpoint),
             _ => {
                 return Body::Unknown {
                     kind: kind.to_string(),
@@ -431,10 +447,16 @@ impl Body {
                 };
             }
         };
-        body.unwrap_or_else(|error| Body::Unknown {
+        let unknown = |why: String| Body::Unknown {
             kind: kind.to_string(),
-            why: error.to_string(),
-        })
+            why,
+        };
+        match body.and_then(|body| Ok((body.to_value()?, body))) {
+            Ok((again, body)) if again == value => body,
+            // Such as a null, which this version never writes.
+            Ok(_) => unknown("a field is not spelled as this version writes it".to_string()),
+            Err(error) => unknown(error.to_string()),
+        }
     }
 }
 
@@ -459,6 +481,7 @@ struct Envelope {
     prev: EntryHash,
     #[serde(with = "text")]
     customer: CustomerUid,
+    #[serde(with = "text::time")]
     time: Timestamp,
     clock: Attestation,
     #[serde(with = "text")]
@@ -527,7 +550,7 @@ impl Entry {
         }
         let version: Version = serde_json::from_slice(line)
             .map_err(|error| FormatError::new(format!("is not a ledger entry: {error}")))?;
-        if version.vmkeep > VERSION {
+        if version.vmkeep != VERSION {
             return Err(FormatError::new(format!(
                 "has format version {}, this program knows {VERSION}",
                 version.vmkeep
@@ -541,6 +564,11 @@ impl Entry {
             .ok_or_else(|| FormatError::new("signature line is not 128 hexadecimal digits"))?;
         if !verify(&envelope.host, &signed_message(line), &signature) {
             return Err(FormatError::new("signature does not match"));
+        }
+        // One spelling, so that no two readers see different entries in the same signed bytes: a
+        // field that stands twice, a space, another order or another escape is refused.
+        if serde_json::to_vec(&envelope).ok().as_deref() != Some(line) {
+            return Err(FormatError::new("is not in the one spelling of an entry"));
         }
         Ok(Entry {
             seq: envelope.seq,
@@ -638,12 +666,70 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_has_one_spelling() {
+        let stored = String::from_utf8(sample().seal(|_| [9; 64]).unwrap()).unwrap();
+        let (line, signature) = stored.split_once('\n').unwrap();
+        let refused = |from: &str, to: &str| {
+            assert!(line.contains(from), "{from}");
+            let other = format!("{}\n{signature}", line.replacen(from, to, 1));
+            assert!(
+                Entry::open(other.as_bytes(), |_, _, _| true).is_err(),
+                "{other}"
+            );
+        };
+        refused("\"seq\":7", "\"seq\": 7");
+        refused("\"seq\":7", "\"seq\":7,\"seq\":7");
+        refused("\"seq\":7", "\"seq\":7.0");
+        refused("\"vm\":\"web01\"", "\"vm\":\"web02\",\"vm\":\"web01\"");
+        refused("web01", "web\\u0030\\u0031");
+        refused("\"kind\":\"begin\",", "");
+        refused("22:00:00Z", "22:00:00.5Z");
+        refused("22:00:00Z", "22:00:00+00:00");
+        refused("\"vmkeep\":1", "\"vmkeep\":2");
+        refused("\"vmkeep\":1", "\"vmkeep\":0");
+        refused("{", " {");
+        let mut unsorted: Vec<&str> = line.split("\"body\":").collect();
+        let body = unsorted.pop().unwrap();
+        let last = body.rfind(',').unwrap();
+        let swapped = format!(
+            "{{{},{}}}}}",
+            &body[last + 1..body.len() - 2],
+            &body[1..last]
+        );
+        refused(body, &swapped);
+    }
+
+    #[test]
+    fn a_null_or_a_fraction_of_a_second_in_a_body_is_unknown() {
+        let stored = String::from_utf8(sample().seal(|_| [9; 64]).unwrap()).unwrap();
+        for (from, to) in [
+            ("{\"point\"", "{\"deadline\":null,\"point\""),
+            (
+                "{\"point\"",
+                "{\"deadline\":\"2026-11-21T22:00:00.5Z\",\"point\"",
+            ),
+        ] {
+            let other = stored.replacen(from, to, 1);
+            assert_ne!(other, stored);
+            let body = Entry::open(other.as_bytes(), |_, _, _| true).unwrap().body;
+            assert!(matches!(body, Body::Unknown { .. }), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn a_fraction_of_a_second_is_not_written() {
+        let mut entry = sample();
+        entry.time = "2026-11-21T22:00:00.25Z".parse().unwrap();
+        assert!(entry.seal(|_| [9; 64]).is_err());
+    }
+
+    #[test]
     fn what_a_later_version_added_is_unknown_unless_marked_optional() {
         let stored = String::from_utf8(sample().seal(|_| [9; 64]).unwrap()).unwrap();
         let read = |text: &str| Entry::open(text.as_bytes(), |_, _, _| true).unwrap().body;
-        let optional = stored.replace("\"purpose\"", "\"x-new\":1,\"purpose\"");
+        let optional = stored.replace("\"vm\":\"web01\"", "\"vm\":\"web01\",\"x-new\":1");
         assert_eq!(read(&optional), sample().body);
-        let mandatory = stored.replace("\"purpose\"", "\"new\":1,\"purpose\"");
+        let mandatory = stored.replace("\"point\"", "\"new\":1,\"point\"");
         assert!(matches!(read(&mandatory), Body::Unknown { .. }));
         let kind = stored.replace("\"kind\":\"begin\"", "\"kind\":\"grant\"");
         assert!(matches!(read(&kind), Body::Unknown { .. }));

@@ -112,7 +112,17 @@ impl CustomerNames {
             "probe" => Some(ObjectRole::Probe),
             _ => None,
         };
-        role.unwrap_or(ObjectRole::Foreign)
+        let role = role.unwrap_or(ObjectRole::Foreign);
+        // Numbers have one spelling: `key/01.age` is not `key/1.age`.
+        let spelled = match &role {
+            ObjectRole::Key(number) => self.key(*number) == *name,
+            ObjectRole::Ledger(seq) => self.ledger(*seq) == *name,
+            _ => true,
+        };
+        match spelled {
+            true => role,
+            false => ObjectRole::Foreign,
+        }
     }
 }
 
@@ -136,6 +146,10 @@ mod tests {
             (names.segment(&segment), ObjectRole::Segment(segment)),
             (names.point(&point), ObjectRole::Point(point)),
             (repository_file(), ObjectRole::Foreign),
+            (
+                ObjectName::new("customers/acme/key/01.age").unwrap(),
+                ObjectRole::Foreign,
+            ),
             (
                 CustomerNames::new(&CustomerName::new("acme2").unwrap()).point(&point),
                 ObjectRole::Foreign,

@@ -5,12 +5,19 @@ use crate::model::{ObjectHash, PieceKind, SessionId, Tag};
 
 const MAGIC: &[u8; 8] = b"VMKPACK1";
 const END_MAGIC: &[u8; 8] = b"VMKPEND1";
+/// magic 8, key generation u32, kind of pack u32, session 16, random 16.
 pub const HEADER_BYTES: usize = 48;
+/// The checked fields and their checksum; the sealed piece follows.
 pub const FRAME_HEADER_BYTES: usize = 44;
+/// kind u8, flags u8, zero u16, tag 16, plain length u32, sealed length u32.
 const CHECKED_HEADER_BYTES: usize = 28;
+/// The first bytes of BLAKE3 over the checked fields and the sealed piece.
 const CHECKSUM_BYTES: usize = 16;
+/// tag 16, offset u32, length u32, kind u8, zeros 7.
 const DIRECTORY_ENTRY_BYTES: usize = 32;
+/// BLAKE3 over the pack's header and the directory.
 const DIRECTORY_HASH_BYTES: usize = 32;
+/// directory offset u32, frames u32, end magic 8.
 pub const TRAILER_BYTES: usize = 16;
 const FLAG_COMPRESSED: u8 = 1;
 /// No reader accepts a larger pack; offsets fit u32 with room to spare.
@@ -84,17 +91,23 @@ impl FrameHeader {
         let plain_bytes = fields.u32("frame plain length")?;
         let sealed_bytes = fields.u32("frame sealed length")?;
         let plain = plain_bytes as usize;
-        if plain == 0 || plain > kind.max_plain_bytes() {
+        let whole_ids = kind == PieceKind::Chunk || plain.is_multiple_of(32);
+        if plain == 0 || plain > kind.max_plain_bytes() || !whole_ids {
             return Err(FormatError::new("frame with an impossible plain length"));
         }
-        // What does not shrink is stored as it is, so a sealed piece is never longer than this.
-        let sealed = sealed_bytes as usize;
-        if sealed <= SEAL_BYTES || sealed > plain + SEAL_BYTES {
+        // What does not shrink is stored as it is: the length says which it is.
+        let compressed = flags == FLAG_COMPRESSED;
+        let stored = (sealed_bytes as usize).saturating_sub(SEAL_BYTES);
+        let fits = match compressed {
+            true => stored > 0 && stored < plain,
+            false => stored == plain,
+        };
+        if !fits {
             return Err(FormatError::new("frame with an impossible sealed length"));
         }
         Ok(FrameHeader {
             kind,
-            compressed: flags == FLAG_COMPRESSED,
+            compressed,
             tag,
             plain_bytes,
             sealed_bytes,
@@ -318,7 +331,8 @@ pub fn parse_directory(
         if PackKind::of(kind) != pack.kind {
             return Err(FormatError::new("pack mixes data and nodes"));
         }
-        if u64::from(offset) != next || (length_bytes as usize) <= FRAME_HEADER_BYTES {
+        let stored = (length_bytes as usize).saturating_sub(FRAME_HEADER_BYTES + SEAL_BYTES);
+        if u64::from(offset) != next || stored == 0 || stored > kind.max_plain_bytes() {
             return Err(FormatError::new("directory does not fit the frames"));
         }
         next += u64::from(length_bytes);
@@ -382,7 +396,7 @@ mod tests {
         let session = SessionId::from_bytes([7; 16]);
         let mut builder = PackBuilder::new(PackKind::Data, 1, &session, &[9; 16], 0);
         for n in 0..3u8 {
-            let sealed = vec![n; 40 + usize::from(n)];
+            let sealed = vec![n; if n == 1 { 41 } else { 64 + SEAL_BYTES }];
             let header = FrameHeader {
                 kind: PieceKind::Chunk,
                 compressed: n == 1,
@@ -409,7 +423,7 @@ mod tests {
     #[test]
     fn every_flipped_byte_and_every_truncation_is_noticed_without_a_key() {
         let pack = small_pack();
-        for at in HEADER_BYTES..pack.bytes.len() {
+        for at in 0..pack.bytes.len() {
             let mut bad = pack.bytes.clone();
             bad[at] ^= 0x10;
             let noticed = match scrub(&bad) {

@@ -2,7 +2,7 @@
 
 use super::text;
 use super::wire::FormatError;
-use crate::model::RepositoryId;
+use crate::model::{MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, RepositoryId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,14 @@ impl RepositoryFile {
             return Err(FormatError::new(format!(
                 "repository format {} is not known to this version of vmkeep, which writes {FORMAT_VERSION}",
                 file.format
+            )));
+        }
+        if !file.chunk_bytes.is_power_of_two()
+            || !(MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES).contains(&file.chunk_bytes)
+        {
+            return Err(FormatError::new(format!(
+                "repository file with an impossible chunk size of {} bytes",
+                file.chunk_bytes
             )));
         }
         match file.features.first() {

@@ -1,19 +1,24 @@
 //! Index segments: where each tag stands. See the module documentation of `format`.
 
-use super::pack::PackKind;
+use super::pack::{HEADER_BYTES as PACK_HEADER_BYTES, MAX_PACK_BYTES, PackKind};
 use super::wire::{Fields, FormatError};
 use crate::model::{ObjectHash, PackName, SessionId, Tag};
 
 const MAGIC: &[u8; 8] = b"VMKINDX1";
+/// magic 8, session 16, random 16, records u64, packs u32, sections u32, first tag 16, last tag 16.
 const HEADER_BYTES: usize = 88;
+/// A row of the section table: kind u32, zero u32, offset u64, length u64.
 const SECTION_BYTES: usize = 24;
 const SECTION_PACKS: u32 = 1;
+/// 2^8 or 2^16 numbers u32: records whose tag begins with at most this slot's bits.
 const SECTION_FAN_OUT: u32 = 2;
 const SECTION_RECORDS: u32 = 3;
 /// Sections from here on may be skipped by a reader that does not know them.
 const SECTION_OPTIONAL: u32 = 0x8000_0000;
 const MAX_SECTIONS: u32 = 32;
+/// session 16, hash 32, size u64, frames u32, kind u32.
 const PACK_BYTES: usize = 64;
+/// tag 16, pack u32, offset u32, length u32.
 const RECORD_BYTES: usize = 28;
 /// No reader accepts a larger segment: 2^27 records.
 pub const MAX_SEGMENT_BYTES: u64 = 4 << 30;
@@ -118,40 +123,46 @@ impl Segment {
         let record_count = fields.u64("record count")?;
         let pack_count = fields.u32("pack count")?;
         let section_count = fields.u32("section count")?;
-        fields.bytes(32, "tag range")?;
+        let tags = (
+            Tag::from_bytes(fields.array("first tag")?),
+            Tag::from_bytes(fields.array("last tag")?),
+        );
         if section_count > MAX_SECTIONS {
             return Err(FormatError::new("segment with too many sections"));
         }
         let (mut packs_at, mut fan_out, mut records_at) = (None, None, None);
+        // Sections follow the table and each other without a gap, up to the segment's end.
+        let mut next = (HEADER_BYTES + SECTION_BYTES * section_count as usize) as u64;
         for _ in 0..section_count {
             let kind = fields.u32("section kind")?;
-            fields.u32("section reserved field")?;
+            let reserved = fields.u32("section reserved field")?;
             let offset = fields.u64("section offset")?;
             let length = fields.u64("section length")?;
             let end = offset
                 .checked_add(length)
                 .filter(|end| *end <= bytes.len() as u64)
                 .ok_or_else(|| FormatError::new("section outside of the segment"))?;
+            if reserved != 0 || offset != next {
+                return Err(FormatError::new("segment with a gap between its sections"));
+            }
+            next = end;
             let range = offset as usize..end as usize;
-            let expected = match kind {
-                SECTION_PACKS => {
-                    packs_at = Some(range.clone());
-                    u64::from(pack_count) * PACK_BYTES as u64
-                }
-                SECTION_FAN_OUT => {
-                    fan_out = Some(range.clone());
-                    length
-                }
-                SECTION_RECORDS => {
-                    records_at = Some(range.clone());
-                    record_count.saturating_mul(RECORD_BYTES as u64)
-                }
-                kind if kind >= SECTION_OPTIONAL => length,
+            let (place, expected) = match kind {
+                SECTION_PACKS => (&mut packs_at, u64::from(pack_count) * PACK_BYTES as u64),
+                SECTION_FAN_OUT => (&mut fan_out, length),
+                SECTION_RECORDS => (
+                    &mut records_at,
+                    record_count.saturating_mul(RECORD_BYTES as u64),
+                ),
+                kind if kind >= SECTION_OPTIONAL => continue,
                 _ => return Err(FormatError::new("segment with an unknown section")),
             };
-            if expected != length {
-                return Err(FormatError::new("section of a wrong length"));
+            if expected != length || place.replace(range).is_some() {
+                return Err(FormatError::new("section of a wrong length, or twice"));
             }
+        }
+        if next != bytes.len() as u64 {
+            return Err(FormatError::new("bytes after the end of the index segment"));
         }
         let missing = || FormatError::new("segment lacks a section");
         let packs_range = packs_at.ok_or_else(missing)?;
@@ -171,29 +182,36 @@ impl Segment {
             record_count: record_count as usize,
             bytes,
         };
-        segment.check_order()?;
+        segment.check_order(&tags)?;
         Ok(segment)
     }
 
-    fn check_order(&self) -> Result<(), FormatError> {
+    fn check_order(&self, (first, last_tag): &(Tag, Tag)) -> Result<(), FormatError> {
         let mut last: Option<Record> = None;
-        let mut before = 0usize;
         let mut slot = 0usize;
         for at in 0..self.record_count {
             let record = self.record(at);
             if last.is_some_and(|last| last >= record) {
                 return Err(FormatError::new("segment is not sorted"));
             }
-            if record.pack as usize >= self.packs.len() {
+            let Some(pack) = self.packs.get(record.pack as usize) else {
                 return Err(FormatError::new("segment names a pack it does not list"));
+            };
+            let end = u64::from(record.offset) + u64::from(record.length_bytes);
+            if (record.offset as usize) < PACK_HEADER_BYTES || end > pack.size_bytes {
+                return Err(FormatError::new(
+                    "segment names a frame outside of its pack",
+                ));
+            }
+            if record.tag < *first || record.tag > *last_tag {
+                return Err(FormatError::new("segment holds a tag outside of its range"));
             }
             while slot < slot_of(&record.tag, self.bits) {
-                if self.fan_out(slot) != before {
+                if self.fan_out(slot) != at {
                     return Err(FormatError::new("fan-out table does not fit the records"));
                 }
                 slot += 1;
             }
-            before += 1;
             last = Some(record);
         }
         while slot < 1 << self.bits {
@@ -288,6 +306,9 @@ fn parse_packs(section: &[u8]) -> Result<Vec<PackRow>, FormatError> {
         let session = SessionId::from_bytes(fields.array("pack session")?);
         let hash = ObjectHash::from_bytes(fields.array("pack hash")?);
         let size_bytes = fields.u64("pack size")?;
+        if size_bytes > MAX_PACK_BYTES {
+            return Err(FormatError::new("pack table lists an impossible size"));
+        }
         let frames = fields.u32("pack frame count")?;
         let kind = PackKind::from_code(fields.u32("pack kind")?)
             .ok_or_else(|| FormatError::new("pack table lists an unknown kind"))?;
@@ -301,7 +322,7 @@ fn parse_packs(section: &[u8]) -> Result<Vec<PackRow>, FormatError> {
     Ok(packs)
 }
 
-/// Reads only the pack table.
+/// Reads only the session in the header.
 pub fn session_of(bytes: &[u8]) -> Result<SessionId, FormatError> {
     let mut fields = Fields::new(bytes);
     fields.magic(MAGIC, "index segment")?;
@@ -320,7 +341,7 @@ mod tests {
                     session,
                     hash: ObjectHash::from_bytes([n; 32]),
                 },
-                size_bytes: 1000 + u64::from(n),
+                size_bytes: (1 << 20) + u64::from(n),
                 frames: 5,
                 kind: PackKind::Data,
             })
@@ -333,8 +354,8 @@ mod tests {
                 Record {
                     tag: Tag::from_bytes(tag),
                     pack: n % 3,
-                    offset: n,
-                    length_bytes: 50,
+                    offset: n + 48,
+                    length_bytes: 80,
                 }
             })
             .collect();

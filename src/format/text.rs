@@ -64,3 +64,48 @@ pub mod list {
             .collect()
     }
 }
+
+/// A time: UTC, whole seconds, `2026-11-21T22:00:00Z` and no other spelling.
+pub mod time {
+    use super::*;
+    use jiff::Timestamp;
+
+    pub fn serialize<S: Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
+        match time.subsec_nanosecond() {
+            0 => to.collect_str(time),
+            _ => Err(serde::ser::Error::custom(format!(
+                "{time} is not in whole seconds"
+            ))),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Timestamp, D::Error> {
+        parse(&String::deserialize(from)?)
+    }
+
+    pub(super) fn parse<E: Error>(text: &str) -> Result<Timestamp, E> {
+        let time: Timestamp = text.parse().map_err(E::custom)?;
+        match time.subsec_nanosecond() == 0 && time.to_string() == text {
+            true => Ok(time),
+            false => Err(E::custom("a time in UTC and whole seconds expected")),
+        }
+    }
+}
+
+pub mod time_option {
+    use super::*;
+    use jiff::Timestamp;
+
+    pub fn serialize<S: Serializer>(time: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => super::time::serialize(time, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+        Option::<String>::deserialize(from)?
+            .map(|text| super::time::parse(&text))
+            .transpose()
+    }
+}
