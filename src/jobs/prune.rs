@@ -5,7 +5,7 @@
 
 use super::certificate::{Certified, certify};
 use super::{JobError, JobErrorKind, LocalHost, Watch};
-use crate::format::entry::{Body, ClockBody, ClockEvent, PointReason, PointsBody, ReclaimedBody};
+use crate::format::entry::{Body, ClockBody, ClockEvent, PointReason, PointsBody};
 use crate::model::{PointId, PointState};
 use crate::policy::{Action, Decision, Deletion, PointFacts, plan};
 use crate::repository::reclaim::{Reclaimed, merge_segments, reclaim};
@@ -180,7 +180,7 @@ fn pass(
     });
     match reclaim(customer, now, budget, force) {
         Ok(reclaimed) => {
-            note_reclaimed(customer, &reclaimed)?;
+            customer.note_reclaimed(&reclaimed)?;
             pruned.reclaimed = reclaimed;
         }
         Err(error) if error.is_damage() => pruned.damage = Some(error),
@@ -265,32 +265,6 @@ fn erase(
         customer.storage().destroy(&customer.names().point(point))?;
     }
     Ok(erased)
-}
-
-/// Writes down what was deleted and what is left dead where, if that is news.
-fn note_reclaimed(customer: &Customer, reclaimed: &Reclaimed) -> Result<(), JobError> {
-    let news = customer.with_state(|state| {
-        !reclaimed.removed.is_empty()
-            || !state.unmarked_erasures().is_empty()
-            || reclaimed.marks.len() != state.marks.len()
-            || reclaimed
-                .marks
-                .iter()
-                .any(|mark| state.marks.get(&mark.pack) != Some(mark))
-    });
-    if news {
-        customer.append(|_| {
-            Ok(Body::Reclaimed(ReclaimedBody {
-                session: None,
-                marked_at: reclaimed.marked_at,
-                deleted: reclaimed.removed.clone(),
-                marks: reclaimed.marks.clone(),
-                certificate: None,
-                destroyed: Vec::new(),
-            }))
-        })?;
-    }
-    Ok(())
 }
 
 /// Removes what the ledger does not explain, and certifies what was destroyed if then everything

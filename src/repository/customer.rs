@@ -1,22 +1,22 @@
 //! One customer's part of a repository, open: keys, ledger, index, and the sessions on them.
 
 use super::index::{Index, PackNumber};
-use super::ledger::{Ledger, State};
+use super::ledger::{Ledger, OpenSession, State};
 use super::writer::{Session, Trust, session_objects, upload};
-use super::{Host, RepositoryError, RepositoryErrorKind};
+use super::{Host, RepositoryError, RepositoryErrorKind, Stamp};
 use crate::codec::age::{self, AgeRecipient};
 use crate::codec::{
     CustomerKey, HostIdentity, Keys, MAX_RECORD_BYTES, PointRecord, open_record, random_bytes,
 };
 use crate::format::entry::{
-    AbortBody, BeginBody, Body, GenesisBody, HostBody, KeyBody, PolicyBody, Purpose,
+    AbortBody, Attestation, BeginBody, Body, GenesisBody, HostBody, KeyBody, PolicyBody, Purpose,
 };
 use crate::format::names::CustomerNames;
 use crate::format::repository_file::FORMAT_VERSION;
 use crate::model::{
     CustomerName, CustomerUid, ObjectHash, PointId, PointState, RepositoryId, SessionId, VmName,
 };
-use crate::policy::PolicyTerms;
+use crate::policy::{PolicyTerms, expiry};
 use crate::storage::Storage;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -161,6 +161,9 @@ impl Customer {
             .uid
             .unwrap_or(CustomerUid::from_bytes([0; 16]));
         if ledger.state().keys.is_empty() {
+            // Key files of makers that died or lost: none of them can be named any more once a
+            // `key` entry stands, and keys that are added later are not in this list.
+            let earlier = storage.list(&names.keys_prefix())?;
             let key = CustomerKey::generate(uid);
             let (object, hash) = write_key(&**storage, &names, &key, &new.recipients)?;
             let outcome = ledger.append(host, uid, |state, _| match state.keys.is_empty() {
@@ -177,11 +180,17 @@ impl Customer {
                 )),
             });
             match outcome {
-                Err(error) if error.kind == RepositoryErrorKind::AlreadyExists => {
-                    storage.destroy(&names.key(object))?;
+                Ok(_) => {
+                    for object in earlier {
+                        storage.destroy(&object.name)?;
+                    }
                 }
-                other => {
-                    other?;
+                Err(error) if error.kind == RepositoryErrorKind::Uncertain => return Err(error),
+                Err(error) => {
+                    storage.destroy(&names.key(object))?;
+                    if error.kind != RepositoryErrorKind::AlreadyExists {
+                        return Err(error);
+                    }
                 }
             }
         }
@@ -272,12 +281,30 @@ impl Customer {
             .append(&*self.host, self.uid, |state, _| build(state))
     }
 
+    /// As [`Customer::append`], for entries that hold a time: `build` gets the entry's own.
+    pub fn append_stamped(
+        &self,
+        build: impl FnMut(&State, &Stamp) -> Result<Body, RepositoryError>,
+    ) -> Result<u64, RepositoryError> {
+        self.ledger().append(&*self.host, self.uid, build)
+    }
+
+    /// Whether this version understands everything that may forbid what it would do. Asked before
+    /// anything is deleted; entries ask it themselves.
+    pub fn may_write(&self) -> Result<(), RepositoryError> {
+        self.ledger().may_write()
+    }
+
     /// The index as of the ledger's end now.
     pub fn load_index(&self) -> Result<Arc<Index>, RepositoryError> {
         for _ in 0..4 {
             self.refresh()?;
-            let state = self.state();
             let earlier = self.cached_index().clone();
+            let seq = self.with_state(|state| state.seq);
+            if let Some(index) = earlier.as_ref().filter(|index| index.seq() == seq) {
+                return Ok(index.clone());
+            }
+            let state = self.state();
             let loaded = Index::load(&*self.storage, &self.names, &state, earlier.as_deref());
             match loaded {
                 Ok(index) => {
@@ -336,15 +363,25 @@ impl Customer {
         // The guard first: a `begin` without a living guard would look like a dead session.
         let alive = self.host.hold_session(&id)?;
         let mut witnessed_before = None;
-        let seq = self.append(|state| {
+        let seq = self.append_stamped(|state, stamp| {
             witnessed_before = state.last_witnessed;
+            // Its record may be written before the outcome is known: from the begin on the ledger
+            // says when it must be gone.
+            let counted_from = counted_from(
+                stamp.time,
+                stamp.attestation == Attestation::Alone,
+                state.last_witnessed,
+            );
+            let expiry = backup_of
+                .and(state.policy.as_ref())
+                .map(|policy| expiry(policy, counted_from));
             Ok(Body::Begin(BeginBody {
                 session: id,
                 purpose,
                 vm: backup_of.map(|(vm, _)| vm.clone()),
                 point: backup_of.map(|(_, point)| point),
-                expires_at: None,
-                deadline: None,
+                expires_at: expiry.map(|expiry| expiry.expires_at),
+                deadline: expiry.map(|expiry| expiry.deadline),
             }))
         })?;
         let open = self.with_state(|state| state.open.get(&id).cloned());
@@ -358,7 +395,7 @@ impl Customer {
             id,
             begun_at: open.begun_at,
             witnessed_before,
-            clock_alone: open.attestation == crate::format::entry::Attestation::Alone,
+            clock_alone: open.attestation == Attestation::Alone,
             _alive: alive,
         })
     }
@@ -373,6 +410,7 @@ impl Customer {
     pub fn abort(&self, session: &SessionId, reason: &str) -> Result<(), RepositoryError> {
         let mut point = None;
         self.append(|state| {
+            // Looked at anew after each lost slot: the session may have been committed by it.
             let open = state.open.get(session).ok_or_else(|| {
                 RepositoryError::new(
                     RepositoryErrorKind::Superseded,
@@ -395,23 +433,30 @@ impl Customer {
         Ok(())
     }
 
-    /// Aborts this host's sessions whose process is gone, and other hosts' sessions that are older
-    /// than any session may be. Returns how many.
+    /// Aborts this host's sessions whose process is gone, and sessions that are older than any may
+    /// be or whose point would have expired already: its record may stand in the store. Returns
+    /// how many.
     pub fn abort_dead_sessions(&self, now: Timestamp) -> Result<usize, RepositoryError> {
         self.refresh()?;
-        let open = self.with_state(|state| state.open.clone());
+        let open: Vec<(SessionId, OpenSession, Timestamp)> = self.with_state(|state| {
+            let since = |open: &OpenSession| state.running_since(open);
+            state
+                .open
+                .iter()
+                .map(|(id, open)| (*id, open.clone(), since(open)))
+                .collect()
+        });
         let mut aborted = 0;
-        for (id, session) in open {
+        for (id, session, since) in open {
             let own = session.host == self.host.id();
-            let over_age = now.duration_since(session.begun_at)
+            let over_age = now.duration_since(since)
                 > jiff::SignedDuration::from_hours(24 * LONGEST_SESSION_DAYS);
-            let dead = own && self.host.session_is_dead(&id);
-            if !dead && !over_age {
-                continue;
-            }
-            let reason = match dead {
-                true => "its process is gone",
-                false => "it is older than any session may be",
+            let expired = session.expires_at.is_some_and(|at| at <= now);
+            let reason = match () {
+                () if own && self.host.session_is_dead(&id) => "its process is gone",
+                () if over_age => "it is older than any session may be",
+                () if expired => "its restore point would have expired already",
+                () => continue,
             };
             match self.abort(&id, reason) {
                 Ok(()) => aborted += 1,
@@ -467,6 +512,19 @@ impl Customer {
         }
         upload(&*self.storage, &self.names.point(point), &stored)?;
         Ok((hash_of(&stored), stored.len() as u64))
+    }
+}
+
+/// From when a restore point's time counts. A lone clock's word is not enough to keep anything
+/// longer: then it is the last time before it that two sources agreed on.
+pub(super) fn counted_from(
+    begun_at: Timestamp,
+    clock_alone: bool,
+    witnessed_before: Option<Timestamp>,
+) -> Timestamp {
+    match (clock_alone, witnessed_before) {
+        (true, Some(before)) => before.min(begun_at),
+        _ => begun_at,
     }
 }
 
@@ -531,35 +589,48 @@ fn read_key(
         "the ledger names no key file yet; run `vmkeep run` again to complete this customer",
     );
     for row in state.keys.iter().rev() {
-        let name = names.key(row.object);
-        let stored = storage.read(&name, age::MAX_FILE_BYTES as u64)?;
-        if hash_of(&stored) != row.hash {
-            return Err(RepositoryError::damaged(
-                name,
-                "the key file is not the one the ledger names",
-            ));
-        }
-        match identity.decrypt(&stored) {
-            Ok(plain) => {
-                let key = CustomerKey::from_key_file(&plain)
-                    .map_err(|error| RepositoryError::damaged(&name, error.0))?;
-                return match Some(key.uid()) == state.uid {
-                    true => Ok(key),
-                    false => Err(RepositoryError::damaged(
-                        name,
-                        "the key file holds the key of another customer",
-                    )),
-                };
+        match open_key(storage, names, state, row, identity) {
+            Ok(key) => return Ok(key),
+            // One rotten key file must not stand in the way of an older one that opens; if none
+            // does, damage is the answer, not "wrong key".
+            Err(error) if error.is_damage() || error.kind == RepositoryErrorKind::WrongKey => {
+                if !refusal.is_damage() {
+                    refusal = error;
+                }
             }
-            Err(age::AgeError::WrongKey) => {
-                refusal = RepositoryError::new(
-                    RepositoryErrorKind::WrongKey,
-                    name,
-                    "the identity of this host does not open it",
-                );
-            }
-            Err(error) => return Err(RepositoryError::damaged(name, error)),
+            Err(error) => return Err(error),
         }
     }
     Err(refusal)
+}
+
+fn open_key(
+    storage: &dyn Storage,
+    names: &CustomerNames,
+    state: &State,
+    row: &KeyBody,
+    identity: &HostIdentity,
+) -> Result<CustomerKey, RepositoryError> {
+    let name = names.key(row.object);
+    let stored = storage.read(&name, age::MAX_FILE_BYTES as u64)?;
+    let damaged = |detail: &str| Err(RepositoryError::damaged(&name, detail));
+    if hash_of(&stored) != row.hash {
+        return damaged("the key file is not the one the ledger names");
+    }
+    match identity.decrypt(&stored) {
+        Ok(plain) => {
+            let key = CustomerKey::from_key_file(&plain)
+                .map_err(|error| RepositoryError::damaged(&name, error.0))?;
+            match Some(key.uid()) == state.uid {
+                true => Ok(key),
+                false => damaged("the key file holds the key of another customer"),
+            }
+        }
+        Err(age::AgeError::WrongKey) => Err(RepositoryError::new(
+            RepositoryErrorKind::WrongKey,
+            name,
+            "the identity of this host does not open it",
+        )),
+        Err(error) => Err(RepositoryError::damaged(name, error)),
+    }
 }

@@ -3,12 +3,12 @@
 use super::RepositoryError;
 use super::ledger::State;
 use crate::format::names::CustomerNames;
-use crate::format::pack::PackKind;
 use crate::format::segment::{self, MAX_SEGMENT_BYTES, PackRow, Segment};
 use crate::model::{ObjectHash, PackName, SegmentName, Tag};
 use crate::storage::Storage;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A row of the combined pack table.
 pub type PackNumber = u32;
@@ -38,11 +38,22 @@ pub struct PackInfo {
 
 /// The born packs and the places of their frames, as of one state of the ledger.
 pub struct Index {
+    /// The last entry of that state.
+    seq: u64,
     segments: Vec<Loaded>,
     packs: Vec<PackInfo>,
+    /// The segment that lists each pack first: a pack that two list must not be counted twice.
+    homes: Vec<usize>,
     numbers: HashMap<PackName, PackNumber>,
     /// Frames known to be damaged: nothing relies on them, readers try them last.
-    damaged: std::collections::BTreeSet<(PackName, Tag)>,
+    damaged: BTreeSet<(PackName, Tag)>,
+}
+
+/// One record of an index: its segment, and its position there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RecordAt {
+    segment: usize,
+    at: usize,
 }
 
 impl Index {
@@ -54,8 +65,10 @@ impl Index {
         earlier: Option<&Index>,
     ) -> Result<Self, RepositoryError> {
         let mut index = Index {
+            seq: state.seq,
             segments: Vec::with_capacity(state.segments.len()),
             packs: Vec::new(),
+            homes: Vec::new(),
             numbers: HashMap::new(),
             damaged: state.damaged.clone(),
         };
@@ -83,6 +96,7 @@ impl Index {
     }
 
     fn add(&mut self, name: SegmentName, segment: Arc<Segment>) {
+        let home = self.segments.len();
         let numbers = segment
             .packs()
             .iter()
@@ -95,6 +109,7 @@ impl Index {
                         condemned: false,
                         deleted: false,
                     });
+                    self.homes.push(home);
                 }
                 number
             })
@@ -104,6 +119,11 @@ impl Index {
             segment,
             numbers,
         });
+    }
+
+    /// The last entry of the ledger that this index knows of.
+    pub fn seq(&self) -> u64 {
+        self.seq
     }
 
     pub fn packs(&self) -> &[PackInfo] {
@@ -131,6 +151,19 @@ impl Index {
             .map(|loaded| (&loaded.name, loaded.segment.len()))
     }
 
+    pub(super) fn segment(&self, name: &SegmentName) -> Option<&Segment> {
+        let loaded = self.segments.iter().find(|loaded| loaded.name == *name)?;
+        Some(&loaded.segment)
+    }
+
+    /// Whether both have the same segments: then records and packs have the same numbers in both.
+    pub(super) fn same_segments(&self, other: &Index) -> bool {
+        let names = |index: &Index| -> Vec<SegmentName> {
+            index.segments.iter().map(|loaded| loaded.name).collect()
+        };
+        names(self) == names(other)
+    }
+
     fn places_raw(&self, tag: &Tag) -> impl Iterator<Item = (usize, usize, Place)> {
         self.segments
             .iter()
@@ -156,6 +189,13 @@ impl Index {
             .filter(move |place| self.is_sound(tag, place))
     }
 
+    /// The same, with the record that says so.
+    pub(super) fn sound_records(&self, tag: &Tag) -> impl Iterator<Item = (RecordAt, Place)> {
+        self.places_raw(tag)
+            .filter(move |(_, _, place)| self.is_sound(tag, place))
+            .map(|(segment, at, place)| (RecordAt { segment, at }, place))
+    }
+
     fn is_sound(&self, tag: &Tag, place: &Place) -> bool {
         self.pack(place.pack)
             .is_some_and(|pack| !pack.condemned && !self.damaged.contains(&(pack.row.name, *tag)))
@@ -170,6 +210,22 @@ impl Index {
         });
         places.dedup();
         places
+    }
+
+    /// Every frame that the index knows in these packs.
+    pub fn frames_of(&self, packs: &HashSet<PackNumber>) -> Vec<(PackName, Tag)> {
+        let mut frames = Vec::new();
+        if packs.is_empty() {
+            return frames;
+        }
+        self.each_record(|_, _, tag, place| {
+            if packs.contains(&place.pack)
+                && let Some(info) = self.pack(place.pack)
+            {
+                frames.push((info.row.name, tag));
+            }
+        });
+        frames
     }
 
     /// Every record with its place: (segment, position, tag, place).
@@ -187,6 +243,74 @@ impl Index {
                 }
             }
         }
+    }
+}
+
+/// Records that threads note together, one bit each: what a session relies on would be gigabytes
+/// as a list.
+pub(super) struct NotedRecords {
+    bits: Vec<Vec<AtomicU64>>,
+}
+
+impl NotedRecords {
+    pub(super) fn none_of(index: &Index) -> Self {
+        let words = |loaded: &Loaded| loaded.segment.len().div_ceil(64);
+        NotedRecords {
+            bits: index
+                .segments
+                .iter()
+                .map(|loaded| (0..words(loaded)).map(|_| AtomicU64::new(0)).collect())
+                .collect(),
+        }
+    }
+
+    fn word(&self, record: RecordAt) -> Option<&AtomicU64> {
+        self.bits.get(record.segment)?.get(record.at / 64)
+    }
+
+    pub(super) fn note(&self, record: RecordAt) {
+        if let Some(word) = self.word(record) {
+            word.fetch_or(1 << (record.at % 64), Ordering::Relaxed);
+        }
+    }
+
+    fn has(&self, record: RecordAt) -> bool {
+        self.word(record)
+            .is_some_and(|word| word.load(Ordering::Relaxed) & 1 << (record.at % 64) != 0)
+    }
+
+    /// The packs that hold a noted record.
+    pub(super) fn packs(&self, index: &Index) -> BTreeSet<PackName> {
+        let mut noted = vec![false; index.packs.len()];
+        index.each_record(|segment, at, _, place| {
+            if self.has(RecordAt { segment, at })
+                && let Some(pack) = noted.get_mut(place.pack as usize)
+            {
+                *pack = true;
+            }
+        });
+        let named = noted.iter().zip(&index.packs).filter(|(noted, _)| **noted);
+        named.map(|(_, info)| info.row.name).collect()
+    }
+
+    /// The tags of the noted records, by pack.
+    pub(super) fn by_pack(
+        &self,
+        index: &Index,
+        wanted: impl Fn(&PackName) -> bool,
+    ) -> HashMap<PackName, Vec<Tag>> {
+        let mut tags: HashMap<PackName, Vec<Tag>> = HashMap::new();
+        index.each_record(|segment, at, tag, place| {
+            if !self.has(RecordAt { segment, at }) {
+                return;
+            }
+            if let Some(info) = index.pack(place.pack)
+                && wanted(&info.row.name)
+            {
+                tags.entry(info.row.name).or_default().push(tag);
+            }
+        });
+        tags
     }
 }
 
@@ -272,11 +396,8 @@ pub struct PackUse {
 /// Counts the live frames of every pack of the index.
 pub fn count_uses(index: &Index, live: &LiveRecords) -> Vec<PackUse> {
     let mut uses = vec![PackUse::default(); index.packs.len()];
-    // A place that stands in two segments (a merge under way) counts once.
-    let mut seen = std::collections::HashSet::new();
-    let several = index.segments.len() > 1;
     index.each_record(|segment, at, _, place| {
-        if several && !seen.insert((place.pack, place.offset)) {
+        if index.homes.get(place.pack as usize) != Some(&segment) {
             return;
         }
         if let Some(usage) = uses.get_mut(place.pack as usize) {

@@ -2,11 +2,12 @@
 
 use super::customer::Customer;
 use super::index::{Index, LiveRecords};
+use super::ledger::State;
 use super::reader::{ReadScratch, Reader};
 use super::tree::children;
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::DiskRecord;
-use crate::model::{Id, PieceKind, PointId, Tag, TreeShape};
+use crate::model::{FAN_OUT, Id, PackName, PieceKind, PointId, SegmentName, Tag};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -23,20 +24,48 @@ pub struct Mark {
     live: LiveRecords,
     visited: HashSet<Tag>,
     roots: BTreeSet<PointId>,
+    /// The ledger's end before the first root was looked for: what was erased later may still be
+    /// marked as live.
+    began_at: u64,
     /// Pieces without any place in the index, and nodes or records that do not open.
     pub damage: Vec<Unreachable>,
+    /// Frames that did not open on the way.
+    pub damaged_frames: BTreeSet<(PackName, Tag)>,
     /// Ids of the pieces asked for, to open their frames. Dropped with the mark.
     wanted: Option<(HashSet<Tag>, HashMap<Tag, (PieceKind, Id)>)>,
+}
+
+/// What a mark, and a plan made from it, rests on. Entries that leave it as it is (a `begin`, an
+/// audit entry, an `expire`) leave the plan standing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ground {
+    roots: BTreeSet<PointId>,
+    segments: BTreeSet<SegmentName>,
+    condemned: BTreeSet<PackName>,
+    damaged: usize,
+}
+
+impl Ground {
+    pub(super) fn of(state: &State) -> Self {
+        Ground {
+            roots: state.roots().map(|(id, _)| *id).collect(),
+            segments: state.segments.keys().copied().collect(),
+            condemned: state.condemned.keys().copied().collect(),
+            damaged: state.damaged.len(),
+        }
+    }
 }
 
 impl Mark {
     pub fn new(index: Arc<Index>) -> Self {
         Mark {
             live: LiveRecords::none_of(&index),
+            began_at: index.seq(),
             index,
             visited: HashSet::new(),
             roots: BTreeSet::new(),
             damage: Vec::new(),
+            damaged_frames: BTreeSet::new(),
             wanted: None,
         }
     }
@@ -49,12 +78,45 @@ impl Mark {
         }
     }
 
+    /// A complete mark: its roots are those of the ledger's end, its index is that end's, and
+    /// whatever is missing was asked for after the ledger had been read again.
+    pub fn at_end(customer: &Customer) -> Result<Self, RepositoryError> {
+        let mut mark = Mark::new(customer.load_index()?);
+        loop {
+            mark.extend(customer)?;
+            let index = customer.load_index()?;
+            if !mark.index.same_segments(&index) {
+                // Born meanwhile: the index must know what the new roots reach.
+                mark = Mark::new(index);
+                continue;
+            }
+            // Condemnations without survivors change no segment, but what may be relied on.
+            mark.index = index;
+            let (at_end, vanished) = customer.with_state(|state| {
+                let now: BTreeSet<PointId> = state.roots().map(|(id, _)| *id).collect();
+                let at_end = state.seq == mark.index.seq() && now.is_subset(&mark.roots);
+                (at_end, !mark.roots.is_subset(&now))
+            });
+            if vanished && !mark.damage.is_empty() {
+                // What was missing may have been missing because its point was erased.
+                mark = Mark::new(mark.index);
+            } else if at_end {
+                return Ok(mark);
+            }
+        }
+    }
+
     pub fn index(&self) -> &Arc<Index> {
         &self.index
     }
 
     pub fn live(&self) -> &LiveRecords {
         &self.live
+    }
+
+    /// Erasures up to this entry are reflected in the mark.
+    pub fn began_at(&self) -> u64 {
+        self.began_at
     }
 
     pub fn is_live(&self, tag: &Tag) -> bool {
@@ -68,7 +130,7 @@ impl Mark {
             .copied()
     }
 
-    /// Adds every root of the ledger's end that is not in the mark yet. Returns how many.
+    /// Adds every root of the ledger as last read that is not in the mark yet. Returns how many.
     ///
     /// A record that vanished because its point was erased meanwhile is no damage: the ledger is
     /// read again before anything is called so.
@@ -99,6 +161,7 @@ impl Mark {
             self.roots.insert(point);
             added += 1;
         }
+        self.damaged_frames.extend(reader.failed_frames());
         Ok(added)
     }
 
@@ -116,6 +179,8 @@ impl Mark {
         Ok(())
     }
 
+    /// Level by level, each in the order in which its nodes stand in their packs: a walk in disk
+    /// order would read a pack again for every few nodes.
     fn add_disk(
         &mut self,
         customer: &Customer,
@@ -124,58 +189,62 @@ impl Mark {
         disk: &DiskRecord,
         scratch: &mut ReadScratch,
     ) -> Result<(), RepositoryError> {
-        let Some(root) = disk.root else { return Ok(()) };
         let shape = disk.shape;
-        // (height, index at that height, id); depth first, so it stays short.
-        let mut waiting = vec![(shape.height(), 0u64, root)];
-        while let Some((height, at, id)) = waiting.pop() {
-            let tag = customer.keys().tag(&id);
-            if !self.visited.insert(tag) {
-                continue;
+        let mut level: Vec<(u64, Id)> = Vec::new();
+        if let Some(root) = disk.root {
+            let height = shape.height();
+            if self.visit(customer, point, PieceKind::Node { height }, &root) {
+                level.push((0, root));
             }
-            self.reach(customer, point, PieceKind::Node { height }, &id, &tag);
-            let count = shape.children_of(height, at);
-            let below = match children(reader, height, &id, count, scratch) {
-                Ok(below) => below,
-                Err(error) if error.is_damage() => {
-                    self.damage.push(Unreachable {
-                        point: *point,
-                        error,
-                    });
-                    continue;
+        }
+        for height in (1..=shape.height()).rev() {
+            level.sort_by_cached_key(|(_, id)| {
+                let places = self.index.places(&customer.keys().tag(id));
+                places.first().map(|place| (place.pack, place.offset))
+            });
+            let mut below = Vec::new();
+            for (at, id) in level {
+                let count = shape.children_of(height, at);
+                let children = match children(reader, height, &id, count, scratch) {
+                    Ok(children) => children,
+                    Err(error) if error.is_damage() => {
+                        let point = *point;
+                        self.damage.push(Unreachable { point, error });
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                for (child, id) in children.into_iter().enumerate() {
+                    let Some(id) = id else { continue };
+                    if height == 1 {
+                        self.reach(customer, point, PieceKind::Chunk, &id);
+                    } else if self.visit(
+                        customer,
+                        point,
+                        PieceKind::Node { height: height - 1 },
+                        &id,
+                    ) {
+                        below.push((at * FAN_OUT as u64 + child as u64, id));
+                    }
                 }
-                Err(error) => return Err(error),
-            };
-            self.add_children(customer, point, &shape, height, at, &below, &mut waiting);
+            }
+            level = below;
         }
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments)]
-    fn add_children(
-        &mut self,
-        customer: &Customer,
-        point: &PointId,
-        _shape: &TreeShape,
-        height: u8,
-        at: u64,
-        below: &[Option<Id>],
-        waiting: &mut Vec<(u8, u64, Id)>,
-    ) {
-        for (child, id) in below.iter().enumerate() {
-            let Some(id) = id else { continue };
-            if height > 1 {
-                let index = at * crate::model::FAN_OUT as u64 + child as u64;
-                waiting.push((height - 1, index, *id));
-            } else {
-                let tag = customer.keys().tag(id);
-                self.reach(customer, point, PieceKind::Chunk, id, &tag);
-            }
+    /// Reaches a node; `false`: it was reached before, with all below it.
+    fn visit(&mut self, customer: &Customer, point: &PointId, kind: PieceKind, id: &Id) -> bool {
+        let new = self.visited.insert(customer.keys().tag(id));
+        if new {
+            self.reach(customer, point, kind, id);
         }
+        new
     }
 
-    fn reach(&mut self, customer: &Customer, point: &PointId, kind: PieceKind, id: &Id, tag: &Tag) {
-        if !self.live.mark(&self.index, tag) {
+    fn reach(&mut self, customer: &Customer, point: &PointId, kind: PieceKind, id: &Id) {
+        let tag = customer.keys().tag(id);
+        if !self.live.mark(&self.index, &tag) {
             self.damage.push(Unreachable {
                 point: *point,
                 error: RepositoryError::damaged(
@@ -185,9 +254,9 @@ impl Mark {
             });
         }
         if let Some((wanted, ids)) = &mut self.wanted
-            && wanted.contains(tag)
+            && wanted.contains(&tag)
         {
-            ids.insert(*tag, (kind, *id));
+            ids.insert(tag, (kind, *id));
         }
     }
 }

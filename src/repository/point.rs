@@ -1,15 +1,19 @@
 //! A restore point being made, and one being read.
 
-use super::customer::{Begun, Customer};
-use super::reader::{ReadScratch, Reader};
+use super::customer::{Begun, Customer, counted_from};
+use super::index::{Index, Place};
+use super::ledger::State;
+use super::reader::{ReadScratch, Reader, frame_length};
 use super::tree::{DiskDraft, DiskView, Row};
 use super::writer::{Session, Trust, Worker};
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{DiskRecord, PointRecord, RecordDefinition};
 use crate::format::entry::{Body, CommitBody, DiskBody, packs_hash};
-use crate::model::{DiskName, PointId, PointKind, PointState, TreeShape, VmName};
+use crate::format::pack::parse_frame;
+use crate::model::{DiskName, PackName, PointId, PointKind, PointState, Tag, TreeShape, VmName};
 use crate::policy::expiry;
 use jiff::Timestamp;
+use std::collections::{BTreeSet, HashMap};
 
 /// A disk that was written, with what its source wants to see again.
 pub struct DiskResult {
@@ -76,10 +80,7 @@ impl Customer {
         let uploaded = session.finish()?;
         // The instant of the capture: within the session, by the ledger's own times.
         let taken_at = begun.begun_at;
-        let counted_from = match begun.clock_alone {
-            true => begun.witnessed_before.unwrap_or(taken_at).min(taken_at),
-            false => taken_at,
-        };
+        let counted_from = counted_from(taken_at, begun.clock_alone, begun.witnessed_before);
         let disk_bodies: Vec<DiskBody> = disks
             .iter()
             .map(|disk| DiskBody {
@@ -100,21 +101,15 @@ impl Customer {
         let superseded = |detail: String| {
             RepositoryError::new(RepositoryErrorKind::Superseded, &draft.vm, detail)
         };
-        let mut relied_on = uploaded.relied_on;
+        let mut relied_on = Relied::of(session);
         let mut committed = None;
         let seq = loop {
-            let mut lost: Vec<usize> = Vec::new();
+            let mut lost = BTreeSet::new();
             let result = self.append(|state| {
                 // (1) the session is open, (2) the base stands: checked by the ledger's own rules.
-                // (3) nothing relied on outside of the base's tree has been condemned.
-                lost = relied_on
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, (pack, _))| {
-                        state.is_condemned(pack) || !state.born.contains_key(&pack.session)
-                    })
-                    .map(|(at, _)| at)
-                    .collect();
+                // (3) nothing relied on has been condemned. What lies in the base's tree is asked
+                // as well: it resolves again, because the base kept it alive.
+                lost = relied_on.lost(state);
                 if !lost.is_empty() {
                     return Err(superseded("packs it relied on were condemned".to_string()));
                 }
@@ -153,20 +148,10 @@ impl Customer {
             match result {
                 Ok(seq) => break seq,
                 Err(error) if lost.is_empty() => return Err(error),
+                // The same content may stand elsewhere by now, in a pack that is born.
                 Err(error) => {
-                    // The same content may stand elsewhere by now, in a pack that is born.
-                    let index = self.load_index()?;
-                    for at in lost {
-                        let Some(row) = relied_on.get_mut(at) else {
-                            continue;
-                        };
-                        let other = index
-                            .sound_places(&row.1)
-                            .find_map(|place| index.pack(place.pack));
-                        match other {
-                            Some(info) => row.0 = info.row.name,
-                            None => return Err(error),
-                        }
+                    if !relied_on.resolve_again(self, session, &lost)? {
+                        return Err(error);
                     }
                 }
             }
@@ -179,6 +164,88 @@ impl Customer {
     /// The base of an incremental: the VM's newest point and its record, if it can be built upon.
     pub fn base(&self, vm: &VmName) -> Option<PointId> {
         self.with_state(|state| state.base_of(vm).map(|(id, _)| id))
+    }
+}
+
+/// The packs of others that a session relies on, kept up with what was condemned meanwhile.
+struct Relied {
+    packs: BTreeSet<PackName>,
+    /// What was found again in another pack than the session's index said.
+    moved: HashMap<PackName, Vec<Tag>>,
+}
+
+impl Relied {
+    fn of(session: &Session<'_>) -> Self {
+        Relied {
+            packs: session.relied_packs(),
+            moved: HashMap::new(),
+        }
+    }
+
+    fn lost(&self, state: &State) -> BTreeSet<PackName> {
+        self.packs
+            .iter()
+            .filter(|pack| state.is_condemned(pack) || !state.born.contains_key(&pack.session))
+            .copied()
+            .collect()
+    }
+
+    /// Looks for what stood in `lost` packs at the ledger's end. `false`: something stands nowhere.
+    fn resolve_again(
+        &mut self,
+        customer: &Customer,
+        session: &Session<'_>,
+        lost: &BTreeSet<PackName>,
+    ) -> Result<bool, RepositoryError> {
+        let index = customer.load_index()?;
+        let first = session.relied_on_in(|pack| lost.contains(pack));
+        let again: Vec<Tag> = lost
+            .iter()
+            .filter_map(|pack| self.moved.remove(pack))
+            .flatten()
+            .collect();
+        self.packs.retain(|pack| !lost.contains(pack));
+        for tag in first.into_values().flatten().chain(again) {
+            let place = index
+                .sound_places(&tag)
+                .find(|place| customer.may_rely_on(&index, place, &tag, session.trust()));
+            let Some(info) = place.and_then(|place| index.pack(place.pack)) else {
+                return Ok(false);
+            };
+            self.packs.insert(info.row.name);
+            self.moved.entry(info.row.name).or_default().push(tag);
+        }
+        Ok(true)
+    }
+}
+
+impl Customer {
+    /// Whether a sound place will do for a session of this trust. A full wants it to have been
+    /// checked of late, or checks the frame now.
+    fn may_rely_on(&self, index: &Index, place: &Place, tag: &Tag, trust: Trust) -> bool {
+        let Trust::CheckedSince(since) = trust else {
+            return true;
+        };
+        let Some(info) = index.pack(place.pack) else {
+            return false;
+        };
+        let name = &info.row.name;
+        self.with_state(|state| state.verified_at(name))
+            .is_some_and(|at| at >= since)
+            || self.frame_is_whole(name, place, tag)
+    }
+
+    /// Whether the frame at this place is as it was written, read now, by its checksum.
+    pub(super) fn frame_is_whole(&self, pack: &PackName, place: &Place, tag: &Tag) -> bool {
+        let Ok(length) = frame_length(place) else {
+            return false;
+        };
+        let mut frame = vec![0; length];
+        let name = self.names().pack(pack);
+        let read = self
+            .storage()
+            .read_range(&name, u64::from(place.offset), &mut frame);
+        read.is_ok() && parse_frame(&frame).is_ok_and(|frame| frame.header.tag == *tag)
     }
 }
 

@@ -6,11 +6,22 @@ use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{Keys, Opener};
 use crate::format::pack::{self, MAX_PACK_BYTES, PackKind};
 use crate::model::{Id, PackName, PieceKind, Tag};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::storage::StorageErrorKind;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Node packs kept whole in memory: a walk reads many small pieces of few packs.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Node packs kept whole in memory, for each [`Reader`]: a walk reads many small pieces of few
+/// packs.
 const CACHED_NODE_BYTES: usize = 64 << 20;
+/// A node pack is read whole when it is small, or once this share of it was asked for piece by
+/// piece: pieces scattered over more packs than the cache holds must not read each pack whole
+/// every time.
+const SMALL_NODE_PACK_BYTES: u64 = 1 << 20;
+const WHOLE_AFTER_SHARE: u64 = 64;
 
 /// What one thread needs to open pieces.
 pub struct ReadScratch {
@@ -37,12 +48,58 @@ pub struct Reader<'a> {
     customer: &'a Customer,
     index: Mutex<Arc<Index>>,
     nodes: Mutex<NodeCache>,
+    failed: Mutex<BTreeSet<(PackName, Tag)>>,
 }
 
 #[derive(Default)]
 struct NodeCache {
-    packs: HashMap<PackName, Arc<Vec<u8>>>,
+    packs: HashMap<PackName, CachedPack>,
     bytes: usize,
+    /// Bytes asked for of packs that are not cached.
+    asked: HashMap<PackName, u64>,
+    uses: u64,
+}
+
+struct CachedPack {
+    bytes: Arc<Vec<u8>>,
+    last_use: u64,
+}
+
+impl NodeCache {
+    fn get(&mut self, pack: &PackName) -> Option<Arc<Vec<u8>>> {
+        self.uses += 1;
+        let cached = self.packs.get_mut(pack)?;
+        cached.last_use = self.uses;
+        Some(cached.bytes.clone())
+    }
+
+    fn is_worth_reading(&mut self, pack: &PackName, size_bytes: u64, piece_bytes: u64) -> bool {
+        let asked = self.asked.entry(*pack).or_default();
+        *asked = asked.saturating_add(piece_bytes);
+        size_bytes <= SMALL_NODE_PACK_BYTES || asked.saturating_mul(WHOLE_AFTER_SHARE) >= size_bytes
+    }
+
+    fn forget(&mut self, pack: &PackName) {
+        if let Some(gone) = self.packs.remove(pack) {
+            self.bytes = self.bytes.saturating_sub(gone.bytes.len());
+        }
+    }
+
+    fn insert(&mut self, pack: PackName, bytes: Arc<Vec<u8>>) {
+        self.asked.remove(&pack);
+        while self.bytes + bytes.len() > CACHED_NODE_BYTES {
+            let oldest = self.packs.iter().min_by_key(|(_, cached)| cached.last_use);
+            let Some(oldest) = oldest.map(|(name, _)| *name) else {
+                break;
+            };
+            self.forget(&oldest);
+        }
+        self.bytes += bytes.len();
+        let last_use = self.uses;
+        if let Some(before) = self.packs.insert(pack, CachedPack { bytes, last_use }) {
+            self.bytes = self.bytes.saturating_sub(before.bytes.len());
+        }
+    }
 }
 
 impl<'a> Reader<'a> {
@@ -55,7 +112,21 @@ impl<'a> Reader<'a> {
             customer,
             index: Mutex::new(index),
             nodes: Mutex::default(),
+            failed: Mutex::default(),
         }
+    }
+
+    /// Frames that were met and did not open, in packs that nobody has condemned, and that the
+    /// ledger does not know as damaged yet. A caller with a
+    /// role for it notes them in the ledger, so that the next backup stores their content anew.
+    pub fn failed_frames(&self) -> Vec<(PackName, Tag)> {
+        let failed = lock(&self.failed).clone();
+        self.customer.with_state(|state| {
+            let known = |frame: &&(PackName, Tag)| {
+                !state.is_condemned(&frame.0) && !state.damaged.contains(frame)
+            };
+            failed.iter().filter(known).copied().collect()
+        })
     }
 
     pub(super) fn keys(&self) -> &Keys {
@@ -63,10 +134,7 @@ impl<'a> Reader<'a> {
     }
 
     pub fn index(&self) -> Arc<Index> {
-        self.index
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.index).clone()
     }
 
     /// Opens the piece `id` into `scratch.plain`.
@@ -86,7 +154,13 @@ impl<'a> Reader<'a> {
             return Err(error);
         }
         let fresh = self.customer.load_index()?;
-        *self.index.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        *lock(&self.index) = fresh.clone();
+        // Read again from the store, not from a copy that may have been read wrongly.
+        for place in fresh.places(&tag) {
+            if let Some(info) = fresh.pack(place.pack) {
+                lock(&self.nodes).forget(&info.row.name);
+            }
+        }
         self.try_places(kind, id, &tag, scratch)
     }
 
@@ -100,7 +174,17 @@ impl<'a> Reader<'a> {
         let index = self.index();
         let mut worst: Option<RepositoryError> = None;
         for place in index.places(tag) {
-            match self.open_at(&index, &place, kind, id, tag, scratch) {
+            let result = self.open_at(&index, &place, kind, id, tag, scratch);
+            if let Some(info) = index.pack(place.pack) {
+                let frame = (info.row.name, *tag);
+                match &result {
+                    // A second look may find that only the first reading was wrong.
+                    Ok(()) => lock(&self.failed).remove(&frame),
+                    Err(error) if error.is_damage() => lock(&self.failed).insert(frame),
+                    Err(_) => false,
+                };
+            }
+            match result {
                 Ok(()) => return Ok(()),
                 // A store out of reach must not be mistaken for damage, whatever comes after.
                 Err(error) => match &worst {
@@ -188,8 +272,9 @@ impl<'a> Reader<'a> {
         frame: &mut Vec<u8>,
     ) -> Result<(), RepositoryError> {
         frame.clear();
-        if kind == PackKind::Node {
-            let bytes = self.node_pack(pack, size_bytes)?;
+        if kind == PackKind::Node
+            && let Some(bytes) = self.node_pack(pack, size_bytes, u64::from(place.length_bytes))?
+        {
             let start = place.offset as usize;
             let part = bytes
                 .get(start..start.saturating_add(place.length_bytes as usize))
@@ -214,22 +299,38 @@ impl<'a> Reader<'a> {
         Ok(self.customer.storage().read_range(&name, offset, buffer)?)
     }
 
-    fn node_pack(&self, pack: PackName, size_bytes: u64) -> Result<Arc<Vec<u8>>, RepositoryError> {
-        let cached = |nodes: &NodeCache| nodes.packs.get(&pack).cloned();
-        if let Some(bytes) = cached(&self.nodes.lock().unwrap_or_else(PoisonError::into_inner)) {
-            return Ok(bytes);
+    /// A node pack from the cache, or read into it. `None`: read only the piece.
+    fn node_pack(
+        &self,
+        pack: PackName,
+        size_bytes: u64,
+        piece_bytes: u64,
+    ) -> Result<Option<Arc<Vec<u8>>>, RepositoryError> {
+        {
+            let mut nodes = lock(&self.nodes);
+            if let Some(bytes) = nodes.get(&pack) {
+                return Ok(Some(bytes));
+            }
+            if !nodes.is_worth_reading(&pack, size_bytes, piece_bytes) {
+                return Ok(None);
+            }
         }
         let name = self.customer.names().pack(&pack);
-        let limit = size_bytes.min(MAX_PACK_BYTES);
-        let bytes = Arc::new(self.customer.storage().read(&name, limit)?);
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        if nodes.bytes + bytes.len() > CACHED_NODE_BYTES {
-            nodes.packs.clear();
-            nodes.bytes = 0;
+        // A pack that is longer than the index says is damaged at most in its end: its pieces are
+        // read one by one.
+        match self
+            .customer
+            .storage()
+            .read(&name, size_bytes.min(MAX_PACK_BYTES))
+        {
+            Ok(bytes) => {
+                let bytes = Arc::new(bytes);
+                lock(&self.nodes).insert(pack, bytes.clone());
+                Ok(Some(bytes))
+            }
+            Err(error) if error.kind == StorageErrorKind::Corrupt => Ok(None),
+            Err(error) => Err(error.into()),
         }
-        nodes.bytes += bytes.len();
-        nodes.packs.insert(pack, bytes.clone());
-        Ok(bytes)
     }
 }
 

@@ -1,17 +1,19 @@
 //! A session that uploads: pieces are looked up, sealed, packed, opened again, and sent.
 
 use super::customer::{Customer, WriteSettings};
-use super::index::{Index, PackNumber};
+use super::index::{Index, NotedRecords, PackNumber};
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{Opener, Sealer, random_bytes};
 use crate::format::names::CustomerNames;
-use crate::format::pack::{self, FinishedPack, FrameHeader, MAX_PACK_BYTES, PackBuilder, PackKind};
+use crate::format::pack::{
+    self, FinishedPack, FrameHeader, MAX_PACK_BYTES, MAX_PACK_TARGET_BYTES, PackBuilder, PackKind,
+};
 use crate::format::segment::{self, PackRow, Record};
 use crate::model::{Id, ObjectHash, ObjectName, PackName, PieceKind, SegmentName, SessionId, Tag};
 use crate::storage::{Storage, StorageErrorKind};
 use jiff::Timestamp;
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -34,8 +36,6 @@ pub struct Worker {
     opener: Opener,
     sealed: Vec<u8>,
     plain: Vec<u8>,
-    /// Packs of others that this thread relied on, and for which tags.
-    relied_on: Vec<(PackNumber, Tag)>,
 }
 
 struct Filling {
@@ -48,7 +48,6 @@ struct Filling {
 struct Written {
     packs: Vec<PackRow>,
     records: Vec<Record>,
-    relied_on: Vec<(PackNumber, Tag)>,
 }
 
 /// What a session adopts by its `commit` or `condemn`.
@@ -56,8 +55,6 @@ pub struct Uploaded {
     pub segments: Vec<SegmentName>,
     pub packs: Vec<PackName>,
     pub stored_bytes: u64,
-    /// What was deduplicated against, outside of the base's tree.
-    pub relied_on: Vec<(PackName, Tag)>,
 }
 
 /// How a piece that the index knows already is judged.
@@ -84,18 +81,29 @@ pub struct Session<'a> {
     nodes: Mutex<Option<Filling>>,
     written: Mutex<Written>,
     uploads: Mutex<Option<Uploads>>,
+    /// Why the store did not take a pack: every thread that fails for it says the same.
+    failure: Arc<OnceLock<RepositoryError>>,
+    /// The session is given up: what still waits is not sent.
+    given_up: Arc<AtomicBool>,
+    /// What was deduplicated against.
+    relied_on: NotedRecords,
     checked: HashMap<PackNumber, OnceLock<CheckedPack>>,
     stored_bytes: AtomicU64,
 }
 
-struct CheckedPack {
-    whole: bool,
-    damaged: Vec<Tag>,
+/// What reading a pack showed.
+enum CheckedPack {
+    /// The tags whose frames are as they were written, sorted; and those of the others.
+    Read { sound: Vec<Tag>, damaged: Vec<Tag> },
+    /// It is not there, or not a pack.
+    Broken,
+    /// It could not be read now: nothing is known of it.
+    OutOfReach,
 }
 
 struct Uploads {
     to_store: SyncSender<(ObjectName, Vec<u8>)>,
-    thread: JoinHandle<Result<(), RepositoryError>>,
+    thread: JoinHandle<()>,
 }
 
 impl<'a> Session<'a> {
@@ -107,26 +115,44 @@ impl<'a> Session<'a> {
     ) -> Self {
         let (to_store, packs) = sync_channel::<(ObjectName, Vec<u8>)>(WAITING_PACKS);
         let storage = customer.storage().clone();
-        let thread = std::thread::spawn(move || {
-            packs
-                .iter()
-                .try_for_each(|(name, bytes)| upload(&*storage, &name, &bytes))
+        let failure: Arc<OnceLock<RepositoryError>> = Arc::default();
+        let given_up: Arc<AtomicBool> = Arc::default();
+        let thread = std::thread::spawn({
+            let (failure, given_up) = (failure.clone(), given_up.clone());
+            // Ends with its end of the channel, so that nobody waits for a store that failed.
+            move || {
+                for (name, bytes) in packs {
+                    if given_up.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    if let Err(error) = upload(&*storage, &name, &bytes) {
+                        let _first = failure.set(error);
+                        return;
+                    }
+                }
+            }
         });
         let stale = match trust {
             Trust::CheckedSince(since) => customer.packs_not_checked_since(&index, since),
             Trust::Index | Trust::Nothing => Vec::new(),
         };
+        let mut settings = customer.settings().clone();
+        // One more frame and the directory must fit below what readers accept.
+        settings.pack_bytes = settings.pack_bytes.min(MAX_PACK_TARGET_BYTES as usize);
         Session {
             customer,
             id,
+            relied_on: NotedRecords::none_of(&index),
             index,
             trust,
-            settings: customer.settings().clone(),
+            settings,
             claimed: (0..SHARDS).map(|_| Mutex::default()).collect(),
             data: Mutex::new(None),
             nodes: Mutex::new(None),
             written: Mutex::default(),
             uploads: Mutex::new(Some(Uploads { to_store, thread })),
+            failure,
+            given_up,
             checked: stale
                 .into_iter()
                 .map(|pack| (pack, OnceLock::new()))
@@ -161,7 +187,6 @@ impl<'a> Session<'a> {
             opener: Opener::new().map_err(failed)?,
             sealed: Vec::new(),
             plain: Vec::new(),
-            relied_on: Vec::new(),
         })
     }
 
@@ -175,10 +200,7 @@ impl<'a> Session<'a> {
         let keys = self.customer.keys();
         let id = keys.id(kind, plain);
         let tag = keys.tag(&id);
-        if self.trust != Trust::Nothing
-            && let Some(pack) = self.find_trusted(&tag)
-        {
-            worker.relied_on.push((pack, tag));
+        if self.trust != Trust::Nothing && self.rely_on_index(&tag) {
             return Ok(id);
         }
         if !self.claim(&tag) {
@@ -222,11 +244,33 @@ impl<'a> Session<'a> {
             .is_none_or(|shard| lock(shard).insert(*tag))
     }
 
-    fn find_trusted(&self, tag: &Tag) -> Option<PackNumber> {
-        self.index
-            .sound_places(tag)
-            .map(|place| place.pack)
-            .find(|pack| self.is_whole(*pack, tag))
+    /// Whether a place that the index knows will do; then it is noted, for the commit to check.
+    fn rely_on_index(&self, tag: &Tag) -> bool {
+        let found = self
+            .index
+            .sound_records(tag)
+            .find(|(_, place)| self.is_whole(place.pack, tag));
+        if let Some((record, _)) = found {
+            self.relied_on.note(record);
+        }
+        found.is_some()
+    }
+
+    /// The packs of others that this session relies on.
+    pub(super) fn relied_packs(&self) -> BTreeSet<PackName> {
+        self.relied_on.packs(&self.index)
+    }
+
+    /// What was relied on in packs that `wanted` names: the tags by pack.
+    pub(super) fn relied_on_in(
+        &self,
+        wanted: impl Fn(&PackName) -> bool,
+    ) -> HashMap<PackName, Vec<Tag>> {
+        self.relied_on.by_pack(&self.index, wanted)
+    }
+
+    pub(super) fn trust(&self) -> Trust {
+        self.trust
     }
 
     /// Whether a pack's frame may count as present for this session. A pack that was not checked
@@ -235,37 +279,69 @@ impl<'a> Session<'a> {
         let Some(cell) = self.checked.get(&number) else {
             return true;
         };
-        let checked = cell.get_or_init(|| {
-            let scrubbed = self.index.pack(number).and_then(|info| {
-                let name = self.customer.names().pack(&info.row.name);
-                let bytes = self.customer.storage().read(&name, MAX_PACK_BYTES).ok()?;
-                let (_, damaged) = pack::scrub(&bytes).ok()?;
-                Some(damaged)
-            });
-            CheckedPack {
-                whole: scrubbed.is_some(),
-                damaged: scrubbed.unwrap_or_default(),
-            }
-        });
-        checked.whole && !checked.damaged.contains(tag)
+        match cell.get_or_init(|| self.check_pack(number)) {
+            CheckedPack::Read { sound, .. } => sound.binary_search(tag).is_ok(),
+            CheckedPack::Broken | CheckedPack::OutOfReach => false,
+        }
     }
 
-    /// What this session checked on the way: whole packs, and damaged frames.
+    fn check_pack(&self, number: PackNumber) -> CheckedPack {
+        let Some(info) = self.index.pack(number) else {
+            return CheckedPack::OutOfReach;
+        };
+        let name = self.customer.names().pack(&info.row.name);
+        let bytes = match self.customer.storage().read(&name, MAX_PACK_BYTES) {
+            Ok(bytes) => bytes,
+            Err(error) if RepositoryError::from(error.clone()).is_damage() => {
+                return CheckedPack::Broken;
+            }
+            Err(_) => return CheckedPack::OutOfReach,
+        };
+        match pack::scrub(&bytes) {
+            Ok((entries, damaged)) => {
+                let mut sound: Vec<Tag> = entries
+                    .iter()
+                    .map(|entry| entry.tag)
+                    .filter(|tag| !damaged.contains(tag))
+                    .collect();
+                sound.sort_unstable();
+                CheckedPack::Read { sound, damaged }
+            }
+            Err(_) => CheckedPack::Broken,
+        }
+    }
+
+    /// What this session checked on the way: whole packs, and damaged frames. Of a pack that is
+    /// missing or not a pack any more, that is every frame.
     pub fn checked_packs(&self) -> (Vec<PackName>, Vec<(PackName, Tag)>) {
         let mut whole = Vec::new();
         let mut damaged = Vec::new();
+        let mut broken = HashSet::new();
         for (number, cell) in &self.checked {
             let (Some(checked), Some(info)) = (cell.get(), self.index.pack(*number)) else {
                 continue;
             };
             let name = info.row.name;
-            if checked.whole && checked.damaged.is_empty() {
-                whole.push(name);
+            match checked {
+                CheckedPack::Read { damaged: none, .. } if none.is_empty() => whole.push(name),
+                CheckedPack::Read { damaged: tags, .. } => {
+                    damaged.extend(tags.iter().map(|tag| (name, *tag)));
+                }
+                CheckedPack::Broken => {
+                    broken.insert(*number);
+                }
+                CheckedPack::OutOfReach => {}
             }
-            damaged.extend(checked.damaged.iter().map(|tag| (name, *tag)));
         }
+        damaged.extend(self.index.frames_of(&broken));
+        // What is condemned leaves anyway, and may be gone by now for that reason.
+        self.customer.with_state(|state| {
+            whole.retain(|pack| !state.is_condemned(pack));
+            damaged.retain(|(pack, _)| !state.is_condemned(pack));
+        });
         whole.sort_unstable();
         damaged.sort_unstable();
+        damaged.dedup();
         (whole, damaged)
     }
 
@@ -389,24 +465,19 @@ impl<'a> Session<'a> {
     }
 
     fn upload_error(&self) -> RepositoryError {
-        let uploads = lock(&self.uploads).take();
-        let result = uploads.map(|uploads| {
-            drop(uploads.to_store);
-            uploads.thread.join()
-        });
-        match result {
-            Some(Ok(Err(error))) => error,
-            _ => RepositoryError::new(
-                RepositoryErrorKind::Interrupted,
-                "upload",
-                "another thread of this session failed",
-            ),
-        }
+        // The thread that sends notes its error before its end of the channel goes away.
+        self.failure.get().cloned().unwrap_or_else(|| {
+            RepositoryError::new(
+                RepositoryErrorKind::Refused,
+                self.id,
+                "the session was finished or given up before its last piece came",
+            )
+        })
     }
 
-    /// A worker is done: what it relied on belongs to the session.
+    /// A worker is done. (What it relied on is noted as it goes.)
     pub fn retire(&self, worker: Worker) {
-        lock(&self.written).relied_on.extend(worker.relied_on);
+        drop(worker);
     }
 
     /// Sends what is left, waits until the store has acknowledged everything, then writes the
@@ -419,11 +490,15 @@ impl<'a> Session<'a> {
                 self.send(&mut worker, filling)?;
             }
         }
-        if let Some(uploads) = lock(&self.uploads).take() {
+        let uploads = lock(&self.uploads).take();
+        if let Some(uploads) = uploads {
             drop(uploads.to_store);
             uploads.thread.join().map_err(|_| {
                 RepositoryError::new(RepositoryErrorKind::Refused, "upload", "thread died")
-            })??;
+            })?;
+        }
+        if let Some(error) = self.failure.get() {
+            return Err(error.clone());
         }
         let mut written = std::mem::take(&mut *lock(&self.written));
         let mut segments = Vec::new();
@@ -447,18 +522,10 @@ impl<'a> Session<'a> {
                 .fetch_add(bytes.len() as u64, Ordering::Relaxed);
             segments.push(name);
         }
-        written.relied_on.sort_unstable();
-        written.relied_on.dedup();
-        let relied_on = written
-            .relied_on
-            .iter()
-            .filter_map(|(number, tag)| Some((self.index.pack(*number)?.row.name, *tag)))
-            .collect();
         Ok(Uploaded {
             segments,
             packs: written.packs.iter().map(|row| row.name).collect(),
             stored_bytes: self.stored_bytes(),
-            relied_on,
         })
     }
 }
@@ -466,7 +533,9 @@ impl<'a> Session<'a> {
 impl Drop for Session<'_> {
     fn drop(&mut self) {
         // The uploading thread must not write on after its session was given up.
-        if let Some(uploads) = lock(&self.uploads).take() {
+        self.given_up.store(true, Ordering::Relaxed);
+        let uploads = lock(&self.uploads).take();
+        if let Some(uploads) = uploads {
             drop(uploads.to_store);
             let _outcome = uploads.thread.join();
         }

@@ -8,8 +8,8 @@ use super::{Head, Host, RepositoryError, RepositoryErrorKind, Stamp};
 use crate::codec::verify_signature;
 use crate::format::entry::{Body, Entry, MAX_ENTRY_BYTES, entry_hash};
 use crate::format::names::{CustomerNames, ObjectRole};
-use crate::model::{CustomerUid, EntryHash};
-use crate::storage::{Storage, StorageErrorKind};
+use crate::model::{CustomerUid, EntryHash, ObjectName};
+use crate::storage::{Storage, StorageError, StorageErrorKind};
 use std::sync::Arc;
 
 /// How often an uncertain creation is repeated before the caller is told that it is uncertain.
@@ -48,9 +48,11 @@ impl Ledger {
                 None => Ok(None),
             };
         };
+        // Only what has the name of an entry can prove a gap; a stray file must not lock a
+        // customer out of everything.
         let beyond = listed.iter().find(|object| {
-            !matches!(ledger.names.role(&object.name),
-                ObjectRole::Ledger(seq) if seq >= 1 && seq <= ledger.state.seq)
+            matches!(ledger.names.role(&object.name),
+                ObjectRole::Ledger(seq) if seq > ledger.state.seq)
         });
         if let Some(object) = beyond {
             return Err(RepositoryError::damaged(
@@ -79,6 +81,21 @@ impl Ledger {
 
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// What a later version wrote may forbid what this one would do: nothing is written, and
+    /// nothing deleted.
+    pub fn may_write(&self) -> Result<(), RepositoryError> {
+        match &self.state.unknown {
+            None => Ok(()),
+            Some((seq, what)) => Err(RepositoryError::new(
+                RepositoryErrorKind::Newer,
+                self.names.ledger(*seq),
+                format!(
+                    "was written by a later version of vmkeep ({what}); this one may only read"
+                ),
+            )),
+        }
     }
 
     fn remember(&self, host: &dyn Host) {
@@ -117,8 +134,10 @@ impl Ledger {
         let verify = |host: &_, message: &[u8], signature: &[u8; 64]| {
             verify_signature(host, message, signature)
         };
-        let entry =
-            Entry::open(stored, verify).map_err(|error| RepositoryError::damaged(&name, error))?;
+        let entry = Entry::open(stored, verify).map_err(|error| match is_newer(stored) {
+            true => RepositoryError::new(RepositoryErrorKind::Newer, &name, error),
+            false => RepositoryError::damaged(&name, error),
+        })?;
         let wrong = |what: &str| Err(RepositoryError::damaged(&name, what));
         if entry.seq != seq {
             return wrong("stands in the place of another entry");
@@ -192,15 +211,7 @@ impl Ledger {
     ) -> Result<u64, RepositoryError> {
         self.refresh(host)?;
         loop {
-            if let Some((seq, what)) = &self.state.unknown {
-                return Err(RepositoryError::new(
-                    RepositoryErrorKind::Newer,
-                    self.names.ledger(*seq),
-                    format!(
-                        "was written by a later version of vmkeep ({what}); this one may only read"
-                    ),
-                ));
-            }
+            self.may_write()?;
             let stamp = host.stamp(self.state.last_witnessed);
             let entry = Entry {
                 seq: self.state.seq + 1,
@@ -218,7 +229,13 @@ impl Ledger {
             let stored = entry.seal(|message| host.sign(message)).map_err(|error| {
                 RepositoryError::new(RepositoryErrorKind::Refused, &name, error)
             })?;
-            if self.fill(&name, &stored)? {
+            // Two processes of one host may write the very same bytes in the same second. Where
+            // one entry does for both, it does; but every restore must be its own entry.
+            let own_each = matches!(
+                entry.body,
+                Body::Restore(_) | Body::Verify(_) | Body::Clock(_)
+            );
+            if self.fill(&name, &stored, own_each)? {
                 let hash = entry_hash(&stored);
                 // `check` passed on the very state this entry follows.
                 let _valid = self.state.apply(&entry, hash);
@@ -238,25 +255,25 @@ impl Ledger {
     }
 
     /// Fills one slot: `true` if our bytes stand in it, `false` if others do.
+    ///
+    /// `own_each`: equal bytes that stood there before our first attempt are another process's.
     fn fill(
         &self,
-        name: &crate::model::ObjectName,
+        name: &ObjectName,
         stored: &[u8],
+        own_each: bool,
     ) -> Result<bool, RepositoryError> {
         let mut last = None;
         for attempt in 0..FILL_ATTEMPTS {
             match self.storage.create(name, stored) {
-                Ok(()) => {
-                    // Read back: a store that lets several win must not make two believe it.
-                    let found = self.storage.read(name, MAX_ENTRY_BYTES)?;
-                    return Ok(found == stored);
-                }
+                // Read back: a store that lets several win must not make two believe it.
+                Ok(()) => return self.stands(name, stored),
                 Err(error) if error.kind == StorageErrorKind::AlreadyExists => {
-                    let found = self.storage.read(name, MAX_ENTRY_BYTES)?;
-                    return Ok(found == stored);
+                    let theirs = own_each && last.is_none();
+                    return Ok(self.stands(name, stored)? && !theirs);
                 }
                 Err(error) if error.kind == StorageErrorKind::Transient => {
-                    std::thread::sleep(std::time::Duration::from_millis(10 << attempt.min(6)));
+                    pause(attempt);
                     last = Some(error);
                 }
                 Err(error) if last.is_none() => return Err(error.into()),
@@ -266,11 +283,44 @@ impl Ledger {
                 }
             }
         }
+        Err(self.uncertain(name, last))
+    }
+
+    /// Whether the slot, which is taken, holds these bytes. While that cannot be read, the entry
+    /// may stand: nobody may act as if it did not.
+    fn stands(&self, name: &ObjectName, stored: &[u8]) -> Result<bool, RepositoryError> {
+        let mut last = None;
+        for attempt in 0..FILL_ATTEMPTS {
+            match self.storage.read(name, MAX_ENTRY_BYTES) {
+                Ok(found) => return Ok(found == stored),
+                Err(error) if error.kind == StorageErrorKind::Transient => {
+                    pause(attempt);
+                    last = Some(error);
+                }
+                Err(error) => return Err(self.uncertain(name, Some(error))),
+            }
+        }
+        Err(self.uncertain(name, last))
+    }
+
+    fn uncertain(&self, name: &ObjectName, last: Option<StorageError>) -> RepositoryError {
         let detail = last.map_or_else(String::new, |error| error.to_string());
-        Err(RepositoryError::new(
+        RepositoryError::new(
             RepositoryErrorKind::Uncertain,
             name,
             format!("it is not known whether this entry stands ({detail})"),
-        ))
+        )
     }
+}
+
+/// Whether an entry that does not open says that a later version wrote it.
+fn is_newer(stored: &[u8]) -> bool {
+    let line = stored.split(|byte| *byte == b'\n').next();
+    line.and_then(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
+        .and_then(|value| value.get("vmkeep")?.as_u64())
+        .is_some_and(|version| version > 1)
+}
+
+fn pause(attempt: u32) {
+    std::thread::sleep(std::time::Duration::from_millis(10 << attempt.min(6)));
 }

@@ -2,8 +2,9 @@
 
 use crate::format::entry::{
     Attestation, Body, CertificateRef, ClockEvent, CommitBody, DiskBody, Entry, HostBody, KeyBody,
-    PackMark, Purpose, Role, VerifyMethod,
+    PackMark, Purpose, ReclaimedBody, Role, VerifyMethod,
 };
+use crate::format::repository_file::FORMAT_VERSION;
 use crate::model::{
     CustomerUid, EntryHash, HostId, ObjectHash, PackName, PointId, PointKind, PointState,
     RepositoryId, SegmentName, SessionId, Tag, VmName,
@@ -22,6 +23,9 @@ pub struct OpenSession {
     pub seq: u64,
     pub vm: Option<VmName>,
     pub point: Option<PointId>,
+    /// When the point it may commit would expire, and must be gone.
+    pub expires_at: Option<Timestamp>,
+    pub deadline: Option<Timestamp>,
     /// The ledger's clock before this session began.
     pub witnessed_before: Option<Timestamp>,
     pub attestation: Attestation,
@@ -107,6 +111,13 @@ pub struct State {
     pub voids: Vec<(u64, String)>,
     /// The first entry that this version does not understand: it may no longer write.
     pub unknown: Option<(u64, String)>,
+}
+
+/// Adds to a sorted list without repetition.
+fn join(list: &mut Vec<u64>, more: impl Iterator<Item = u64>) {
+    list.extend(more);
+    list.sort_unstable();
+    list.dedup();
 }
 
 fn refuse<T>(reason: impl Into<String>) -> Result<T, String> {
@@ -353,6 +364,10 @@ impl State {
         }
         match &entry.body {
             Body::Genesis(body) => {
+                if body.format > FORMAT_VERSION {
+                    let what = format!("repository format {}", body.format);
+                    self.unknown = Some((entry.seq, what));
+                }
                 self.uid = Some(entry.customer);
                 self.repository = Some(body.repository);
                 self.customer_name = body.customer_name.clone();
@@ -381,6 +396,8 @@ impl State {
                     seq: entry.seq,
                     vm: body.vm.clone(),
                     point: body.point,
+                    expires_at: body.expires_at,
+                    deadline: body.deadline,
                     witnessed_before: self.last_witnessed,
                     attestation: entry.attestation,
                 };
@@ -456,12 +473,7 @@ impl State {
                     self.verified.remove(pack);
                     self.damaged.retain(|(name, _)| name != pack);
                 }
-                self.marks = body
-                    .marks
-                    .iter()
-                    .map(|mark| (mark.pack, mark.clone()))
-                    .collect();
-                self.marked_at = self.marked_at.max(body.marked_at);
+                self.take_in_marks(body);
                 for point in &body.destroyed {
                     self.points.remove(point);
                 }
@@ -501,6 +513,44 @@ impl State {
         self.born.insert(*session, at);
         self.segments
             .extend(segments.iter().map(|segment| (*segment, at)));
+    }
+
+    /// What is dead where. A pack's row stays until a row without dead bytes or the pack's deletion
+    /// takes it away, so a large pass can be several entries, of which only the last moves
+    /// `marked_at`. Everything here errs on one side: a pack with dead bytes may hold bytes of any
+    /// erasure since, because frames also come back to life, so that their sum proves nothing.
+    fn take_in_marks(&mut self, body: &ReclaimedBody) {
+        let current = body.marked_at >= self.marked_at;
+        for row in &body.marks {
+            match self.marks.get_mut(&row.pack) {
+                None if row.dead_bytes > 0 => {
+                    self.marks.insert(row.pack, row.clone());
+                }
+                None => {}
+                // A slower pass must not take back what a later one found.
+                Some(_) if row.dead_bytes == 0 && current => {
+                    self.marks.remove(&row.pack);
+                }
+                Some(known) => {
+                    if current {
+                        known.dead_bytes = row.dead_bytes;
+                    }
+                    known.earliest_deadline = known.earliest_deadline.min(row.earliest_deadline);
+                    join(&mut known.erases, row.erases.iter().copied());
+                }
+            }
+        }
+        for pack in &body.deleted {
+            self.marks.remove(pack);
+        }
+        let since = self.unmarked_erasures_until(body.marked_at);
+        if let Some(earliest) = since.values().min() {
+            for known in self.marks.values_mut() {
+                known.earliest_deadline = known.earliest_deadline.min(*earliest);
+                join(&mut known.erases, since.keys().copied());
+            }
+        }
+        self.marked_at = self.marked_at.max(body.marked_at);
     }
 
     /// A commit that breaks a rule is still a root until its time is over: two versions that
@@ -548,11 +598,28 @@ impl State {
         born.max(verified)
     }
 
+    /// Since when a session has been running, at the latest, as far as can be known: its host's
+    /// clock may be wrong by years, in either direction.
+    pub fn running_since(&self, open: &OpenSession) -> Timestamp {
+        let after = self.witnessed.range(open.seq..).next().map(|(_, at)| *at);
+        let began = match open.witnessed_before {
+            Some(before) => open.begun_at.max(before),
+            None => open.begun_at,
+        };
+        after.map_or(began, |after| began.min(after))
+    }
+
     /// `erase` entries whose points left no mark yet, with the earliest deadline of each.
     pub fn unmarked_erasures(&self) -> BTreeMap<u64, Timestamp> {
+        self.unmarked_erasures_until(u64::MAX)
+    }
+
+    /// Of those, the ones that a mark of the ledger up to `marked_at` has seen.
+    pub fn unmarked_erasures_until(&self, marked_at: u64) -> BTreeMap<u64, Timestamp> {
         let mut erasures: BTreeMap<u64, Timestamp> = BTreeMap::new();
         for point in self.points.values() {
-            if let Some(seq) = point.erase_seq.filter(|seq| *seq > self.marked_at) {
+            let unmarked = |seq: &u64| *seq > self.marked_at && *seq <= marked_at;
+            if let Some(seq) = point.erase_seq.filter(unmarked) {
                 let deadline = erasures.entry(seq).or_insert(point.deadline);
                 *deadline = (*deadline).min(point.deadline);
             }

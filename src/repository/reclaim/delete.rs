@@ -1,0 +1,60 @@
+//! Deleting what is condemned.
+
+use super::super::RepositoryError;
+use super::super::mark::Mark;
+use super::{Directory, Pass, directory, entries_in_index};
+use crate::model::{PackName, Tag};
+
+impl Pass<'_> {
+    /// Deletes condemned packs, ours and those of others that died, after finding each live tag of
+    /// a pack in an uncondemned one. What is found nowhere else is withheld, to be rescued,
+    /// whatever else is damaged.
+    pub(super) fn delete_condemned(&mut self, mark: &Mark) -> Result<(), RepositoryError> {
+        let waiting: Vec<PackName> = self.customer.with_state(|state| {
+            state
+                .condemned
+                .iter()
+                .filter(|(_, row)| !row.deleted && row.seq <= mark.index().seq())
+                .map(|(name, _)| *name)
+                .collect()
+        });
+        self.result.withheld.clear();
+        for name in waiting {
+            if self.result.removed.contains(&name) {
+                continue;
+            }
+            let entries = match directory(self.customer, &name)? {
+                Directory::Entries(entries) => entries,
+                // Gone: whoever deleted it died before saying so. Damaged: frames that the index
+                // never knew cannot be needed.
+                Directory::Gone | Directory::Damaged(_) => entries_in_index(mark, &name),
+            };
+            let needed = |tag: &Tag| {
+                mark.is_live(tag)
+                    && !self.given_up.contains(&(name, *tag))
+                    && !self.is_elsewhere(mark, &name, tag)
+            };
+            if entries.iter().any(|entry| needed(&entry.tag)) {
+                self.result.withheld.push(name);
+                continue;
+            }
+            let object = self.customer.names().pack(&name);
+            let freed = self.customer.storage().size_bytes(&object);
+            self.customer.storage().delete(&object)?;
+            self.result.freed_bytes += freed.unwrap_or_default();
+            self.result.removed.push(name);
+        }
+        Ok(())
+    }
+
+    /// Whether a live tag of a condemned pack stands in a pack that stays. What another condemned,
+    /// perhaps wrongly, is not believed: the copy that stays is read.
+    fn is_elsewhere(&self, mark: &Mark, condemned: &PackName, tag: &Tag) -> bool {
+        let own = self.own.contains(condemned);
+        mark.index().sound_places(tag).any(|place| {
+            mark.index().pack(place.pack).is_some_and(|info| {
+                own || self.customer.frame_is_whole(&info.row.name, &place, tag)
+            })
+        })
+    }
+}

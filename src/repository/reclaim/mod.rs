@@ -1,0 +1,276 @@
+//! Taking dead bytes out of the store: mark, plan, write survivors, condemn, delete.
+
+mod condemn;
+mod delete;
+mod merge;
+mod note;
+mod plan;
+
+pub use merge::merge_segments;
+pub use plan::{PackAction, PackDecision, PackFacts, PackReason, plan};
+
+use super::customer::Customer;
+use super::index::{PackNumber, count_uses, frame_bytes_of};
+use super::mark::Mark;
+use super::{RepositoryError, RepositoryErrorKind};
+use crate::format::entry::{PackMark, VerifyMethod};
+use crate::format::pack::{self, DirectoryEntry};
+use crate::model::{PackName, Tag};
+use crate::storage::StorageErrorKind;
+use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeSet;
+
+/// How often in a row a session may come to nothing before the rest is left to the next prune.
+const FRUITLESS_SESSIONS: usize = 6;
+/// A session rewrites so many packs of full size at most: what it must keep in memory, and what is
+/// written in vain when it dies.
+const PACKS_IN_SESSION: u64 = 256;
+
+/// What a reclaim found and did.
+#[derive(Debug, Clone, Default)]
+pub struct Reclaimed {
+    pub marked_at: u64,
+    pub removed: Vec<PackName>,
+    pub rewritten_bytes: u64,
+    pub freed_bytes: u64,
+    /// A row for each pack with dead bytes, and one without dead bytes for each that the ledger
+    /// has a row of and that has none any more. See [`Customer::note_reclaimed`].
+    pub marks: Vec<PackMark>,
+    /// Packs that are condemned and could not be deleted, because something live is only there.
+    pub withheld: Vec<PackName>,
+    /// Live frames that did not open; noted in the ledger. Their packs stay, unless what does not
+    /// open was given up (`force`).
+    pub damaged: Vec<(PackName, Tag)>,
+}
+
+/// One reclaim on its way.
+struct Pass<'a> {
+    customer: &'a Customer,
+    force: bool,
+    result: Reclaimed,
+    /// Condemned by this very pass, after their survivors were opened.
+    own: BTreeSet<PackName>,
+    /// Packs that hold something live that did not open: not tried again in this pass.
+    stuck: BTreeSet<PackName>,
+    /// Frames that were read, did not open, and are given up.
+    given_up: BTreeSet<(PackName, Tag)>,
+}
+
+/// Marks at the ledger's end, removes what is due, and says what is left dead where.
+///
+/// `force`: go on although something of a live point cannot be read (`--confirm`, or one day
+/// before a deadline); otherwise damage condemns nothing.
+pub fn reclaim(
+    customer: &Customer,
+    now: Timestamp,
+    budget: SignedDuration,
+    force: bool,
+) -> Result<Reclaimed, RepositoryError> {
+    customer.refresh()?;
+    customer.may_write()?;
+    let mut pass = Pass {
+        customer,
+        force,
+        result: Reclaimed::default(),
+        own: BTreeSet::new(),
+        stuck: BTreeSet::new(),
+        given_up: BTreeSet::new(),
+    };
+    let most_bytes = PACKS_IN_SESSION * customer.settings().pack_bytes as u64;
+    let mut fruitless = 0;
+    loop {
+        let mark = pass.mark()?;
+        pass.delete_condemned(&mark)?;
+        let mut decisions = plan(&survey(customer, &mark, now), now, budget);
+        decisions.extend(pass.rescues(&mark));
+        decisions.retain(|decision| !pass.stuck.contains(&decision.facts.name));
+        let batch = plan::next_batch(&decisions, most_bytes);
+        if batch.is_empty() || fruitless >= FRUITLESS_SESSIONS {
+            return Ok(pass.finish(&mark, now));
+        }
+        match pass.condemn(mark, &batch)? {
+            true => fruitless = 0,
+            false => fruitless += 1,
+        }
+    }
+}
+
+/// A complete mark at the ledger's end, or the damage that stands in its way.
+pub fn mark_now(customer: &Customer, force: bool) -> Result<Mark, RepositoryError> {
+    let mark = Mark::at_end(customer)?;
+    match mark.damage.first() {
+        Some(found) if !force => Err(RepositoryError::damaged(
+            &found.error.name,
+            format!(
+                "{} (restore point {}; {} pieces in all); nothing was condemned",
+                found.error.detail,
+                found.point,
+                mark.damage.len()
+            ),
+        )),
+        _ => Ok(mark),
+    }
+}
+
+/// The facts of every pack that is not condemned yet.
+pub fn survey(customer: &Customer, mark: &Mark, now: Timestamp) -> Vec<PackFacts> {
+    let index = mark.index();
+    let uses = count_uses(index, mark.live());
+    customer.with_state(|state| {
+        let unmarked = state.unmarked_erasures_until(mark.began_at());
+        let unmarked = unmarked.values().min().copied();
+        // Dead bytes nobody can date any more get the earliest deadline that is still open.
+        let fallback = state
+            .points
+            .values()
+            .filter(|point| point.erase_seq.is_some())
+            .map(|point| point.deadline)
+            .min()
+            .unwrap_or(now);
+        index
+            .packs()
+            .iter()
+            .zip(&uses)
+            .enumerate()
+            .filter(|(_, (info, _))| !info.condemned)
+            .map(|(number, (info, usage))| {
+                let frame_bytes = frame_bytes_of(&info.row);
+                let dead = frame_bytes > usage.live_bytes;
+                let earlier = state.marks.get(&info.row.name);
+                let earlier = earlier.map(|mark| mark.earliest_deadline);
+                // Any dead byte may be one of the latest erasures, also where their sum is that of
+                // the last mark: frames come back to life as well.
+                let deadline = match (earlier, unmarked) {
+                    (Some(a), Some(b)) => a.min(b),
+                    (a, b) => a.or(b).unwrap_or(fallback),
+                };
+                PackFacts {
+                    number: number as PackNumber,
+                    name: info.row.name,
+                    size_bytes: info.row.size_bytes,
+                    frame_bytes,
+                    live_bytes: usage.live_bytes,
+                    live_frames: usage.live_frames,
+                    earliest_deadline: dead.then_some(deadline),
+                    born_at: state.born.get(&info.row.name.session).copied(),
+                    rescue: false,
+                }
+            })
+            .collect()
+    })
+}
+
+impl Pass<'_> {
+    /// A complete mark; what did not open on the way leaves the index, so that the next backup
+    /// that meets its content heals it.
+    fn mark(&mut self) -> Result<Mark, RepositoryError> {
+        let mark = mark_now(self.customer, true)?;
+        let frames: Vec<(PackName, Tag)> = mark.damaged_frames.iter().copied().collect();
+        self.note_damage(&frames)?;
+        match mark.damage.is_empty() || self.force {
+            true if frames.is_empty() => Ok(mark),
+            // Of an index that knows them as damaged.
+            _ => mark_now(self.customer, self.force),
+        }
+    }
+
+    fn note_damage(&mut self, frames: &[(PackName, Tag)]) -> Result<(), RepositoryError> {
+        let new: Vec<(PackName, Tag)> = self.customer.with_state(|state| {
+            let unknown = |frame: &&(PackName, Tag)| !state.damaged.contains(frame);
+            frames.iter().filter(unknown).copied().collect()
+        });
+        self.result.damaged.extend(frames);
+        self.result.damaged.sort_unstable();
+        self.result.damaged.dedup();
+        self.customer
+            .note_verification(VerifyMethod::Opened, &[], &new)
+    }
+
+    fn rescues(&self, mark: &Mark) -> Vec<PackDecision> {
+        let decision = |name: &PackName| {
+            let number = mark.index().number_of(name)?;
+            let row = mark.index().pack(number)?.row;
+            let facts = PackFacts {
+                number,
+                name: *name,
+                size_bytes: row.size_bytes,
+                frame_bytes: frame_bytes_of(&row),
+                live_bytes: 0,
+                live_frames: 1,
+                earliest_deadline: None,
+                born_at: None,
+                rescue: true,
+            };
+            Some(PackDecision {
+                facts,
+                action: PackAction::Rewrite,
+                reason: PackReason::Rescue,
+            })
+        };
+        self.result.withheld.iter().filter_map(decision).collect()
+    }
+}
+
+/// What a pack holds.
+enum Directory {
+    Entries(Vec<DirectoryEntry>),
+    Gone,
+    Damaged(RepositoryError),
+}
+
+/// The directory of a pack, from the pack itself.
+fn directory(customer: &Customer, name: &PackName) -> Result<Directory, RepositoryError> {
+    match read_directory(customer, name) {
+        Ok(entries) => Ok(Directory::Entries(entries)),
+        Err(error) if error.kind == RepositoryErrorKind::Storage(StorageErrorKind::NotFound) => {
+            Ok(Directory::Gone)
+        }
+        Err(error) if error.is_damage() => Ok(Directory::Damaged(error)),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_directory(
+    customer: &Customer,
+    name: &PackName,
+) -> Result<Vec<DirectoryEntry>, RepositoryError> {
+    let object = customer.names().pack(name);
+    let storage = customer.storage();
+    let size = storage.size_bytes(&object)?;
+    let mut trailer = [0; pack::TRAILER_BYTES];
+    let at = size.saturating_sub(pack::TRAILER_BYTES as u64);
+    storage.read_range(&object, at, &mut trailer)?;
+    let damaged = |detail: &dyn std::fmt::Display| RepositoryError::damaged(&object, detail);
+    let range = pack::directory_range(&trailer, size).map_err(|error| damaged(&error))?;
+    let mut header = [0; pack::HEADER_BYTES];
+    storage.read_range(&object, 0, &mut header)?;
+    let length =
+        usize::try_from(range.end - range.start).map_err(|_| damaged(&"impossible directory"))?;
+    let mut bytes = vec![0; length];
+    storage.read_range(&object, range.start, &mut bytes)?;
+    pack::parse_directory(&header, &bytes, range.start).map_err(|error| damaged(&error))
+}
+
+/// What the index knows of a pack, as its directory would list it.
+fn entries_in_index(mark: &Mark, name: &PackName) -> Vec<DirectoryEntry> {
+    let index = mark.index();
+    let Some(number) = index.number_of(name) else {
+        return Vec::new();
+    };
+    let kind = match index.pack(number).map(|info| info.row.kind) {
+        Some(pack::PackKind::Node) => crate::model::PieceKind::Node { height: 1 },
+        _ => crate::model::PieceKind::Chunk,
+    };
+    let mut entries = Vec::new();
+    index.each_record(|_, _, tag, place| {
+        if place.pack == number {
+            entries.push(DirectoryEntry {
+                tag,
+                offset: place.offset,
+                length_bytes: place.length_bytes,
+                kind,
+            });
+        }
+    });
+    entries
+}
