@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
+use vmkeep::codec::HostIdentity;
 use vmkeep::codec::age::{self, AgeError, AgeIdentity, AgeRecipient, MAX_PLAINTEXT_BYTES};
-use vmkeep::codec::identity::HostIdentity;
 use vmkeep::codec::minisign::{self, MinisignError};
 
 /// Runs a tool with bytes on its standard input.

@@ -165,7 +165,7 @@ pub struct RestoreArgs {
     /// Why, for the ledger
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
-    /// Write over existing images or onto a block device
+    /// Write onto a block device and destroy what is on it; files are never replaced
     #[arg(long)]
     pub force: bool,
 }

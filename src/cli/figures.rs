@@ -50,6 +50,11 @@ pub fn minute(time: Timestamp, zone: &TimeZone) -> String {
         .to_string()
 }
 
+/// "2026-11-07", in the zone given.
+pub fn day(time: Timestamp, zone: &TimeZone) -> String {
+    time.to_zoned(zone.clone()).strftime("%Y-%m-%d").to_string()
+}
+
 /// "2026-11-07 03:12:05 CET", in the zone given.
 pub fn second(time: Timestamp, zone: &TimeZone) -> String {
     time.to_zoned(zone.clone())

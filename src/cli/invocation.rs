@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 pub struct Invocation {
     pub general: General,
     pub terminal: Terminal,
-    pub clock: SystemClock,
+    pub clock: Arc<SystemClock>,
     /// Raised by SIGINT and SIGTERM: end cleanly, soon.
     pub stop: Arc<AtomicBool>,
 }

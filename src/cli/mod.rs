@@ -16,6 +16,7 @@ mod invocation;
 mod logging;
 mod progress;
 mod secrecy;
+mod site;
 mod table;
 mod terminal;
 mod when;
@@ -30,6 +31,7 @@ use clap::Parser;
 use invocation::Invocation;
 use std::ffi::OsStr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use terminal::Terminal;
 
 /// The whole program.
@@ -59,7 +61,7 @@ fn run(arguments: Arguments, unprotected: &[String]) -> Exit {
     let invocation = Invocation {
         general,
         terminal,
-        clock: SystemClock::default(),
+        clock: Arc::new(SystemClock::default()),
         stop,
     };
     match commands::run(&invocation, arguments.command) {

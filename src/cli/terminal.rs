@@ -75,6 +75,11 @@ impl Terminal {
         failure.exit
     }
 
+    /// Something to know beside the answer, on stderr.
+    pub fn warn(&self, text: &str) {
+        self.say(&printable(text));
+    }
+
     /// A line for the person watching, on stderr.
     fn say(&self, text: &str) {
         self.progress.suspend(|| {

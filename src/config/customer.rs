@@ -1,7 +1,8 @@
 use super::problem::Problem;
 use super::section::Section;
-use super::terms::{Overrides, PolicyTerms, read_overrides};
+use super::terms::{read_override, shorten};
 use crate::model::{CustomerName, DiskName, VmName};
+use crate::policy::{Override, Policy, PolicyTerms};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use toml::de::DeValue;
@@ -10,9 +11,11 @@ use toml::de::DeValue;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Customer {
     pub name: CustomerName,
-    pub overrides: Overrides,
-    /// The terms that hold for this customer: the general ones with `overrides` applied.
+    pub overrides: Override,
+    /// The terms that hold for this customer: those of the house, shortened by `overrides`.
     pub terms: PolicyTerms,
+    /// What `terms` mean.
+    pub policy: Policy,
     /// `age1…` recipients that can open this customer's key, besides the repository's.
     pub escrow: Vec<String>,
     pub vms: Vec<Vm>,
@@ -83,7 +86,7 @@ fn place(problem: &Problem) -> String {
 
 pub(super) fn read_customer(
     mut section: Section<'_>,
-    base: &PolicyTerms,
+    house: Option<&PolicyTerms>,
     file: &Path,
     seen: &mut Seen,
     problems: &mut Vec<Problem>,
@@ -103,7 +106,8 @@ pub(super) fn read_customer(
     if let Some(name) = &name {
         section.rename(format!("customer.{name}"));
     }
-    let overrides = read_overrides(&mut section, problems);
+    let overrides = read_override(&mut section, problems);
+    let shortened = shorten(house, &overrides, &section, problems);
     let escrow = read_recipients(&mut section, problems);
     let mut vm_names = BTreeMap::new();
     let mut vms = Vec::new();
@@ -111,10 +115,12 @@ pub(super) fn read_customer(
         vms.extend(read_vm(vm, &mut vm_names, seen, problems));
     }
     section.finish(GENERAL_ONLY, problems);
+    let (terms, policy) = shortened?;
     Some(Customer {
         name: name?,
-        terms: overrides.applied_to(base),
         overrides,
+        terms,
+        policy,
         escrow,
         vms,
         file: file.to_path_buf(),

@@ -1,8 +1,9 @@
 //! Floor 5: the configuration file, read and checked as far as that needs neither store nor disk.
 //!
 //! `/etc/vmkeep/vmkeep.toml` and the files of `customers.d` beside it, one customer a file. Every
-//! problem is reported with file, line and key, and all of them at once. What is absent: any
-//! judgement of retention (that is `policy`), any look at images or at the repository.
+//! problem is reported with file, line and key, and all of them at once. `policy` judges
+//! the retention of each customer; its refusals become problems like any other. What is absent: any
+//! look at images or at the repository.
 
 mod customer;
 mod problem;
@@ -16,9 +17,9 @@ mod tests;
 
 pub use customer::{Customer, Disk, DiskFormat, Vm};
 pub use problem::{ConfigError, Problem};
-pub use terms::{Overrides, PolicyTerms};
 
 use crate::model::{DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES};
+use crate::policy::PolicyTerms;
 use customer::{Seen, check_path, read_customer, read_recipients};
 use problem::Source;
 use section::Section;
@@ -41,8 +42,7 @@ const DEFAULT_COMPRESSION_LEVEL: i32 = 1;
 const MAX_COMPRESSION_LEVEL: i64 = 19;
 const MAX_THREADS: i64 = 1024;
 
-/// A configuration in which every name, path and number is sound; the policy terms are still
-/// as written.
+/// A configuration in which every name, path and number is sound and every policy can be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub file: PathBuf,
@@ -179,7 +179,7 @@ fn read(
         }
     };
     let terms = match top.table("policy", problems) {
-        Some(section) => Some(terms::read_terms(section, problems)),
+        Some(section) => terms::read_terms(section, problems),
         None => {
             if !top.contains("policy") {
                 problems.push(top.problem(
@@ -191,20 +191,11 @@ fn read(
         }
     };
     // Customers are checked even without a policy, so that their problems are shown as well.
-    let base = terms.clone().unwrap_or_else(|| PolicyTerms {
-        timezone: String::new(),
-        window: String::new(),
-        full_day: String::new(),
-        restore_window: String::new(),
-        max_retention: String::new(),
-        keep_after_window: String::new(),
-        erase_budget: None,
-    });
-
+    let base = terms.as_ref();
     let mut seen = Seen::default();
     let mut customers = Vec::new();
     for section in top.tables("customer", problems) {
-        customers.extend(read_customer(section, &base, file, &mut seen, problems));
+        customers.extend(read_customer(section, base, file, &mut seen, problems));
     }
     top.finish(
         &[
@@ -227,9 +218,7 @@ fn read(
             continue;
         };
         let section = Section::new(&source, parsed.get_ref(), 0..0, String::new());
-        customers.extend(read_customer(
-            section, &base, part_file, &mut seen, problems,
-        ));
+        customers.extend(read_customer(section, base, part_file, &mut seen, problems));
     }
     if customers.is_empty() && problems.is_empty() {
         problems.push(Problem {

@@ -293,3 +293,76 @@ fn a_configuration_without_customers_protects_nothing_and_is_refused() {
         &["no customer"],
     );
 }
+
+#[test]
+fn an_override_that_keeps_more_is_refused_with_line_and_arithmetic() {
+    assert_one(
+        &problems_of("[[customer]]\nid = \"a\"\nmax_retention = \"3 months\"\n"),
+        &[
+            "vmkeep.toml:7: customer.a.max_retention: \"3 months\": a customer may only shorten it",
+            "92 days at the longest",
+            "59 days at the shortest",
+        ],
+    );
+    assert_one(
+        &problems_of("[[customer]]\nid = \"a\"\nerase_budget = \"5 days\"\n"),
+        &[
+            "vmkeep.toml:7: customer.a.erase_budget",
+            "54 days (59 − 5)",
+            "37 days (59 − 22)",
+        ],
+    );
+}
+
+#[test]
+fn a_maximum_too_short_for_one_night_is_refused_with_the_arithmetic() {
+    assert_one(
+        &problems_of("[[customer]]\nid = \"a\"\nmax_retention = \"2 days\"\n"),
+        &[
+            "vmkeep.toml:7: customer.a.max_retention",
+            "= 3, and 2 days is 2",
+        ],
+    );
+    let house = "[repository]\nurl = \"/s\"\n[policy]\ntimezone = \"UTC\"\nmax_retention = \"20 days\"\nerase_budget = \"19 days\"\n[[customer]]\nid = \"a\"\n";
+    assert_one(
+        &read_text(house).expect_err("no night is left"),
+        &[
+            "vmkeep.toml:6: policy.erase_budget",
+            "20 days (maximum) − 19 (erase budget) − 1 night = 0",
+        ],
+    );
+}
+
+#[test]
+fn the_problems_of_all_policies_are_reported_at_once() {
+    let house = "[repository]\nurl = \"/s\"\n[policy]\ntimezone = \"Mars/Olympus\"\nwindow = \"22\"\nmax_retention = \"two months\"\n";
+    let customers = "[[customer]]\nid = \"a\"\nmax_retention = \"7 moons\"\nkeep_after_window = \"some\"\n[[customer]]\nid = \"b\"\nmax_retention = \"7 days\"\n";
+    let problems = read_text(&format!("{house}{customers}")).expect_err("five problems");
+    let places: Vec<&str> = problems
+        .iter()
+        .filter_map(|problem| problem.splitn(2, ": ").next())
+        .collect();
+    assert_eq!(
+        places,
+        [4, 5, 6, 9, 10].map(|line| format!("vmkeep.toml:{line}")),
+        "{problems:#?}"
+    );
+    let longer = "[[customer]]\nid = \"a\"\nmax_retention = \"1 year\"\nrestore_window = \"1 month\"\nkeep_after_window = \"all\"\n[[customer]]\nid = \"b\"\nmax_retention = \"1 day\"\n";
+    let problems = problems_of(longer);
+    assert_eq!(problems.len(), 4, "{problems:#?}");
+}
+
+#[test]
+fn a_customer_has_the_terms_that_hold_and_what_they_mean() {
+    let config = read_text(&format!(
+        "{POLICY}[[customer]]\nid = \"a\"\n[[customer]]\nid = \"b\"\nmax_retention = \"7 days\"\n"
+    ))
+    .expect("two customers");
+    let (a, b) = (&config.customers[0], &config.customers[1]);
+    assert_eq!(a.terms, config.terms);
+    assert_eq!(a.policy.effective().restore_window_days, 14);
+    assert_eq!(b.overrides.max_retention.as_deref(), Some("7 days"));
+    assert_eq!(b.policy.terms(), &b.terms);
+    assert_eq!(b.policy.effective().restore_window_days, 5);
+    assert!(b.policy.effective().shrunk);
+}

@@ -373,6 +373,11 @@ impl Body {
         }
     }
 
+    /// The body's fields, for people and programs that read evidence.
+    pub fn document(&self) -> serde_json::Value {
+        self.to_value().unwrap_or_default()
+    }
+
     fn to_value(&self) -> serde_json::Result<serde_json::Value> {
         use serde_json::to_value;
         match self {

@@ -1,1 +1,44 @@
-//! (being written)
+//! Floor 4: what is done for a customer, each job as plan → act → report.
+//!
+//! - [`backup_vm`]: capture, read, write, commit.
+//! - [`restore`]: a point's disks into targets.
+//! - [`prune`]: expire, erase, reclaim, prove.
+//! - [`verify`]: ledger, index, trees, frames.
+//! - [`run_customer`]: all that is due. [`report`]: what is promised and what holds.
+//! - [`LocalHost`]: this host's identity, clock and memory outside of the store.
+//!
+//! What is absent: the choice of a store, a hypervisor or a target (they come as trait objects),
+//! printing, exit codes, the configuration, and the clock itself (it comes as a [`Clock`]).
+//!
+//! [`Clock`]: crate::model::Clock
+
+mod admission;
+mod backup;
+mod certificate;
+mod error;
+mod host;
+mod points;
+mod prune;
+mod report;
+mod restore;
+mod run;
+mod state_folder;
+mod verify;
+mod watch;
+
+pub use admission::{Admission, admit};
+pub use backup::{BackedUp, BackupSettings, backup_vm};
+pub use certificate::Certified;
+pub use error::{JobError, JobErrorKind};
+pub use host::LocalHost;
+pub use points::{Choice, choose, listed};
+pub use prune::{PruneRequest, Pruned, plan_prune, prune, undo};
+pub use report::{Alarm, VmStatus, alarms, status};
+pub use restore::{RestoreTarget, Restored, note_restore, restore};
+pub use run::{
+    CustomerRun, Policies, VmOutcome, VmRun, VmTask, apply_policy, backup_now, due_now,
+    run_customer,
+};
+pub use state_folder::{Lock, StateError, StateFolder};
+pub use verify::{Verified, VerifyRequest, verify};
+pub use watch::{Quiet, Watch};

@@ -33,7 +33,7 @@ pub use retention::{
 };
 pub use schedule::{Coverage, Due, DueReason, Night, NightState, What, coverage, due, full_day_of};
 pub use terms::{
-    Effective, FullDay, KeepAfterWindow, Override, Policy, PolicyError, PolicyTerms,
+    Effective, FullDay, KeepAfterWindow, Override, Policy, PolicyError, PolicyErrors, PolicyTerms,
     expected_rewriting,
 };
 

@@ -90,6 +90,32 @@ impl fmt::Display for PolicyError {
 
 impl std::error::Error for PolicyError {}
 
+/// Everything that is wrong with some terms: never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyErrors(Vec<PolicyError>);
+
+impl PolicyErrors {
+    fn into_first(self) -> PolicyError {
+        let first = self.0.into_iter().next();
+        first.unwrap_or_else(|| PolicyError::new("policy", "", "refused"))
+    }
+}
+
+impl From<PolicyError> for PolicyErrors {
+    fn from(error: PolicyError) -> Self {
+        PolicyErrors(vec![error])
+    }
+}
+
+impl IntoIterator for PolicyErrors {
+    type Item = PolicyError;
+    type IntoIter = std::vec::IntoIter<PolicyError>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
 /// The night of a VM's weekly full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FullDay {
@@ -145,7 +171,7 @@ impl Effective {
 }
 
 /// Terms that were understood and can be kept.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     terms: PolicyTerms,
     zone: TimeZone,
@@ -158,24 +184,50 @@ pub struct Policy {
 impl Policy {
     /// Understands the terms, or says which key is wrong and why.
     pub fn parse(terms: &PolicyTerms) -> Result<Policy, PolicyError> {
+        Policy::judge(terms).map_err(PolicyErrors::into_first)
+    }
+
+    /// Understands the terms, or says everything that is wrong with them.
+    pub fn judge(terms: &PolicyTerms) -> Result<Policy, PolicyErrors> {
+        let mut errors = Vec::new();
+        let mut note = |error| errors.push(error);
         // The bundled table, not the host's: hosts of one customer must agree on every night.
         let zone = TimeZoneDatabase::bundled()
             .get(&terms.timezone)
             .map_err(|_| {
-                PolicyError::new(
+                note(PolicyError::new(
                     "timezone",
                     &terms.timezone,
                     "no such time zone; write a name of the IANA table, such as \"Europe/Amsterdam\" or \"UTC\"",
-                )
-            })?;
-        Ok(Policy {
-            zone,
-            window: parse_window(&terms.window)?,
-            full_day: parse_full_day(&terms.full_day)?,
-            keep_after_window: parse_keep(&terms.keep_after_window)?,
-            effective: effective(terms)?,
-            terms: terms.clone(),
-        })
+                ));
+            });
+        let window = parse_window(&terms.window).map_err(&mut note);
+        let full_day = parse_full_day(&terms.full_day).map_err(&mut note);
+        let keep_after_window = parse_keep(&terms.keep_after_window).map_err(&mut note);
+        let lengths = [
+            ("restore_window", Some(&terms.restore_window)),
+            ("max_retention", Some(&terms.max_retention)),
+            ("erase_budget", terms.erase_budget.as_ref()),
+        ];
+        let before = errors.len();
+        errors.extend(unreadable_lengths(&lengths));
+        let effective = match errors.len() == before {
+            true => effective(terms).map_err(|error| errors.push(error)),
+            false => Err(()),
+        };
+        match (zone, window, full_day, keep_after_window, effective) {
+            (Ok(zone), Ok(window), Ok(full_day), Ok(keep_after_window), Ok(effective)) => {
+                Ok(Policy {
+                    terms: terms.clone(),
+                    zone,
+                    window,
+                    full_day,
+                    keep_after_window,
+                    effective,
+                })
+            }
+            _ => Err(PolicyErrors(errors)),
+        }
     }
 
     /// What was written.
@@ -213,12 +265,22 @@ impl PolicyTerms {
     /// An erase budget that was set for the house and does not fit into a customer's shorter maximum is chosen
     /// anew, because refusing "7 days" for a number that the customer's entry does not hold would help nobody.
     pub fn shortened_by(&self, by: &Override) -> Result<PolicyTerms, PolicyError> {
+        self.shorten(by).map_err(PolicyErrors::into_first)
+    }
+
+    /// As [`PolicyTerms::shortened_by`], with everything that is wrong with the override.
+    pub fn shorten(&self, by: &Override) -> Result<PolicyTerms, PolicyErrors> {
         let base = effective(self)?;
+        let allowed = parse_keep(&self.keep_after_window)?;
+        let mut errors = by.unreadable();
+        if !errors.is_empty() {
+            return Err(PolicyErrors(errors));
+        }
         let mut terms = self.clone();
         if let Some(text) = &by.max_retention {
             let maximum = parse_period("max_retention", text)?;
             if !maximum.is_within(&base.max_retention) {
-                return Err(PolicyError::new(
+                errors.push(PolicyError::new(
                     "max_retention",
                     text,
                     format!(
@@ -234,7 +296,7 @@ impl PolicyTerms {
         if let Some(text) = &by.restore_window {
             let days = parse_period("restore_window", text)?.longest_days();
             if days > base.configured_restore_window_days {
-                return Err(PolicyError::new(
+                errors.push(PolicyError::new(
                     "restore_window",
                     text,
                     format!(
@@ -246,9 +308,9 @@ impl PolicyTerms {
             terms.restore_window.clone_from(text);
         }
         if let Some(text) = &by.keep_after_window {
-            let (wanted, allowed) = (parse_keep(text)?, parse_keep(&self.keep_after_window)?);
+            let wanted = parse_keep(text)?;
             if wanted > allowed {
-                return Err(PolicyError::new(
+                errors.push(PolicyError::new(
                     "keep_after_window",
                     text,
                     format!(
@@ -258,33 +320,70 @@ impl PolicyTerms {
             }
             terms.keep_after_window.clone_from(text);
         }
-        match &by.erase_budget {
-            Some(text) => terms.erase_budget = Some(text.clone()),
-            None => terms.erase_budget = inherited_budget(&base, &terms)?,
+        terms.erase_budget = match &by.erase_budget {
+            Some(text) => Some(text.clone()),
+            None => inherited_budget(&base, &terms)?,
+        };
+        match effective(&terms) {
+            Err(error) => errors.push(error),
+            // Lengths that are already refused one by one need no second refusal of what follows from them.
+            Ok(shortened) if shortened.listed_days() > base.listed_days() && errors.is_empty() => {
+                errors.push(listed_longer(by, &terms, &base, &shortened));
+            }
+            Ok(_) => {}
         }
-        let shortened = effective(&terms)?;
-        if shortened.listed_days() > base.listed_days() {
-            let (key, value) = match (&by.erase_budget, &by.restore_window) {
-                (Some(budget), _) => ("erase_budget", budget),
-                (None, Some(window)) => ("restore_window", window),
-                (None, None) => ("max_retention", &terms.max_retention),
-            };
-            return Err(PolicyError::new(
-                key,
-                value,
-                format!(
-                    "a customer may only keep less, and points would be listed for {} days ({} − {}) instead of the {} days ({} − {}) of the policy",
-                    shortened.listed_days(),
-                    shortened.max_retention_days,
-                    shortened.erase_budget_days,
-                    base.listed_days(),
-                    base.max_retention_days,
-                    base.erase_budget_days
-                ),
-            ));
+        match errors.is_empty() {
+            true => Ok(terms),
+            false => Err(PolicyErrors(errors)),
         }
-        Ok(terms)
     }
+}
+
+impl Override {
+    /// What cannot be understood, whatever the policy of the house.
+    pub fn unreadable(&self) -> Vec<PolicyError> {
+        let mut errors = unreadable_lengths(&[
+            ("max_retention", self.max_retention.as_ref()),
+            ("restore_window", self.restore_window.as_ref()),
+            ("erase_budget", self.erase_budget.as_ref()),
+        ]);
+        let keep = self.keep_after_window.as_deref().map(parse_keep);
+        errors.extend(keep.and_then(Result::err));
+        errors
+    }
+}
+
+fn unreadable_lengths(lengths: &[(&'static str, Option<&String>)]) -> Vec<PolicyError> {
+    lengths
+        .iter()
+        .filter_map(|(key, text)| parse_period(key, (*text)?).err())
+        .collect()
+}
+
+fn listed_longer(
+    by: &Override,
+    terms: &PolicyTerms,
+    base: &Effective,
+    shortened: &Effective,
+) -> PolicyError {
+    let (key, value) = match (&by.erase_budget, &by.restore_window) {
+        (Some(budget), _) => ("erase_budget", budget),
+        (None, Some(window)) => ("restore_window", window),
+        (None, None) => ("max_retention", &terms.max_retention),
+    };
+    PolicyError::new(
+        key,
+        value,
+        format!(
+            "a customer may only keep less, and points would be listed for {} days ({} − {}) instead of the {} days ({} − {}) of the policy",
+            shortened.listed_days(),
+            shortened.max_retention_days,
+            shortened.erase_budget_days,
+            base.listed_days(),
+            base.max_retention_days,
+            base.erase_budget_days
+        ),
+    )
 }
 
 /// The house's explicit budget where it leaves the customer's window whole, else one chosen anew that does not list
@@ -572,6 +671,63 @@ mod tests {
             spoil(&mut terms);
             assert_eq!(Policy::parse(&terms).expect_err(key).key, key);
         }
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_said_at_once() {
+        let keys = |errors: PolicyErrors| -> Vec<&str> {
+            errors.into_iter().map(|error| error.key).collect()
+        };
+        let terms = PolicyTerms {
+            timezone: "Mars/Olympus".into(),
+            window: "22-6".into(),
+            full_day: "someday".into(),
+            restore_window: "soon".into(),
+            max_retention: "later".into(),
+            keep_after_window: "monthly".into(),
+            erase_budget: Some("1 hour".into()),
+        };
+        assert_eq!(
+            keys(Policy::judge(&terms).expect_err("all wrong")),
+            [
+                "timezone",
+                "window",
+                "full_day",
+                "keep_after_window",
+                "restore_window",
+                "max_retention",
+                "erase_budget"
+            ]
+        );
+        let longer = Override {
+            max_retention: Some("3 months".into()),
+            restore_window: Some("3 weeks".into()),
+            keep_after_window: Some("all".into()),
+            erase_budget: None,
+        };
+        assert_eq!(
+            keys(PolicyTerms::default().shorten(&longer).expect_err("longer")),
+            ["max_retention", "restore_window", "keep_after_window"]
+        );
+        let unreadable = Override {
+            max_retention: Some("3 moons".into()),
+            restore_window: Some("".into()),
+            keep_after_window: Some("some".into()),
+            erase_budget: Some("-1 day".into()),
+        };
+        assert_eq!(
+            keys(
+                PolicyTerms::default()
+                    .shorten(&unreadable)
+                    .expect_err("no lengths")
+            ),
+            [
+                "max_retention",
+                "restore_window",
+                "erase_budget",
+                "keep_after_window"
+            ]
+        );
     }
 
     #[test]

@@ -195,6 +195,27 @@ impl Customer {
         Ok(())
     }
 
+    /// Wraps the key for `recipients` as well: a new key file, named by a `key` entry. Earlier
+    /// key files stay: what was handed out once cannot be taken back.
+    pub fn wrap_key_for(
+        &self,
+        identity: &HostIdentity,
+        recipients: &[AgeRecipient],
+    ) -> Result<(), RepositoryError> {
+        let key =
+            self.with_state(|state| read_key(&*self.storage, &self.names, state, identity))?;
+        let (object, hash) = write_key(&*self.storage, &self.names, &key, recipients)?;
+        self.append(|_| {
+            Ok(Body::Key(KeyBody {
+                generation: key.generation(),
+                object,
+                hash,
+                recipients: recipients.iter().map(ToString::to_string).collect(),
+            }))
+        })?;
+        Ok(())
+    }
+
     pub fn name(&self) -> &CustomerName {
         &self.name
     }

@@ -23,7 +23,7 @@ pub use host::{Head, Host, Stamp};
 pub use index::{Index, PackInfo};
 pub use ledger::{Condemned, Ledger, OpenSession, Point, State, Verified};
 pub use mark::{Mark, Unreachable};
-pub use point::{DiskResult, PointDraft, PointReader, RestoredDisk};
+pub use point::{Committed, DiskResult, PointDraft, PointReader, RestoredDisk, trust_of};
 pub use reader::{ReadScratch, Reader};
 pub use scrub::{Scrubbed, scrub_packs};
 pub use sweep::{Explained, Swept, explain, sweep};

@@ -1,9 +1,64 @@
+use super::report::{backed_up_document, backed_up_line};
+use super::selection;
 use crate::cli::answer::Answer;
 use crate::cli::args::BackupArgs;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::invocation::Invocation;
+use crate::cli::site::{Site, Watching};
+use crate::jobs::{JobErrorKind, backup_now};
+use serde_json::json;
 
-pub fn run(invocation: &Invocation, _args: &BackupArgs) -> Result<Answer, Failure> {
-    invocation.config()?;
-    Err(Failure::new(Exit::Failed, "this build has no `backup` yet"))
+pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure> {
+    let site = Site::open(invocation)?;
+    let chosen = args
+        .vms
+        .iter()
+        .map(|selector| selection::configured(&site.config, selector))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut text = String::new();
+    let mut documents = Vec::new();
+    let mut failures: Vec<Failure> = Vec::new();
+    for (config, vm) in &chosen {
+        let watching = Watching::new(invocation);
+        let outcome = site.customer(config).and_then(|open| {
+            site.probe(&open.customer)?;
+            let done = backup_now(
+                &open.customer,
+                &site.host,
+                &site.task(vm),
+                args.full,
+                &site.backup_settings(),
+                &watching,
+                &invocation.stop,
+            );
+            match done {
+                Err(error) if error.kind == JobErrorKind::Interrupted => Err(error.into()),
+                other => Ok(other?),
+            }
+        });
+        drop(watching);
+        let name = format!("{}/{}", config.name, vm.name);
+        match outcome {
+            Ok(done) => {
+                text.push_str(&backed_up_line(&name, &done));
+                documents.push(backed_up_document(&config.name, &vm.name, &done));
+            }
+            Err(failure) if failure.exit == Exit::Interrupted => return Err(failure),
+            Err(failure) if chosen.len() == 1 => return Err(failure),
+            Err(failure) => {
+                invocation.terminal.warn(&failure.text());
+                documents.push(json!({
+                    "customer": config.name.as_str(),
+                    "vm": vm.name.as_str(),
+                    "error": failure.document()["error"],
+                }));
+                failures.push(failure);
+            }
+        }
+    }
+    let mut answer = Answer::done(text, json!({ "vms": documents }));
+    if !failures.is_empty() {
+        answer.exit = Exit::SomeFailed;
+    }
+    Ok(answer)
 }

@@ -3,7 +3,8 @@ use crate::cli::args::ConfigCommand;
 use crate::cli::exit::Failure;
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
-use crate::config::{Config, Customer, PolicyTerms};
+use crate::config::{Config, Customer};
+use crate::policy::PolicyTerms;
 use serde_json::{Value, json};
 use std::fmt::Write;
 

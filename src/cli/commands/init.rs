@@ -1,9 +1,213 @@
 use crate::cli::answer::Answer;
 use crate::cli::args::InitArgs;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::figures;
 use crate::cli::invocation::Invocation;
+use crate::cli::site::host_clock;
+use crate::codec::age::AgeRecipient;
+use crate::codec::minisign;
+use crate::config::Config;
+use crate::jobs::{Admission, LocalHost, StateFolder, admit};
+use crate::model::Clock;
+use crate::repository::{RepositoryErrorKind, create_repository, open_repository};
+use crate::storage::{Directory, Storage};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde_json::json;
+use std::fmt::Write;
+use std::sync::Arc;
 
-pub fn run(invocation: &Invocation, _args: &InitArgs) -> Result<Answer, Failure> {
-    invocation.config()?;
-    Err(Failure::new(Exit::Failed, "this build has no `init` yet"))
+pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> {
+    let config = invocation.config()?;
+    let now = invocation.clock.read().wall;
+    confirm_time(invocation, args, &config, now)?;
+
+    let folder = StateFolder::create(&config.host.state_dir)?;
+    let (identity, made) = folder.ensure_identity(&now.to_string())?;
+    let repository = &config.repository;
+    let storage: Arc<dyn Storage> = Arc::new(Directory::init(
+        &repository.directory,
+        repository.reserve_bytes,
+    )?);
+    let (file, created) = match create_repository(&*storage, now, repository.chunk_bytes) {
+        Ok(file) => (file, true),
+        Err(error) if error.kind == RepositoryErrorKind::AlreadyExists => {
+            (open_repository(&*storage)?, false)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match folder.repository()? {
+        Some(known) if known != file.repository => {
+            return Err(Failure::new(
+                Exit::Failed,
+                format!(
+                    "{} holds another repository ({}) than the one this host uses ({known})",
+                    storage.location(),
+                    file.repository
+                ),
+            )
+            .hint("is the right disk mounted, and is [repository] url right?"));
+        }
+        _ => folder.remember_repository(file.repository)?,
+    }
+    let host = Arc::new(LocalHost::new(
+        identity,
+        config.host.name.clone(),
+        folder,
+        invocation.clock.clone() as Arc<dyn Clock>,
+        host_clock(&config),
+    ));
+    // The time was confirmed: what is written now starts the ledgers' clocks.
+    host.vouch_for_clock();
+    let mut admitted = Vec::new();
+    for customer in &config.customers {
+        let escrow = recipients(repository.escrow.iter().chain(&customer.escrow))?;
+        let outcome = admit(
+            &storage,
+            file.repository,
+            &customer.name,
+            &host,
+            &escrow,
+            &customer.terms,
+        )?;
+        admitted.push((customer, outcome, escrow.len()));
+    }
+
+    let public_key = minisign::public_key_line(&host.identity().host_id());
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<16}{value}");
+    };
+    line(
+        "repository",
+        format!(
+            "{}  ({})",
+            storage.location(),
+            if created { "created" } else { "was there" }
+        ),
+    );
+    line(
+        "host identity",
+        format!(
+            "{}  ({})",
+            host.folder().identity_path().display(),
+            if made { "created, 0600" } else { "was there" }
+        ),
+    );
+    line("host id", host.identity().host_id().to_string());
+    line("recipient", host.identity().recipient().to_string());
+    line("certificates", format!("minisign -V -P {public_key}"));
+    for (customer, outcome, _) in &admitted {
+        line(
+            "customer",
+            format!(
+                "{}  ({})",
+                customer.name,
+                match outcome {
+                    Admission::Created => "created",
+                    Admission::Rewrapped => "key wrapped for the new recipients",
+                    Admission::Unchanged => "was there",
+                }
+            ),
+        );
+    }
+    text.push_str(&escrow_advice(
+        &config,
+        &host,
+        admitted.iter().any(|(.., n)| *n == 0),
+    ));
+    let document = json!({
+        "repository": file.repository.to_string(),
+        "location": storage.location(),
+        "created": created,
+        "host": {
+            "id": host.identity().host_id().to_string(),
+            "recipient": host.identity().recipient().to_string(),
+            "minisign_public_key": public_key,
+            "identity": host.folder().identity_path(),
+            "identity_created": made,
+        },
+        "customers": admitted.iter().map(|(customer, outcome, escrow)| json!({
+            "id": customer.name.as_str(),
+            "outcome": match outcome {
+                Admission::Created => "created",
+                Admission::Rewrapped => "rewrapped",
+                Admission::Unchanged => "unchanged",
+            },
+            "escrow_recipients": escrow,
+        })).collect::<Vec<_>>(),
+    });
+    Ok(Answer::done(text, document))
+}
+
+/// The ledger's clock starts here, so a person says whether it is right.
+fn confirm_time(
+    invocation: &Invocation,
+    args: &InitArgs,
+    config: &Config,
+    now: Timestamp,
+) -> Result<(), Failure> {
+    if args.yes {
+        return Ok(());
+    }
+    let zone = TimeZone::get(&config.terms.timezone).unwrap_or(TimeZone::UTC);
+    let shown = figures::second(now, &zone);
+    match invocation
+        .terminal
+        .confirm(&format!("This host's clock says {shown}. Is that right?"))
+    {
+        Some(true) => Ok(()),
+        Some(false) => Err(Failure::new(
+            Exit::ClockNotTrusted,
+            format!("the clock says {shown}, which is not right; nothing was created"),
+        )
+        .hint("set the clock (NTP), then run vmkeep init again")),
+        None => Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "nobody is here to say whether the clock is right, which says {shown}; nothing \
+                 was created"
+            ),
+        )
+        .hint("check the time, then: vmkeep init --yes")),
+    }
+}
+
+fn recipients<'a>(texts: impl Iterator<Item = &'a String>) -> Result<Vec<AgeRecipient>, Failure> {
+    let mut recipients: Vec<AgeRecipient> = Vec::new();
+    for text in texts {
+        let recipient = text.parse().map_err(|error| {
+            Failure::new(Exit::Usage, format!("escrow recipient {text:?}: {error}"))
+        })?;
+        if !recipients.contains(&recipient) {
+            recipients.push(recipient);
+        }
+    }
+    Ok(recipients)
+}
+
+fn escrow_advice(config: &Config, host: &LocalHost, missing: bool) -> String {
+    let identity = host.folder().identity_path();
+    let mut text = String::from("\nPut in escrow, away from this host and from the store:\n");
+    if missing {
+        let _ = write!(
+            text,
+            "  No escrow recipient is set: if this host is lost, every backup is lost with it.\n\
+             \x20 On another machine: age-keygen -o escrow.txt; write the age1… it prints into\n\
+             \x20 escrow = [\"age1…\"] under [repository] in {}, run vmkeep init again.\n",
+            config.file.display()
+        );
+    } else {
+        text.push_str(
+            "  The secret halves of the escrow recipients: with one of them and the store, the\n\
+             \x20 public age tool opens every customer's key (customers/NAME/key/*.age).\n",
+        );
+    }
+    let _ = write!(
+        text,
+        "  A copy of {}, so that a new host can go on in this one's name.\n\
+         \x20 The minisign key above: customers check their deletion certificates with it.\n",
+        identity.display()
+    );
+    text
 }

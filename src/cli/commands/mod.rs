@@ -8,8 +8,10 @@ mod ledger;
 mod man;
 mod points;
 mod prune;
+mod report;
 mod restore;
 mod run;
+mod selection;
 mod status;
 mod verify;
 

@@ -1,9 +1,321 @@
+use super::report::{action_word, decision_document, pruned_document, pruned_text, short};
 use crate::cli::answer::Answer;
-use crate::cli::args::PruneArgs;
+use crate::cli::args::{PointSelector, PruneArgs};
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::figures;
 use crate::cli::invocation::Invocation;
+use crate::cli::site::{OpenCustomer, Site, Watching};
+use crate::cli::table::Table;
+use crate::cli::terminal::Terminal;
+use crate::jobs::undo;
+use crate::jobs::{JobErrorKind, Policies, PruneRequest, Pruned, apply_policy, plan_prune, prune};
+use crate::model::PointState;
+use crate::policy::{Decision, Deletion};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde_json::json;
+use std::fmt::Write;
 
-pub fn run(invocation: &Invocation, _args: &PruneArgs) -> Result<Answer, Failure> {
-    invocation.config()?;
-    Err(Failure::new(Exit::Failed, "this build has no `prune` yet"))
+pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure> {
+    let site = Site::open(invocation)?;
+    let request = PruneRequest {
+        confirm: args.confirm,
+    };
+    if args.trust_clock {
+        site.host.vouch_for_clock();
+    }
+    if let Some(point) = &args.undo {
+        return bring_back(&site, point);
+    }
+    if args.dry_run {
+        return dry_run(&site, request);
+    }
+    let mut text = String::new();
+    let mut documents = Vec::new();
+    let mut worst: Option<Failure> = None;
+    for config in &site.config.customers {
+        let outcome = site.customer(config).and_then(|open| {
+            site.probe(&open.customer)?;
+            let mut notes = policy_notes(&site, &open, args.confirm)?;
+            let watching = Watching::new(invocation);
+            let pruned = prune(
+                &open.customer,
+                &site.host,
+                request,
+                args.trust_clock,
+                &watching,
+                &invocation.stop,
+            );
+            drop(watching);
+            match pruned {
+                Ok(mut pruned) => {
+                    notes.append(&mut pruned.notes);
+                    pruned.notes = notes;
+                    Ok(pruned)
+                }
+                Err(error) => Err(error.into()),
+            }
+        });
+        match outcome {
+            Ok(pruned) => {
+                let zone = TimeZone::get(&config.terms.timezone).unwrap_or(TimeZone::UTC);
+                text.push_str(&plan_text(
+                    config.name.as_str(),
+                    &pruned.decisions,
+                    &site,
+                    config,
+                    &zone,
+                ));
+                text.push_str(&pruned_text(
+                    &config.name,
+                    &pruned,
+                    &site.storage.location(),
+                ));
+                documents.push(pruned_document(&config.name, &pruned));
+                worst = worse(worst, verdict(&pruned));
+            }
+            Err(failure) if failure.exit == Exit::Interrupted => return Err(failure),
+            Err(failure) => {
+                let _ = write!(text, "{}: {}", config.name, failure.message);
+                text.push('\n');
+                invocation.terminal.warn(&failure.text());
+                documents.push(json!({
+                    "customer": config.name.as_str(),
+                    "error": failure.document()["error"],
+                }));
+                worst = worse(worst, Some(failure));
+            }
+        }
+    }
+    let mut answer = Answer::done(text, json!({ "customers": documents }));
+    if let Some(failure) = worst {
+        answer.exit = failure.exit;
+    }
+    Ok(answer)
+}
+
+/// A prune goes by the ledger's policy; a configured one that differs is told, or taken over if
+/// that was confirmed.
+fn policy_notes(
+    site: &Site,
+    open: &OpenCustomer<'_>,
+    confirm: bool,
+) -> Result<Vec<String>, Failure> {
+    let terms = &open.config.terms;
+    if open
+        .customer
+        .with_state(|state| state.terms.as_ref() == Some(terms))
+    {
+        return Ok(Vec::new());
+    }
+    if !confirm {
+        return Ok(vec![
+            "the configured policy differs from the ledger's, which holds until the next run \
+             applies it; prune --confirm applies it now"
+                .to_string(),
+        ]);
+    }
+    match apply_policy(&open.customer, terms, true, site.host.now())? {
+        Policies::Applied => Ok(vec!["the configured policy is in force now".to_string()]),
+        Policies::Same | Policies::NeedsConfirmation { .. } => Ok(Vec::new()),
+    }
+}
+
+/// The exit code that a prune deserves, if not 0.
+pub fn verdict(pruned: &Pruned) -> Option<Failure> {
+    if let Some(damage) = &pruned.damage {
+        return Some(Failure::new(Exit::DamageFound, damage.to_string()));
+    }
+    if !pruned.reclaimed.withheld.is_empty() {
+        return Some(Failure::new(
+            Exit::DamageFound,
+            "a condemned pack holds what is nowhere else; it was kept",
+        ));
+    }
+    if !pruned.swept.unexplained.is_empty() {
+        return Some(
+            Failure::new(
+                Exit::Failed,
+                "the store holds objects that the ledger does not explain",
+            )
+            .hint("move them away, or let prune --confirm remove them"),
+        );
+    }
+    None
+}
+
+/// How bad an exit code is, against another.
+pub fn rank(exit: Exit) -> u8 {
+    match exit {
+        Exit::Done => 0,
+        Exit::SomeFailed => 1,
+        Exit::Failed => 2,
+        Exit::Busy => 3,
+        Exit::Usage => 4,
+        Exit::NoRepository => 5,
+        Exit::WrongKey => 6,
+        Exit::ClockNotTrusted => 7,
+        Exit::PromiseBroken => 8,
+        Exit::DamageFound => 9,
+        Exit::Interrupted => 10,
+    }
+}
+
+pub fn worse(one: Option<Failure>, other: Option<Failure>) -> Option<Failure> {
+    match (one, other) {
+        (Some(one), Some(other)) if rank(other.exit) > rank(one.exit) => Some(other),
+        (Some(one), _) => Some(one),
+        (None, other) => other,
+    }
+}
+
+fn dry_run(site: &Site, request: PruneRequest) -> Result<Answer, Failure> {
+    let now = site.host.now();
+    let mut text = String::new();
+    let mut documents = Vec::new();
+    let mut exit = Exit::Done;
+    for open in site.customers()? {
+        let (decisions, last_witnessed) = open
+            .customer
+            .with_state(|state| (plan_prune(state, now, request), state.last_witnessed));
+        let zone = TimeZone::get(&open.config.terms.timezone).unwrap_or(TimeZone::UTC);
+        text.push_str(&table_text(
+            open.config.name.as_str(),
+            &decisions,
+            &open,
+            &zone,
+        ));
+        let clock = match site.host.judgement(last_witnessed).deletion {
+            Deletion::Allowed => None,
+            Deletion::Refused { reason } => {
+                exit = Exit::ClockNotTrusted;
+                Some(reason.to_string())
+            }
+        };
+        if let Some(reason) = &clock {
+            let _ = writeln!(text, "  nothing would be deleted: {reason}");
+        }
+        documents.push(json!({
+            "customer": open.config.name.as_str(),
+            "points": decisions.iter().map(decision_document).collect::<Vec<_>>(),
+            "clock_refusal": clock,
+        }));
+    }
+    let mut answer = Answer::done(text, json!({ "dry_run": true, "customers": documents }));
+    answer.exit = exit;
+    Ok(answer)
+}
+
+fn plan_text(
+    name: &str,
+    decisions: &[Decision],
+    site: &Site,
+    config: &crate::config::Customer,
+    zone: &TimeZone,
+) -> String {
+    match site.customer(config) {
+        Ok(open) => table_text(name, decisions, &open, zone),
+        Err(_) => String::new(),
+    }
+}
+
+/// The plan: a line and a reason a point, oldest first.
+fn table_text(
+    name: &str,
+    decisions: &[Decision],
+    open: &OpenCustomer<'_>,
+    zone: &TimeZone,
+) -> String {
+    if decisions.is_empty() {
+        return String::new();
+    }
+    let taken = |decision: &Decision| {
+        open.customer.with_state(|state| {
+            state
+                .points
+                .get(&decision.point)
+                .map_or(Timestamp::MIN, |point| point.taken_at)
+        })
+    };
+    let mut rows: Vec<(Timestamp, &Decision)> = decisions
+        .iter()
+        .map(|decision| (taken(decision), decision))
+        .collect();
+    rows.sort_by(|a, b| (&a.1.vm, a.0).cmp(&(&b.1.vm, b.0)));
+    let mut table = Table::new()
+        .left("VM")
+        .left("TAKEN")
+        .left("ID")
+        .left("PLAN")
+        .cut("REASON");
+    for (taken_at, decision) in rows {
+        table.row([
+            format!("{name}/{}", decision.vm),
+            figures::minute(taken_at, zone),
+            short(&decision.point.to_string()),
+            action_word(decision.action).to_string(),
+            decision.reason.to_string(),
+        ]);
+    }
+    table.render(Terminal::width())
+}
+
+fn bring_back(site: &Site, selector: &PointSelector) -> Result<Answer, Failure> {
+    let mut found = Vec::new();
+    for open in site.customers()? {
+        let points = open.customer.with_state(|state| {
+            state
+                .points
+                .iter()
+                .filter(|(id, _)| selector.matches(id))
+                .map(|(id, point)| (*id, point.state))
+                .collect::<Vec<_>>()
+        });
+        for (id, state) in points {
+            found.push((open.config, id, state));
+        }
+    }
+    let (config, id) = match found.as_slice() {
+        [(config, id, PointState::Expired)] => (*config, *id),
+        [(_, id, PointState::Live)] => {
+            return Err(Failure::new(
+                Exit::Failed,
+                format!("restore point {id} has not expired: there is nothing to bring back"),
+            ));
+        }
+        [(_, id, PointState::Erased)] => {
+            return Err(Failure::new(
+                Exit::Failed,
+                format!("restore point {id} is erased: nobody can bring it back"),
+            ));
+        }
+        [] => {
+            return Err(
+                Failure::new(Exit::Failed, format!("no restore point {selector}"))
+                    .hint("vmkeep prune --dry-run shows expired points with their ids"),
+            );
+        }
+        _ => {
+            return Err(Failure::new(
+                Exit::Usage,
+                format!("{selector} is the beginning of several ids"),
+            )
+            .hint("give more digits"));
+        }
+    };
+    let open = site.customer(config)?;
+    undo(&open.customer, id, "asked for on the command line")?;
+    let text = format!(
+        "{}: restore point {id} is back; thinning takes it again unless the policy keeps it\n",
+        config.name
+    );
+    Ok(Answer::done(
+        text,
+        json!({ "customer": config.name.as_str(), "id": id.to_string(), "undone": true }),
+    ))
+}
+
+/// What stopped the job, as far as others must know.
+pub fn is_interrupted(kind: &JobErrorKind) -> bool {
+    *kind == JobErrorKind::Interrupted
 }

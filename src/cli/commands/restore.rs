@@ -1,12 +1,368 @@
+use super::report::short;
+use super::selection;
 use crate::cli::answer::Answer;
-use crate::cli::args::RestoreArgs;
+use crate::cli::args::{ImageFormat, RestoreArgs, VmSelector};
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::figures;
 use crate::cli::invocation::Invocation;
+use crate::cli::site::{OpenCustomer, Site, Watching};
+use crate::hypervisor::target::{DeviceTarget, ImageTarget, Qcow2Target, RawTarget};
+use crate::jobs::{Choice, JobError, JobErrorKind, RestoreTarget, choose, listed};
+use crate::jobs::{note_restore, restore};
+use crate::model::{DiskName, PointId};
+use crate::repository::{PointReader, RepositoryErrorKind};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde_json::json;
+use std::fmt::Write;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
-pub fn run(invocation: &Invocation, _args: &RestoreArgs) -> Result<Answer, Failure> {
-    invocation.config()?;
-    Err(Failure::new(
-        Exit::Failed,
-        "this build has no `restore` yet",
-    ))
+pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failure> {
+    let site = Site::open(invocation)?;
+    let now = site.host.now();
+    let open = owner(&site, &args.vm, now)?;
+    let customer = &open.customer;
+    let zone = customer.with_state(|state| {
+        state
+            .policy
+            .as_ref()
+            .map_or(TimeZone::UTC, |policy| policy.timezone().clone())
+    });
+    let chosen = choose_point(&open, args, &zone, now)?;
+    let point = PointReader::open(customer, &chosen)?;
+    let names = chosen_disks(&point, &args.disks)?;
+    let targets = targets(&site, args, &point, &names)?;
+    let notes = take_down(&site, &open, &point, &names, args)?;
+    for note in &notes {
+        invocation
+            .terminal
+            .warn(&format!("vmkeep: warning: {note}\n"));
+    }
+
+    let paths: Vec<(DiskName, PathBuf)> = targets
+        .iter()
+        .map(|target| (target.disk.clone(), path_of(args, &target.disk)))
+        .collect();
+    let watching = Watching::new(invocation);
+    let restored = restore(
+        customer,
+        &point,
+        targets,
+        site.config.host.threads,
+        &watching,
+        &invocation.stop,
+    );
+    drop(watching);
+    let restored = restored.map_err(|error| explain(error, args))?;
+    let definition = write_definition(args, &point)?;
+
+    let id = chosen.to_string();
+    let mut text = format!(
+        "{}/{}: {} {} of {}, every byte checked\n",
+        open.config.name,
+        point.vm,
+        point.kind,
+        short(&id),
+        figures::second(point.taken_at, &zone),
+    );
+    for (disk, path) in &paths {
+        let _ = writeln!(text, "  {disk}: {}", path.display());
+    }
+    if let Some(path) = &definition {
+        let _ = writeln!(text, "  definition: {}", path.display());
+    }
+    let _ = writeln!(
+        text,
+        "  {} of disks, {} of data",
+        figures::bytes(restored.disks_bytes),
+        figures::bytes(restored.data_bytes)
+    );
+    let document = json!({
+        "customer": open.config.name.as_str(),
+        "vm": point.vm.as_str(),
+        "id": id,
+        "kind": point.kind.to_string(),
+        "taken_at": point.taken_at.to_string(),
+        "disks": paths.iter().map(|(disk, path)| json!({
+            "name": disk.as_str(), "path": path,
+        })).collect::<Vec<_>>(),
+        "definition": definition,
+        "disks_bytes": restored.disks_bytes,
+        "data_bytes": restored.data_bytes,
+        "notes": notes,
+    });
+    Ok(Answer::done(text, document))
+}
+
+/// The customer whose VM is meant: one that is configured, or one that only has points left.
+fn owner<'a>(
+    site: &'a Site,
+    selector: &VmSelector,
+    now: Timestamp,
+) -> Result<OpenCustomer<'a>, Failure> {
+    if let Ok((customer, _)) = selection::configured(&site.config, selector) {
+        return site.customer(customer);
+    }
+    let mut found = Vec::new();
+    for config in &site.config.customers {
+        if selector
+            .customer
+            .as_ref()
+            .is_some_and(|own| *own != config.name)
+        {
+            continue;
+        }
+        let open = site.customer(config)?;
+        let has_points = open.customer.with_state(|state| {
+            listed(state, now)
+                .iter()
+                .any(|(_, point)| selector.matches(&config.name, &point.vm))
+        });
+        let configured = config
+            .vms
+            .iter()
+            .any(|vm| selector.matches(&config.name, &vm.name));
+        if has_points || configured {
+            found.push(open);
+        }
+    }
+    if found.len() > 1 {
+        let names: Vec<&str> = found.iter().map(|open| open.config.name.as_str()).collect();
+        return Err(selection::ambiguous(selector, &names));
+    }
+    found.pop().ok_or_else(|| {
+        Failure::new(
+            Exit::Failed,
+            format!("no VM {selector}, neither configured nor with restore points"),
+        )
+        .hint("vmkeep points lists what can be restored")
+    })
+}
+
+fn choose_point(
+    open: &OpenCustomer<'_>,
+    args: &RestoreArgs,
+    zone: &TimeZone,
+    now: Timestamp,
+) -> Result<PointId, Failure> {
+    let vm = &args.vm.vm;
+    let bound = args
+        .at
+        .bound(zone)
+        .map_err(|error| Failure::new(Exit::Usage, format!("--at {}: {error}", args.at)))?;
+    let choice = open
+        .customer
+        .with_state(|state| choose(&listed(state, now), vm, bound));
+    match choice {
+        Choice::Point(point) => Ok(point),
+        Choice::Nearest { later } => Err(Failure::new(
+            Exit::Failed,
+            format!(
+                "{}/{vm} has no restore point as old as {}; the oldest is of {}",
+                open.config.name,
+                args.at,
+                figures::second(later, zone)
+            ),
+        )
+        .hint(format!(
+            "the oldest: vmkeep restore {} --at {} --to {}",
+            args.vm,
+            later,
+            args.to.display()
+        ))),
+        Choice::None => Err(Failure::new(
+            Exit::Failed,
+            format!("{}/{vm} has no restore point", open.config.name),
+        )
+        .hint("vmkeep points lists what can be restored")),
+    }
+}
+
+fn chosen_disks(point: &PointReader, wanted: &[DiskName]) -> Result<Vec<DiskName>, Failure> {
+    let there: Vec<DiskName> = point.disks.iter().map(|disk| disk.name().clone()).collect();
+    if let Some(missing) = wanted.iter().find(|disk| !there.contains(disk)) {
+        let names: Vec<&str> = there.iter().map(DiskName::as_str).collect();
+        return Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "the restore point has no disk {missing}; it has {}",
+                names.join(", ")
+            ),
+        ));
+    }
+    Ok(match wanted.is_empty() {
+        true => there,
+        false => there
+            .into_iter()
+            .filter(|disk| wanted.contains(disk))
+            .collect(),
+    })
+}
+
+fn is_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
+}
+
+fn path_of(args: &RestoreArgs, disk: &DiskName) -> PathBuf {
+    match is_device(&args.to) {
+        true => args.to.clone(),
+        false => args.to.join(file_name(args, disk)),
+    }
+}
+
+fn file_name(args: &RestoreArgs, disk: &DiskName) -> String {
+    match args.format {
+        ImageFormat::Raw => format!("{disk}.raw"),
+        ImageFormat::Qcow2 => format!("{disk}.qcow2"),
+    }
+}
+
+/// All targets are made before the first byte is read: what is in the way is told at once.
+fn targets(
+    site: &Site,
+    args: &RestoreArgs,
+    point: &PointReader,
+    names: &[DiskName],
+) -> Result<Vec<RestoreTarget>, Failure> {
+    let device = is_device(&args.to);
+    if device && (names.len() != 1 || args.format == ImageFormat::Qcow2) {
+        return Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "{} is a device: it takes one disk, as raw",
+                args.to.display()
+            ),
+        )
+        .hint("choose the disk with --disk NAME"));
+    }
+    if !device {
+        fs::create_dir_all(&args.to).map_err(|error| {
+            Failure::new(Exit::Failed, format!("{}: {error}", args.to.display()))
+                .hint("--to is a folder with room for the disks, or a block device")
+        })?;
+    }
+    let runtime_dir = site.host.folder().runtime_dir();
+    names
+        .iter()
+        .map(|name| {
+            let size = point
+                .disks
+                .iter()
+                .find(|disk| disk.name() == name)
+                .map_or(0, |disk| disk.shape().size_bytes);
+            let file = file_name(args, name);
+            let target: Box<dyn ImageTarget> = match (device, args.format) {
+                (true, _) => Box::new(DeviceTarget::open(&args.to, size, args.force)?),
+                (false, ImageFormat::Raw) => Box::new(RawTarget::create(&args.to, &file, size)?),
+                (false, ImageFormat::Qcow2) => {
+                    Box::new(Qcow2Target::create(&args.to, &file, size, &runtime_dir)?)
+                }
+            };
+            Ok(RestoreTarget {
+                disk: name.clone(),
+                target,
+            })
+        })
+        .collect::<Result<Vec<_>, crate::hypervisor::CaptureError>>()
+        .map_err(|error| explain(error.into(), args))
+}
+
+fn explain(error: JobError, args: &RestoreArgs) -> Failure {
+    let device = is_device(&args.to);
+    let failure = Failure::from(error);
+    match (failure.exit, device) {
+        (Exit::Failed, false) => {
+            failure.hint("nothing was written under a final name; nothing that existed was touched")
+        }
+        (Exit::DamageFound, false) => failure
+            .hint("no image was left behind: half a disk must not look like one")
+            .hint("try another date: vmkeep points"),
+        (_, true) => failure.hint("what is on the device now is not to be used"),
+        _ => failure,
+    }
+}
+
+/// The ledger says who restores what and why. In a disaster that cannot be written down there,
+/// the restore goes on and is noted on this host.
+fn take_down(
+    site: &Site,
+    open: &OpenCustomer<'_>,
+    point: &PointReader,
+    names: &[DiskName],
+    args: &RestoreArgs,
+) -> Result<Vec<String>, Failure> {
+    let reason = args.reason.as_deref().unwrap_or("");
+    let Err(error) = note_restore(&open.customer, point, names, reason) else {
+        return Ok(Vec::new());
+    };
+    // An escrow identity reads everything and is no host of the ledger.
+    let stranger = open
+        .customer
+        .with_state(|state| !state.hosts.contains_key(&site.host.identity().host_id()));
+    let disaster = stranger
+        || matches!(
+            error.kind,
+            JobErrorKind::Repository(
+                RepositoryErrorKind::Storage(_)
+                    | RepositoryErrorKind::Uncertain
+                    | RepositoryErrorKind::Newer
+            )
+        );
+    if !disaster {
+        return Err(error.into());
+    }
+    let line = format!(
+        "{} {}/{} point {} reason: {reason}",
+        site.host.now(),
+        open.config.name,
+        point.vm,
+        point.point
+    );
+    let mut notes = vec![format!(
+        "the restore could not be written into the ledger ({error})"
+    )];
+    match site.host.folder().note_restore(&line) {
+        Ok(()) => notes.push("it is noted in restores.log of the state folder".to_string()),
+        Err(error) => notes.push(format!("nor on this host ({error})")),
+    }
+    Ok(notes)
+}
+
+/// The VM's own definition goes beside its disks.
+fn write_definition(args: &RestoreArgs, point: &PointReader) -> Result<Option<PathBuf>, Failure> {
+    let Some((name, content)) = &point.definition else {
+        return Ok(None);
+    };
+    if is_device(&args.to) {
+        return Ok(None);
+    }
+    // The name came from a hypervisor: it is used only if it is a plain file name.
+    let plain = name.len() <= 128
+        && !name.starts_with(['.', '-'])
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
+    let path = args.to.join(match plain && !name.is_empty() {
+        true => name.as_str(),
+        false => "definition",
+    });
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .and_then(|mut file| {
+            file.write_all(content)?;
+            file.sync_all()
+        });
+    match written {
+        Ok(()) => Ok(Some(path)),
+        Err(error) => Err(
+            Failure::new(Exit::Failed, format!("{}: {error}", path.display()))
+                .hint("the disks were restored and checked; only the definition is missing"),
+        ),
+    }
 }

@@ -87,6 +87,8 @@ pub struct State {
     pub born: BTreeMap<SessionId, Timestamp>,
     pub points: BTreeMap<PointId, Point>,
     pub newest: BTreeMap<VmName, PointId>,
+    /// When each VM's first point was taken, however long that point is gone.
+    pub first_taken: BTreeMap<VmName, Timestamp>,
     pub segments: BTreeMap<SegmentName, Timestamp>,
     pub condemned: BTreeMap<PackName, Condemned>,
     pub marks: BTreeMap<PackName, PackMark>,
@@ -97,6 +99,10 @@ pub struct State {
     witnessed: BTreeMap<u64, Timestamp>,
     pub last_witnessed: Option<Timestamp>,
     pub certificates: Vec<CertificateRef>,
+    /// The last entry that named a certificate; erasures after it are in none yet.
+    pub certified_at: u64,
+    /// Packs deleted since then.
+    pub uncertified_packs: Vec<PackName>,
     /// Entries that broke a rule, and which.
     pub voids: Vec<(u64, String)>,
     /// The first entry that this version does not understand: it may no longer write.
@@ -385,6 +391,9 @@ impl State {
                 self.points
                     .insert(body.point, Point::new(entry, body, false));
                 self.newest.insert(body.vm.clone(), body.point);
+                self.first_taken
+                    .entry(body.vm.clone())
+                    .or_insert(body.taken_at);
             }
             Body::Abort(body) => {
                 self.open.remove(&body.session);
@@ -456,7 +465,12 @@ impl State {
                 for point in &body.destroyed {
                     self.points.remove(point);
                 }
-                self.certificates.extend(body.certificate.clone());
+                self.uncertified_packs.extend(&body.deleted);
+                if let Some(certificate) = &body.certificate {
+                    self.certificates.push(certificate.clone());
+                    self.certified_at = entry.seq;
+                    self.uncertified_packs.clear();
+                }
             }
             Body::Verify(body) => {
                 for pack in &body.packs {

@@ -1,0 +1,165 @@
+//! Lines and documents that several commands share.
+
+use crate::cli::figures;
+use crate::jobs::{BackedUp, Pruned, Verified};
+use crate::model::{CustomerName, VmName};
+use crate::policy::Action;
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+pub fn backed_up_line(name: &str, done: &BackedUp) -> String {
+    let mut text = format!(
+        "{name}: {} {}, {} read, {} stored\n",
+        done.kind,
+        short(&done.point.to_string()),
+        figures::bytes(done.read_bytes),
+        figures::bytes(done.stored_bytes)
+    );
+    for note in &done.notes {
+        let _ = writeln!(text, "  {note}");
+    }
+    text
+}
+
+pub fn backed_up_document(customer: &CustomerName, vm: &VmName, done: &BackedUp) -> Value {
+    json!({
+        "customer": customer.as_str(),
+        "vm": vm.as_str(),
+        "id": done.point.to_string(),
+        "kind": done.kind.to_string(),
+        "taken_at": done.taken_at.to_string(),
+        "expires_at": done.expires_at.to_string(),
+        "deadline": done.deadline.to_string(),
+        "read_bytes": done.read_bytes,
+        "stored_bytes": done.stored_bytes,
+        "disks_bytes": done.disks_bytes,
+        "notes": done.notes,
+    })
+}
+
+pub fn pruned_text(customer: &CustomerName, pruned: &Pruned, location: &str) -> String {
+    let mut text = format!(
+        "{customer}: {} expired, {} erased, {} freed, {} rewritten\n",
+        figures::count(pruned.expired.len(), "point", "points"),
+        pruned.erased.len(),
+        figures::bytes(pruned.reclaimed.freed_bytes),
+        figures::bytes(pruned.reclaimed.rewritten_bytes),
+    );
+    if pruned.aborted_sessions > 0 {
+        let _ = writeln!(
+            text,
+            "  {} of processes that are gone: ended and cleaned up",
+            figures::count(pruned.aborted_sessions, "session", "sessions")
+        );
+    }
+    for (object, reason) in &pruned.swept.removed {
+        let _ = writeln!(text, "  removed {} ({reason})", object.name);
+    }
+    for leftover in &pruned.swept.leftovers_removed {
+        let _ = writeln!(text, "  removed {} (left by a dead writer)", leftover.place);
+    }
+    if let Some(certificate) = &pruned.certificate {
+        let _ = writeln!(
+            text,
+            "  certificate {} ({} erased, {} destroyed without a trace); check it with:\n  \
+             minisign -V -P {} \\\n    -m {location}/{}",
+            certificate.id,
+            certificate.erased,
+            certificate.destroyed,
+            certificate.public_key,
+            certificate.object,
+        );
+    }
+    for note in &pruned.notes {
+        let _ = writeln!(text, "  {note}");
+    }
+    if let Some(damage) = &pruned.damage {
+        let _ = writeln!(
+            text,
+            "  damage: {damage}\n  nothing was reclaimed, so that nothing more is lost; \
+             vmkeep backup --full heals,\n  prune --confirm goes on without what cannot be read"
+        );
+    }
+    text
+}
+
+pub fn pruned_document(customer: &CustomerName, pruned: &Pruned) -> Value {
+    json!({
+        "customer": customer.as_str(),
+        "points": pruned.decisions.iter().map(decision_document).collect::<Vec<_>>(),
+        "expired": pruned.expired.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "erased": pruned.erased.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "aborted_sessions": pruned.aborted_sessions,
+        "freed_bytes": pruned.reclaimed.freed_bytes,
+        "rewritten_bytes": pruned.reclaimed.rewritten_bytes,
+        "dead_bytes": pruned.reclaimed.marks.iter().map(|mark| mark.dead_bytes).sum::<u64>(),
+        "removed": pruned.swept.removed.iter().map(|(object, reason)| json!({
+            "name": object.name.as_str(), "reason": reason,
+        })).collect::<Vec<_>>(),
+        "unexplained": pruned.swept.unexplained,
+        "certificate": pruned.certificate.as_ref().map(|certificate| json!({
+            "id": certificate.id,
+            "object": certificate.object.as_str(),
+            "signature": certificate.signature.as_str(),
+            "minisign_public_key": certificate.public_key,
+            "erased": certificate.erased,
+            "destroyed": certificate.destroyed,
+        })),
+        "damage": pruned.damage.as_ref().map(ToString::to_string),
+        "notes": pruned.notes,
+    })
+}
+
+pub fn decision_document(decision: &crate::policy::Decision) -> Value {
+    json!({
+        "id": decision.point.to_string(),
+        "vm": decision.vm.as_str(),
+        "action": action_word(decision.action),
+        "reason": decision.reason.to_string(),
+    })
+}
+
+pub fn action_word(action: Action) -> &'static str {
+    match action {
+        Action::Keep => "keep",
+        Action::Expire => "expire",
+        Action::AwaitErase { .. } => "wait",
+        Action::Erase => "erase",
+    }
+}
+
+pub fn verified_text(customer: &CustomerName, verified: &Verified) -> String {
+    let mut text = format!(
+        "{customer}: {} ledger entries, {}, {}; {} read ({})\n",
+        verified.entries,
+        figures::count(verified.points, "point", "points"),
+        figures::count(verified.packs, "pack", "packs"),
+        figures::count(verified.packs_read, "pack", "packs"),
+        figures::bytes(verified.read_bytes),
+    );
+    for note in &verified.notes {
+        let _ = writeln!(text, "  {note}");
+    }
+    for damage in &verified.damage {
+        let _ = writeln!(text, "  damage: {damage}");
+    }
+    text
+}
+
+pub fn verified_document(customer: &CustomerName, verified: &Verified) -> Value {
+    json!({
+        "customer": customer.as_str(),
+        "ledger_entries": verified.entries,
+        "points": verified.points,
+        "packs": verified.packs,
+        "packs_read": verified.packs_read,
+        "read_bytes": verified.read_bytes,
+        "damage": verified.damage,
+        "notes": verified.notes,
+    })
+}
+
+/// Enough of an id to name it.
+pub fn short(id: &str) -> String {
+    id.chars().take(8).collect()
+}

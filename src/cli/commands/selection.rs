@@ -1,0 +1,49 @@
+//! VMs as the command line names them, found in the configuration.
+
+use crate::cli::args::VmSelector;
+use crate::cli::exit::{Exit, Failure};
+use crate::config::{Config, Customer, Vm};
+
+/// The one VM that is meant.
+pub fn configured<'a>(
+    config: &'a Config,
+    selector: &VmSelector,
+) -> Result<(&'a Customer, &'a Vm), Failure> {
+    let mut found = config.customers.iter().flat_map(|customer| {
+        customer
+            .vms
+            .iter()
+            .filter(|vm| selector.matches(&customer.name, &vm.name))
+            .map(move |vm| (customer, vm))
+    });
+    match (found.next(), found.next()) {
+        (Some(one), None) => Ok(one),
+        (Some((first, _)), Some((second, _))) => Err(ambiguous(
+            selector,
+            &[first.name.as_str(), second.name.as_str()],
+        )),
+        (None, _) => Err(Failure::new(
+            Exit::Usage,
+            format!("no VM {selector} in {}", config.file.display()),
+        )
+        .hint("vmkeep config show lists the VMs")),
+    }
+}
+
+pub fn ambiguous(selector: &VmSelector, customers: &[&str]) -> Failure {
+    Failure::new(
+        Exit::Usage,
+        format!(
+            "{selector} is not one VM: customers {} have one of this name",
+            customers.join(" and ")
+        ),
+    )
+    .hint(format!(
+        "say which: {}",
+        customers
+            .iter()
+            .map(|customer| format!("{customer}/{}", selector.vm))
+            .collect::<Vec<_>>()
+            .join(" or ")
+    ))
+}

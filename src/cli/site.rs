@@ -1,0 +1,293 @@
+//! The concrete things behind a command: the store, this host, the customers of the configuration.
+
+use super::exit::{Exit, Failure};
+use super::invocation::Invocation;
+use super::progress::Progress;
+use crate::config::{self, Config, DiskFormat};
+use crate::format::repository_file::RepositoryFile;
+use crate::hypervisor::image::{ImageDisk, ImageFormat, ImageSource};
+use crate::jobs::{
+    BackupSettings, JobError, JobErrorKind, LocalHost, StateError, StateFolder, VmTask,
+};
+use crate::model::Clock;
+use crate::policy::HostClock;
+use crate::repository::{
+    Customer, RepositoryError, RepositoryErrorKind, WriteSettings, open_repository,
+};
+use crate::storage::{Directory, Probe, Storage, StorageError, StorageErrorKind, probe};
+use std::io;
+use std::sync::Arc;
+
+/// A repository that is open on this host.
+pub struct Site {
+    pub config: Config,
+    pub storage: Arc<dyn Storage>,
+    pub file: RepositoryFile,
+    pub host: Arc<LocalHost>,
+}
+
+/// A customer of the configuration, open.
+pub struct OpenCustomer<'a> {
+    pub config: &'a config::Customer,
+    pub customer: Customer,
+}
+
+impl Site {
+    pub fn open(invocation: &Invocation) -> Result<Self, Failure> {
+        let config = invocation.config()?;
+        let storage: Arc<dyn Storage> = Arc::new(Directory::open(&config.repository.directory)?);
+        let file = open_repository(&*storage)?;
+        let folder = StateFolder::create(&config.host.state_dir)?;
+        if let Some(known) = folder.repository()?
+            && known != file.repository
+        {
+            return Err(Failure::new(
+                Exit::Failed,
+                format!(
+                    "{} holds another repository ({}) than the one this host uses ({known})",
+                    storage.location(),
+                    file.repository
+                ),
+            )
+            .hint("is the right disk mounted, and is [repository] url right?")
+            .hint(format!(
+                "if this host is to move to it for good: remove {}",
+                folder.path().join("repository").display()
+            )));
+        }
+        let identity = folder.identity().map_err(|error| match error.kind {
+            io::ErrorKind::NotFound => Failure::new(
+                Exit::WrongKey,
+                format!(
+                    "this host has no identity ({} is missing)",
+                    error.path.display()
+                ),
+            )
+            .hint("put the host's identity back, or an escrow identity (0600) in its place")
+            .hint("on a new host, with an empty store: vmkeep init"),
+            _ => error.into(),
+        })?;
+        let host = LocalHost::new(
+            identity,
+            config.host.name.clone(),
+            folder,
+            invocation.clock.clone() as Arc<dyn Clock>,
+            host_clock(&config),
+        );
+        Ok(Site {
+            config,
+            storage,
+            file,
+            host: Arc::new(host),
+        })
+    }
+
+    /// For commands that write: the store must order its writers.
+    pub fn probe(&self, customer: &Customer) -> Result<(), Failure> {
+        match probe(&*self.storage, customer.names().prefix(), 0, 1)? {
+            Probe::Sound => Ok(()),
+            Probe::Unsound { what } => Err(Failure::new(
+                Exit::Failed,
+                format!(
+                    "{}: this store cannot order the entries of several writers: {what}",
+                    self.storage.location()
+                ),
+            )
+            .hint("network file systems without create-if-absent cannot hold a repository")),
+        }
+    }
+
+    pub fn customer<'a>(&self, config: &'a config::Customer) -> Result<OpenCustomer<'a>, Failure> {
+        let repository = &self.config.repository;
+        let settings = WriteSettings {
+            pack_bytes: usize::try_from(repository.pack_bytes).unwrap_or(usize::MAX),
+            compression_level: repository.compression_level,
+        };
+        let customer = Customer::open(
+            self.storage.clone(),
+            &config.name,
+            self.file.repository,
+            self.host.identity(),
+            self.host.clone(),
+            settings,
+        )
+        .map_err(|error| match error.kind {
+            RepositoryErrorKind::NotFound => Failure::new(
+                Exit::Failed,
+                format!("customer {} is not in the repository yet", config.name),
+            )
+            .hint("vmkeep init creates customers that were added to the configuration"),
+            _ => error.into(),
+        })?;
+        Ok(OpenCustomer { config, customer })
+    }
+
+    /// All customers of the configuration; the first that cannot be opened fails.
+    pub fn customers(&self) -> Result<Vec<OpenCustomer<'_>>, Failure> {
+        self.config
+            .customers
+            .iter()
+            .map(|customer| self.customer(customer))
+            .collect()
+    }
+
+    pub fn backup_settings(&self) -> BackupSettings {
+        BackupSettings {
+            chunk_bytes: self.file.chunk_bytes,
+            threads: self.config.host.threads,
+        }
+    }
+
+    /// The way to the disks of a VM.
+    pub fn task(&self, vm: &config::Vm) -> VmTask {
+        let disks = vm
+            .disks
+            .iter()
+            .map(|disk| ImageDisk {
+                name: disk.name.clone(),
+                path: disk.path.clone(),
+                format: match disk.format {
+                    DiskFormat::Raw => ImageFormat::Raw,
+                    DiskFormat::Qcow2 => ImageFormat::Qcow2,
+                },
+            })
+            .collect();
+        VmTask {
+            vm: vm.name.clone(),
+            source: Box::new(ImageSource::new(
+                disks,
+                self.host.folder().runtime_dir(),
+                self.host.now(),
+            )),
+        }
+    }
+}
+
+pub fn host_clock(config: &Config) -> HostClock {
+    match config.host.clock {
+        config::ClockTrust::Verified => HostClock::Verified,
+        config::ClockTrust::Trusted => HostClock::Trusted,
+    }
+}
+
+/// Shows the stages of a job as a bar each.
+pub struct Watching<'a> {
+    terminal: &'a super::terminal::Terminal,
+    bar: std::sync::Mutex<Option<Progress>>,
+}
+
+impl<'a> Watching<'a> {
+    pub fn new(invocation: &'a Invocation) -> Self {
+        Watching {
+            terminal: &invocation.terminal,
+            bar: std::sync::Mutex::new(None),
+        }
+    }
+}
+
+impl crate::jobs::Watch for Watching<'_> {
+    fn stage(&self, label: &str, total_bytes: u64) {
+        let mut bar = match self.bar.lock() {
+            Ok(bar) => bar,
+            Err(poisoned) => poisoned.into_inner(),
+        };
+        *bar = None;
+        *bar = Some(Progress::start(self.terminal, label, total_bytes));
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Ok(bar) = self.bar.lock()
+            && let Some(bar) = &*bar
+        {
+            bar.advance(bytes);
+        }
+    }
+}
+
+impl From<RepositoryError> for Failure {
+    fn from(error: RepositoryError) -> Self {
+        let message = error.to_string();
+        failure_of(error.kind, message)
+    }
+}
+
+fn failure_of(kind: RepositoryErrorKind, message: String) -> Failure {
+    match kind {
+        RepositoryErrorKind::NoRepository => Failure::new(Exit::NoRepository, message)
+            .hint("is the disk mounted? a new repository is made by: vmkeep init"),
+        RepositoryErrorKind::WrongKey => Failure::new(Exit::WrongKey, message).hint(
+            "put the identity that made the repository, or an escrow identity, in the state \
+             folder (0600)",
+        ),
+        RepositoryErrorKind::Damaged => Failure::new(Exit::DamageFound, message)
+            .hint("nothing was changed by this; vmkeep verify shows what is concerned"),
+        RepositoryErrorKind::Newer => Failure::new(Exit::Failed, message)
+            .hint("upgrade vmkeep on this host; nothing was written"),
+        RepositoryErrorKind::Uncertain => Failure::new(Exit::Failed, message)
+            .hint("nothing is lost: the next run finds out whether it stands, and goes on"),
+        RepositoryErrorKind::Superseded => {
+            Failure::new(Exit::Failed, message).hint("nothing of the attempt is left; run it again")
+        }
+        RepositoryErrorKind::Interrupted => {
+            Failure::new(Exit::Interrupted, message).hint("the state is clean; run it again")
+        }
+        RepositoryErrorKind::Storage(kind) => storage_failure(kind, message),
+        RepositoryErrorKind::NotFound
+        | RepositoryErrorKind::AlreadyExists
+        | RepositoryErrorKind::Refused => Failure::new(Exit::Failed, message),
+    }
+}
+
+fn storage_failure(kind: StorageErrorKind, message: String) -> Failure {
+    match kind {
+        StorageErrorKind::Corrupt => {
+            Failure::new(Exit::DamageFound, message).hint("vmkeep verify shows what is concerned")
+        }
+        StorageErrorKind::Full => Failure::new(Exit::Failed, message)
+            .hint("restore points made earlier are safe; vmkeep prune makes room of what is over")
+            .hint("then give the store more space: what is kept by contract cannot be thinned"),
+        StorageErrorKind::Denied => Failure::new(Exit::Failed, message)
+            .hint("vmkeep runs as root, or as the owner of the store; is it mounted read-only?"),
+        StorageErrorKind::Transient => Failure::new(Exit::Failed, message)
+            .hint("look at the disk and its cables, then run it again"),
+        StorageErrorKind::NotFound
+        | StorageErrorKind::AlreadyExists
+        | StorageErrorKind::Unsupported => Failure::new(Exit::Failed, message),
+    }
+}
+
+impl From<StorageError> for Failure {
+    fn from(error: StorageError) -> Self {
+        storage_failure(error.kind, error.to_string())
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        let failure = Failure::new(Exit::Failed, error.to_string());
+        match error.kind {
+            io::ErrorKind::PermissionDenied => {
+                failure.hint("the state folder belongs to root: run vmkeep as root")
+            }
+            _ => failure.hint("[host] state_dir says where this host keeps its identity and locks"),
+        }
+    }
+}
+
+impl From<JobError> for Failure {
+    fn from(error: JobError) -> Self {
+        match error.kind {
+            JobErrorKind::Repository(kind) => failure_of(kind, error.message),
+            JobErrorKind::Capture => Failure::new(Exit::Failed, error.message),
+            // Its text says what to do.
+            JobErrorKind::Clock(_) => Failure::new(Exit::ClockNotTrusted, error.message),
+            JobErrorKind::Busy => Failure::new(Exit::Busy, error.message)
+                .hint("nothing is wrong: wait for the other one to end"),
+            JobErrorKind::NotFound | JobErrorKind::Refused | JobErrorKind::State => {
+                Failure::new(Exit::Failed, error.message)
+            }
+            JobErrorKind::Interrupted => Failure::new(Exit::Interrupted, error.message)
+                .hint("the state is clean; run it again"),
+        }
+    }
+}

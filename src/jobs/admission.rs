@@ -1,0 +1,113 @@
+//! Bringing a customer into a repository, or its key to new recipients.
+
+use super::{JobError, JobErrorKind, LocalHost};
+use crate::codec::age::AgeRecipient;
+use crate::format::entry::Body;
+use crate::model::{CustomerName, RepositoryId};
+use crate::policy::PolicyTerms;
+use crate::repository::{Customer, NewCustomer, RepositoryErrorKind, WriteSettings};
+use crate::storage::{Probe, Storage, probe};
+use std::sync::Arc;
+
+/// The race of a store's capability probe (several servers let several racers win).
+const PROBE_ROUNDS: u32 = 20;
+const PROBE_WRITERS: u32 = 8;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    Created,
+    /// It was there, and its key is now wrapped for the recipients asked for.
+    Rewrapped,
+    Unchanged,
+}
+
+/// Makes the customer unless it exists; brings its key to all of `escrow` and this host.
+///
+/// The store is first seen to let exactly one of many racing writers win, in this customer's own
+/// prefix: the order of ledger entries rests on it.
+pub fn admit(
+    storage: &Arc<dyn Storage>,
+    repository: RepositoryId,
+    name: &CustomerName,
+    host: &Arc<LocalHost>,
+    escrow: &[AgeRecipient],
+    terms: &PolicyTerms,
+) -> Result<Admission, JobError> {
+    let names = crate::format::names::CustomerNames::new(name);
+    if let Probe::Unsound { what } = probe(&**storage, names.prefix(), PROBE_ROUNDS, PROBE_WRITERS)?
+    {
+        return Err(JobError::new(
+            JobErrorKind::Refused,
+            format!(
+                "{}: this store cannot order the entries of several writers: {what}",
+                storage.location()
+            ),
+        ));
+    }
+    let own = host.identity().recipient();
+    let others = escrow.iter().filter(|one| **one != own).cloned();
+    let recipients: Vec<AgeRecipient> = std::iter::once(own.clone()).chain(others).collect();
+    let open = || {
+        Customer::open(
+            storage.clone(),
+            name,
+            repository,
+            host.identity(),
+            host.clone(),
+            WriteSettings::default(),
+        )
+    };
+    match open() {
+        Ok(customer) => {
+            let wanted: Vec<String> = recipients.iter().map(ToString::to_string).collect();
+            let (known, complete) = customer.with_state(|state| {
+                let known = state.keys.last().map(|key| key.recipients.clone());
+                (known.unwrap_or_default(), state.terms.is_some())
+            });
+            if complete {
+                update_host(&customer, host)?;
+                if wanted.iter().all(|one| known.contains(one)) {
+                    return Ok(Admission::Unchanged);
+                }
+                customer.wrap_key_for(host.identity(), &recipients)?;
+                return Ok(Admission::Rewrapped);
+            }
+        }
+        Err(error) if error.kind == RepositoryErrorKind::NotFound => {}
+        // A key that is not named yet: its maker died in between.
+        Err(error) if error.kind == RepositoryErrorKind::WrongKey => {
+            let state = crate::repository::Ledger::load(storage.clone(), names, &**host)?;
+            if !state.is_some_and(|ledger| ledger.state().keys.is_empty()) {
+                return Err(error.into());
+            }
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let new = NewCustomer {
+        repository,
+        name,
+        host: host.body(),
+        recipients,
+        terms,
+    };
+    Customer::create(storage, &new, &**host)?;
+    Ok(Admission::Created)
+}
+
+/// The ledger's row of this host follows what its configuration declares.
+pub(super) fn update_host(customer: &Customer, host: &LocalHost) -> Result<(), JobError> {
+    let body = host.body();
+    let known = customer.with_state(|state| state.hosts.get(&body.host).cloned());
+    if let Some(known) = known
+        && (known.name != body.name || known.clock != body.clock)
+    {
+        customer.append(|_| {
+            Ok(Body::Host(crate::format::entry::HostBody {
+                // What it may do is an administrator's decision, not its own.
+                roles: known.roles.clone(),
+                ..body.clone()
+            }))
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,548 @@
+//! Backing up one VM: begin, capture, read what is to be read, commit.
+//!
+//! Memory: a buffer of [`READ_BYTES`] and the compressor's a thread, two packs being filled, and
+//! the packs that wait for the store.
+
+use super::{JobError, JobErrorKind, Watch};
+use crate::format::entry::{Purpose, VerifyMethod};
+use crate::hypervisor::{Capture, CapturedDisk, Changes, Hypervisor, Outcome, SinceMark};
+use crate::model::{Extent, PointId, PointKind, TreeShape, VmName};
+use crate::repository::{
+    Begun, Committed, Customer, DiskDraft, PointDraft, PointReader, ReadScratch, Reader,
+    RepositoryError, Session, SpanDraft, Worker, span_extent, trust_of,
+};
+use jiff::Timestamp;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Chunks are read together up to this size.
+const READ_BYTES: usize = 1 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackupSettings {
+    /// For disks that are seen for the first time.
+    pub chunk_bytes: u32,
+    pub threads: usize,
+}
+
+/// A restore point that stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackedUp {
+    pub point: PointId,
+    pub kind: PointKind,
+    pub taken_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub deadline: Timestamp,
+    pub read_bytes: u64,
+    pub stored_bytes: u64,
+    pub disks_bytes: u64,
+    /// What an administrator should know: why a disk was read in full, and the like.
+    pub notes: Vec<String>,
+}
+
+/// Backs up a VM. An incremental whose base has gone meanwhile, or cannot be read, becomes a full.
+///
+/// On any error nothing of the attempt is listed, and its session is aborted in the ledger unless
+/// its outcome is not known; then the next run decides.
+pub fn backup_vm(
+    customer: &Customer,
+    vm: &VmName,
+    source: &dyn Hypervisor,
+    kind: PointKind,
+    settings: &BackupSettings,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<BackedUp, JobError> {
+    source.recover()?;
+    customer.refresh()?;
+    let mut notes = Vec::new();
+    if kind == PointKind::Incremental {
+        match base(customer, vm) {
+            Ok(Some(base)) => {
+                let attempt = attempt(
+                    customer,
+                    vm,
+                    source,
+                    Some(&base),
+                    &notes,
+                    settings,
+                    watch,
+                    stop,
+                );
+                match attempt {
+                    Err(error) if error.is_superseded() => notes.push(format!(
+                        "taken as a full: what the incremental stood on changed ({error})"
+                    )),
+                    Err(error) if damaged(&error) => notes.push(format!(
+                        "taken as a full: the newest restore point cannot be built upon ({error})"
+                    )),
+                    other => return other,
+                }
+            }
+            Ok(None) => notes.push("taken as a full: there is no point to build upon".to_string()),
+            Err(error) if error.is_damage() => notes.push(format!(
+                "taken as a full: the newest restore point cannot be built upon ({error})"
+            )),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match attempt(customer, vm, source, None, &notes, settings, watch, stop) {
+        // Packs it deduplicated against were condemned meanwhile: once more, against what is left.
+        Err(error) if error.is_superseded() => {
+            attempt(customer, vm, source, None, &notes, settings, watch, stop)
+        }
+        other => other,
+    }
+}
+
+fn damaged(error: &JobError) -> bool {
+    use crate::repository::RepositoryErrorKind::{Damaged, Storage};
+    use crate::storage::StorageErrorKind::{Corrupt, NotFound};
+    matches!(
+        error.kind,
+        JobErrorKind::Repository(Damaged | Storage(NotFound | Corrupt))
+    )
+}
+
+fn base(customer: &Customer, vm: &VmName) -> Result<Option<PointReader>, RepositoryError> {
+    customer
+        .base(vm)
+        .map(|point| PointReader::open(customer, &point))
+        .transpose()
+}
+
+#[expect(clippy::too_many_arguments)]
+fn attempt(
+    customer: &Customer,
+    vm: &VmName,
+    source: &dyn Hypervisor,
+    base: Option<&PointReader>,
+    notes: &[String],
+    settings: &BackupSettings,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<BackedUp, JobError> {
+    let point = PointId::from_bytes(crate::codec::random_bytes());
+    let since: Vec<SinceMark> = base
+        .map(|base| {
+            base.disks
+                .iter()
+                .map(|disk| SinceMark {
+                    disk: disk.name().clone(),
+                    size_bytes: disk.shape().size_bytes,
+                    mark: disk.mark().map(str::to_string),
+                })
+                .collect()
+        })
+        .unwrap_or_default();
+    let begun = customer.begin(Purpose::Backup, Some((vm, point)))?;
+    // The capture after the `begin`: the instant lies inside of the session.
+    let result = source
+        .open(&since)
+        .map_err(JobError::from)
+        .and_then(|capture| {
+            let pass = Pass {
+                customer,
+                begun: &begun,
+                capture: &*capture,
+                base,
+                settings,
+                watch,
+                stop,
+            };
+            let result = pass.write(vm, point, notes);
+            let outcome = match &result {
+                Ok(_) => Outcome::Committed,
+                Err(_) => Outcome::Abandoned,
+            };
+            match (result, capture.close(outcome)) {
+                (Ok(mut done), Err(error)) => {
+                    done.notes.push(format!("after the commit: {error}"));
+                    Ok(done)
+                }
+                (result, _) => result,
+            }
+        });
+    match result {
+        Err(error) if error.is_uncertain() => Err(error),
+        Err(error) => match customer.abort(&begun.id, &error.to_string()) {
+            Ok(()) => Err(error),
+            // What failed first is what the caller must hear; the next run ends the session.
+            Err(second) => Err(JobError::new(
+                error.kind,
+                format!(
+                    "{}; ending its session failed as well: {second}",
+                    error.message
+                ),
+            )),
+        },
+        done => done,
+    }
+}
+
+/// One reading of all disks in one session.
+struct Pass<'a> {
+    customer: &'a Customer,
+    begun: &'a Begun,
+    capture: &'a dyn Capture,
+    base: Option<&'a PointReader>,
+    settings: &'a BackupSettings,
+    watch: &'a dyn Watch,
+    stop: &'a AtomicBool,
+}
+
+/// A disk on its way into the store.
+struct DiskWork<'a> {
+    disk: &'a dyn CapturedDisk,
+    draft: DiskDraft,
+    /// `None`: everything. Rounded to whole chunks, sorted, disjoint.
+    changed: Option<Vec<Extent>>,
+}
+
+impl Pass<'_> {
+    fn write(&self, vm: &VmName, point: PointId, notes: &[String]) -> Result<BackedUp, JobError> {
+        let kind = match self.base {
+            Some(_) => PointKind::Incremental,
+            None => PointKind::Full,
+        };
+        let session = self
+            .customer
+            .session(self.begun, trust_of(kind, self.begun.begun_at))?;
+        let reader = Reader::with_index(self.customer, session.index().clone());
+        let mut notes = notes.to_vec();
+        let mut scratch = ReadScratch::new()?;
+        let captured = self.capture.disks();
+        let works = captured
+            .iter()
+            .map(|disk| self.plan_disk(*disk, &reader, &mut scratch, &mut notes))
+            .collect::<Result<Vec<DiskWork<'_>>, JobError>>()?;
+        let read_bytes = self.write_spans(vm, &session, &reader, &works)?;
+        self.capture.still_consistent()?;
+
+        let mut worker = session.worker()?;
+        let disks_bytes = works.iter().map(|work| work.disk.size_bytes()).sum();
+        let disks = works
+            .into_iter()
+            .map(|work| {
+                session.finish_disk(&mut worker, work.disk.name(), work.draft, work.disk.mark())
+            })
+            .collect::<Result<Vec<_>, RepositoryError>>()?;
+        session.retire(worker);
+        let (whole, damaged) = session.checked_packs();
+        if !damaged.is_empty() {
+            notes.push(format!(
+                "{} damaged pieces found in the store; what this VM has of them was stored anew",
+                damaged.len()
+            ));
+        }
+        let draft = PointDraft {
+            point,
+            vm: vm.clone(),
+            kind,
+            base: self.base.map(|base| base.point),
+            consistency: "image".to_string(),
+            notes: notes.clone(),
+            definition: self
+                .capture
+                .definition()
+                .map(|(name, content)| (name.to_string(), content.to_vec())),
+        };
+        let committed: Committed = self.customer.commit(self.begun, &session, draft, disks)?;
+        if !(whole.is_empty() && damaged.is_empty())
+            && let Err(error) =
+                self.customer
+                    .note_verification(VerifyMethod::Checksum, &whole, &damaged)
+        {
+            notes.push(format!(
+                "what was verified on the way is not noted: {error}"
+            ));
+        }
+        Ok(BackedUp {
+            point,
+            kind,
+            taken_at: committed.taken_at,
+            expires_at: committed.expires_at,
+            deadline: committed.deadline,
+            read_bytes,
+            stored_bytes: committed.stored_bytes,
+            disks_bytes,
+            notes,
+        })
+    }
+
+    /// What of a disk is read, and on what it builds.
+    fn plan_disk<'d>(
+        &self,
+        disk: &'d dyn CapturedDisk,
+        reader: &Reader<'_>,
+        scratch: &mut ReadScratch,
+        notes: &mut Vec<String>,
+    ) -> Result<DiskWork<'d>, JobError> {
+        let before = self
+            .base
+            .and_then(|base| base.disks.iter().find(|known| known.name() == disk.name()));
+        let shape = TreeShape {
+            size_bytes: disk.size_bytes(),
+            chunk_bytes: before
+                .map_or(self.settings.chunk_bytes, |known| known.shape().chunk_bytes),
+        };
+        let full = |reason: Option<String>, notes: &mut Vec<String>| {
+            if let Some(reason) = reason {
+                notes.push(format!("{}: read in full ({reason})", disk.name()));
+            }
+            Ok(DiskWork {
+                disk,
+                draft: DiskDraft::new(shape, None)?,
+                changed: None,
+            })
+        };
+        if self.base.is_none() {
+            return full(None, notes);
+        }
+        let Some(before) = before else {
+            return full(Some("a new disk".to_string()), notes);
+        };
+        match disk.changes() {
+            Changes::Unknown(reason) => full(Some(reason.clone()), notes),
+            Changes::Extents(extents) => match before.row(reader, scratch, &shape)? {
+                None => full(Some("its size changed".to_string()), notes),
+                Some(row) => Ok(DiskWork {
+                    disk,
+                    draft: DiskDraft::new(shape, Some(row))?,
+                    changed: Some(whole_chunks(extents, &shape)),
+                }),
+            },
+        }
+    }
+
+    /// Threads take spans of all disks in order. Returns how many bytes were read.
+    fn write_spans(
+        &self,
+        vm: &VmName,
+        session: &Session<'_>,
+        reader: &Reader<'_>,
+        works: &[DiskWork<'_>],
+    ) -> Result<u64, JobError> {
+        let spans: Vec<(usize, usize)> = works
+            .iter()
+            .enumerate()
+            .flat_map(|(at, work)| work.spans().map(move |span| (at, span)))
+            .collect();
+        let total = spans
+            .iter()
+            .filter_map(|(at, span)| Some(span_extent(works.get(*at)?.draft.shape(), *span).length))
+            .sum();
+        self.watch.stage(vm.as_str(), total);
+        let next = AtomicUsize::new(0);
+        let read_bytes = AtomicU64::new(0);
+        let failure: Mutex<Option<JobError>> = Mutex::new(None);
+        let failed = AtomicBool::new(false);
+        let fail = |error: JobError| {
+            failed.store(true, Ordering::Relaxed);
+            failure
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get_or_insert(error);
+        };
+        let threads = self.settings.threads.clamp(1, spans.len().max(1));
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    let writer = SpanWriter::new(session, reader);
+                    let mut writer = match writer {
+                        Ok(writer) => writer,
+                        Err(error) => return fail(error),
+                    };
+                    while let Some((at, span)) = spans.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if failed.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        if self.stop.load(Ordering::Relaxed) {
+                            return fail(JobError::interrupted());
+                        }
+                        let Some(work) = works.get(*at) else { break };
+                        match writer.write(work, *span) {
+                            Ok(read) => {
+                                read_bytes.fetch_add(read, Ordering::Relaxed);
+                                let extent = span_extent(work.draft.shape(), *span);
+                                self.watch.advance(extent.length);
+                            }
+                            Err(error) => return fail(error),
+                        }
+                    }
+                    session.retire(writer.worker);
+                });
+            }
+        });
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(read_bytes.into_inner()),
+        }
+    }
+}
+
+impl DiskWork<'_> {
+    /// The spans to be written, in disk order.
+    fn spans(&self) -> Box<dyn Iterator<Item = usize> + '_> {
+        let Some(changed) = &self.changed else {
+            return Box::new(0..self.draft.span_count());
+        };
+        let span_bytes = span_extent(self.draft.shape(), 0).length.max(1);
+        let mut last = None;
+        Box::new(
+            changed
+                .iter()
+                .flat_map(move |extent| {
+                    let first = extent.offset / span_bytes;
+                    let end = extent.end().div_ceil(span_bytes);
+                    first..end
+                })
+                .filter(move |span| last.replace(*span) != Some(*span))
+                .map(|span| span as usize),
+        )
+    }
+}
+
+/// What one thread writes spans with.
+struct SpanWriter<'a> {
+    session: &'a Session<'a>,
+    reader: &'a Reader<'a>,
+    worker: Worker,
+    scratch: ReadScratch,
+    buffer: Vec<u8>,
+}
+
+impl<'a> SpanWriter<'a> {
+    fn new(session: &'a Session<'a>, reader: &'a Reader<'a>) -> Result<Self, JobError> {
+        Ok(SpanWriter {
+            session,
+            reader,
+            worker: session.worker()?,
+            scratch: ReadScratch::new()?,
+            buffer: vec![0; READ_BYTES],
+        })
+    }
+
+    /// Returns how many bytes were read.
+    fn write(&mut self, work: &DiskWork<'_>, span: usize) -> Result<u64, JobError> {
+        let shape = work.draft.shape();
+        let whole = span_extent(shape, span);
+        let changed: Vec<Extent> = match &work.changed {
+            None => vec![whole],
+            Some(changed) => {
+                let first = changed.partition_point(|extent| extent.end() <= whole.offset);
+                changed
+                    .iter()
+                    .skip(first)
+                    .map_while(|extent| extent.intersection(&whole))
+                    .collect()
+            }
+        };
+        let mut draft = work
+            .draft
+            .begin_span(self.reader, &mut self.scratch, span)?;
+        let mut read = 0;
+        for extent in changed {
+            let runs = whole_chunks(&work.disk.allocated(extent)?, shape);
+            // Where nothing is allocated there are zeros, whatever the base had there.
+            for chunk in chunks_of(&extent, shape) {
+                draft.hole(child_of(chunk));
+            }
+            for run in runs.iter().filter_map(|run| run.intersection(&extent)) {
+                read += self.write_run(work.disk, shape, &run, &mut draft)?;
+            }
+        }
+        work.draft.end_span(self.session, &mut self.worker, draft)?;
+        Ok(read)
+    }
+
+    /// Reads a run of whole chunks and stores them.
+    fn write_run(
+        &mut self,
+        disk: &dyn CapturedDisk,
+        shape: &TreeShape,
+        run: &Extent,
+        draft: &mut SpanDraft,
+    ) -> Result<u64, JobError> {
+        let chunk_bytes = u64::from(shape.chunk_bytes);
+        let mut offset = run.offset;
+        while offset < run.end() {
+            let length = (run.end() - offset).min(READ_BYTES as u64);
+            let part = self
+                .buffer
+                .get_mut(..length as usize)
+                .expect("at most the length of the buffer");
+            disk.read_at(offset, part)?;
+            for (at, plain) in part.chunks(shape.chunk_bytes as usize).enumerate() {
+                let chunk = offset / chunk_bytes + at as u64;
+                draft.put(self.session, &mut self.worker, child_of(chunk), plain)?;
+            }
+            offset += length;
+        }
+        Ok(run.length)
+    }
+}
+
+/// The place of a chunk among the children of its lowest node.
+fn child_of(chunk: u64) -> usize {
+    (chunk % crate::model::FAN_OUT as u64) as usize
+}
+
+fn chunks_of(extent: &Extent, shape: &TreeShape) -> std::ops::Range<u64> {
+    let chunk_bytes = u64::from(shape.chunk_bytes);
+    extent.offset / chunk_bytes..extent.end().div_ceil(chunk_bytes)
+}
+
+/// Extents rounded out to whole chunks of the disk, joined where they meet. Sorted input.
+fn whole_chunks(extents: &[Extent], shape: &TreeShape) -> Vec<Extent> {
+    let chunk_bytes = u64::from(shape.chunk_bytes);
+    let mut rounded: Vec<Extent> = Vec::with_capacity(extents.len());
+    for extent in extents {
+        let start = (extent.offset / chunk_bytes).saturating_mul(chunk_bytes);
+        let end = extent
+            .end()
+            .div_ceil(chunk_bytes)
+            .saturating_mul(chunk_bytes)
+            .min(shape.size_bytes);
+        if extent.length == 0 || start >= end {
+            continue;
+        }
+        match rounded.last_mut() {
+            Some(last) if last.end() >= start => last.length = end.max(last.end()) - last.offset,
+            _ => rounded.push(Extent::new(start, end - start)),
+        }
+    }
+    rounded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_are_rounded_out_to_chunks_and_never_past_the_disk() {
+        let shape = TreeShape {
+            size_bytes: 5 * 65536 + 100,
+            chunk_bytes: 65536,
+        };
+        let rounded = whole_chunks(
+            &[
+                Extent::new(10, 20),
+                Extent::new(65535, 2),
+                Extent::new(3 * 65536, 65536),
+                Extent::new(5 * 65536 + 50, 1000),
+                Extent::new(u64::MAX - 3, 3),
+            ],
+            &shape,
+        );
+        assert_eq!(
+            rounded,
+            [
+                Extent::new(0, 2 * 65536),
+                Extent::new(3 * 65536, 65536),
+                Extent::new(5 * 65536, 100),
+            ]
+        );
+        assert!(whole_chunks(&[Extent::new(7, 0)], &shape).is_empty());
+    }
+}

@@ -1,0 +1,83 @@
+use crate::hypervisor::CaptureError;
+use crate::policy::ClockRefusal;
+use crate::repository::{RepositoryError, RepositoryErrorKind};
+use std::fmt;
+
+/// Why a job did not do what it was asked for; names the thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobError {
+    pub kind: JobErrorKind,
+    pub message: String,
+}
+
+/// What the caller decides by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobErrorKind {
+    Repository(RepositoryErrorKind),
+    /// A disk or target could not be used or read.
+    Capture,
+    /// Deletion was refused; nothing was deleted.
+    Clock(ClockRefusal),
+    /// Another process of this host is at it.
+    Busy,
+    /// Nothing like what was asked for exists.
+    NotFound,
+    /// It would break a rule.
+    Refused,
+    /// The host's own files.
+    State,
+    Interrupted,
+}
+
+impl JobError {
+    pub fn new(kind: JobErrorKind, message: impl fmt::Display) -> Self {
+        JobError {
+            kind,
+            message: message.to_string(),
+        }
+    }
+
+    pub(super) fn interrupted() -> Self {
+        Self::new(JobErrorKind::Interrupted, "interrupted")
+    }
+
+    /// Whether a session that met this may have been committed all the same.
+    pub(super) fn is_uncertain(&self) -> bool {
+        self.kind == JobErrorKind::Repository(RepositoryErrorKind::Uncertain)
+    }
+
+    /// What the work stood on has changed; it may be done anew.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.kind == JobErrorKind::Repository(RepositoryErrorKind::Superseded)
+    }
+}
+
+impl fmt::Display for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for JobError {}
+
+impl From<RepositoryError> for JobError {
+    fn from(error: RepositoryError) -> Self {
+        let kind = match error.kind {
+            RepositoryErrorKind::Interrupted => JobErrorKind::Interrupted,
+            kind => JobErrorKind::Repository(kind),
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<CaptureError> for JobError {
+    fn from(error: CaptureError) -> Self {
+        Self::new(JobErrorKind::Capture, error)
+    }
+}
+
+impl From<crate::storage::StorageError> for JobError {
+    fn from(error: crate::storage::StorageError) -> Self {
+        RepositoryError::from(error).into()
+    }
+}

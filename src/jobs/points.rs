@@ -1,0 +1,48 @@
+//! Which points a person sees, and which one a date means.
+
+use crate::model::{PointId, PointState, VmName};
+use crate::repository::{Point, State};
+use jiff::Timestamp;
+
+/// The points that are listed and restored at `now`, oldest first. Past its time a point is
+/// neither, whether or not a prune has said so.
+pub fn listed(state: &State, now: Timestamp) -> Vec<(PointId, &Point)> {
+    let mut points: Vec<(PointId, &Point)> = state
+        .points
+        .iter()
+        .filter(|(_, point)| {
+            point.state == PointState::Live && !point.void && now < point.expires_at
+        })
+        .map(|(id, point)| (*id, point))
+        .collect();
+    points.sort_by_key(|(id, point)| (point.taken_at, *id));
+    points
+}
+
+/// The answer to "as it was at that time".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    Point(PointId),
+    /// None was taken that early; the first that was.
+    Nearest {
+        later: Timestamp,
+    },
+    /// The VM has no point at all.
+    None,
+}
+
+/// The newest of a VM's points taken no later than `bound` (`None`: the newest of all).
+pub fn choose(points: &[(PointId, &Point)], vm: &VmName, bound: Option<Timestamp>) -> Choice {
+    let mine = || points.iter().filter(|(_, point)| point.vm == *vm);
+    let fits = |point: &Point| bound.is_none_or(|bound| point.taken_at <= bound);
+    let chosen = mine()
+        .filter(|(_, point)| fits(point))
+        .max_by_key(|(id, point)| (point.taken_at, *id));
+    if let Some((id, _)) = chosen {
+        return Choice::Point(*id);
+    }
+    match mine().map(|(_, point)| point.taken_at).min() {
+        Some(later) => Choice::Nearest { later },
+        None => Choice::None,
+    }
+}

@@ -1,0 +1,372 @@
+//! Expire, erase, reclaim, prove: what is over its time leaves, and only that.
+//!
+//! Every step is decided by `policy` from the ledger's state, checked again by the entry that
+//! does it, and can be repeated by anybody: a prune that was killed is gone on with by the next.
+
+use super::certificate::{Certified, certify};
+use super::{JobError, JobErrorKind, LocalHost, Watch};
+use crate::format::entry::{Body, ClockBody, ClockEvent, PointReason, PointsBody, ReclaimedBody};
+use crate::model::{PointId, PointState};
+use crate::policy::{Action, Decision, Deletion, PointFacts, plan};
+use crate::repository::reclaim::{Reclaimed, merge_segments, reclaim};
+use crate::repository::{Customer, RepositoryError, RepositoryErrorKind, State, Swept, sweep};
+use crate::storage::StorageErrorKind;
+use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Points named in one entry: its body stays far below 1 MiB.
+const POINTS_IN_ENTRY: usize = 2000;
+/// Damage stops a reclaim no longer when a deadline is this near: never over the maximum.
+const DEADLINE_BEATS_DAMAGE: SignedDuration = SignedDuration::from_hours(24);
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PruneRequest {
+    /// Skip the wait between expiring and erasing, go on over damage, remove foreign objects.
+    pub confirm: bool,
+}
+
+/// What a prune decided and did.
+#[derive(Debug, Clone, Default)]
+pub struct Pruned {
+    /// One decision a point, as of the end.
+    pub decisions: Vec<Decision>,
+    pub expired: Vec<PointId>,
+    pub erased: Vec<PointId>,
+    pub aborted_sessions: usize,
+    pub reclaimed: Reclaimed,
+    pub swept: Swept,
+    pub certificate: Option<Certified>,
+    /// Damage that stands in the way of reclaiming; what was expired and erased stays so.
+    pub damage: Option<RepositoryError>,
+    /// What an administrator should know.
+    pub notes: Vec<String>,
+}
+
+/// What a prune would do with each point now.
+pub fn plan_prune(state: &State, now: Timestamp, request: PruneRequest) -> Vec<Decision> {
+    let Some(policy) = &state.policy else {
+        return Vec::new();
+    };
+    let mut decisions = plan(&facts(state), policy, now);
+    if request.confirm {
+        for decision in &mut decisions {
+            if let Action::AwaitErase { .. } = decision.action {
+                decision.action = Action::Erase;
+            }
+        }
+    }
+    decisions
+}
+
+pub(super) fn facts(state: &State) -> Vec<PointFacts> {
+    state
+        .points
+        .iter()
+        .map(|(id, point)| point.facts(id))
+        .collect()
+}
+
+/// Whether the clock may delete. A refusal is written down.
+fn admit_clock(customer: &Customer, host: &LocalHost) -> Result<Timestamp, JobError> {
+    customer.refresh()?;
+    let last_witnessed = customer.with_state(|state| state.last_witnessed);
+    match host.judgement(last_witnessed).deletion {
+        Deletion::Allowed => Ok(host.now()),
+        Deletion::Refused { reason } => {
+            customer.append(|_| {
+                Ok(Body::Clock(ClockBody {
+                    event: ClockEvent::Refused,
+                    seq: None,
+                    text: reason.to_string(),
+                }))
+            })?;
+            let text = format!("nothing was deleted: {reason}");
+            Err(JobError::new(JobErrorKind::Clock(reason), text))
+        }
+    }
+}
+
+/// Writes down that an operator vouches for the clock, which moves the ledger's clock.
+fn trust_clock(customer: &Customer) -> Result<(), JobError> {
+    customer.append(|_| {
+        Ok(Body::Clock(ClockBody {
+            event: ClockEvent::Trusted,
+            seq: None,
+            text: "an operator vouched for this host's clock (--trust-clock)".to_string(),
+        }))
+    })?;
+    Ok(())
+}
+
+/// Prunes one customer. `vouched`: the operator has said that the clock is right.
+pub fn prune(
+    customer: &Customer,
+    host: &LocalHost,
+    request: PruneRequest,
+    vouched: bool,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<Pruned, JobError> {
+    watch.stage(&format!("{} prune", customer.name()), 0);
+    let mut pruned = Pruned::default();
+    let mut result = pass(customer, host, request, vouched, stop, &mut pruned);
+    if let Err(error) = &result
+        && error.kind
+            == JobErrorKind::Repository(RepositoryErrorKind::Storage(StorageErrorKind::Full))
+        && customer.storage().release_reserve()?
+    {
+        pruned
+            .notes
+            .push("the store was full; the reserve was used to make room".to_string());
+        result = pass(customer, host, request, vouched, stop, &mut pruned);
+    }
+    // As soon as there is room again; without a reserve the next full store could not be pruned.
+    match customer.storage().restore_reserve() {
+        Ok(true) => {}
+        Ok(false) => pruned.notes.push(
+            "the reserve is not set aside (no room, or none was configured): a full store may \
+             not be prunable"
+                .to_string(),
+        ),
+        Err(error) => pruned.notes.push(format!("the reserve: {error}")),
+    }
+    result.map(|()| pruned)
+}
+
+fn pass(
+    customer: &Customer,
+    host: &LocalHost,
+    request: PruneRequest,
+    vouched: bool,
+    stop: &AtomicBool,
+    pruned: &mut Pruned,
+) -> Result<(), JobError> {
+    let go_on = || match stop.load(Ordering::Relaxed) {
+        true => Err(JobError::interrupted()),
+        false => Ok(()),
+    };
+    if vouched {
+        trust_clock(customer)?;
+    }
+    let now = admit_clock(customer, host)?;
+    pruned.aborted_sessions += customer.abort_dead_sessions(now)?;
+    // Twice: a point at its last chance is expired and erased in the same prune.
+    for _ in 0..2 {
+        let expired = expire(customer, now, request)?;
+        let erased = erase(customer, now, request)?;
+        let done = expired.is_empty() && erased.is_empty();
+        pruned.expired.extend(expired);
+        pruned.erased.extend(erased);
+        if done {
+            break;
+        }
+    }
+    pruned.decisions = customer.with_state(|state| plan_prune(state, now, request));
+    go_on()?;
+
+    let (budget, force) = customer.with_state(|state| {
+        let days = state
+            .policy
+            .as_ref()
+            .map_or(1, |policy| policy.effective().erase_budget_days);
+        let nearest = earliest_deadline(state);
+        let pressing =
+            nearest.is_some_and(|deadline| deadline.duration_since(now) <= DEADLINE_BEATS_DAMAGE);
+        (
+            SignedDuration::from_hours(24 * i64::from(days)),
+            request.confirm || pressing,
+        )
+    });
+    match reclaim(customer, now, budget, force) {
+        Ok(reclaimed) => {
+            note_reclaimed(customer, &reclaimed)?;
+            pruned.reclaimed = reclaimed;
+        }
+        Err(error) if error.is_damage() => pruned.damage = Some(error),
+        Err(error) => return Err(error.into()),
+    }
+    go_on()?;
+    merge_segments(customer)?;
+    prove(customer, host, now, request, pruned)
+}
+
+/// The nearest deadline of anything that must still leave the store.
+pub(super) fn earliest_deadline(state: &State) -> Option<Timestamp> {
+    let marked = state.marks.values().map(|mark| mark.earliest_deadline);
+    let unmarked = state.unmarked_erasures().into_values();
+    marked.chain(unmarked).min()
+}
+
+fn reasons(decisions: &[Decision], wanted: Action) -> Vec<PointReason> {
+    decisions
+        .iter()
+        .filter(|decision| decision.action == wanted)
+        .take(POINTS_IN_ENTRY)
+        .map(|decision| PointReason {
+            point: decision.point,
+            reason: decision.reason.to_string(),
+        })
+        .collect()
+}
+
+/// Writes one kind of entry for every point that the plan says, in as many entries as it takes.
+/// The plan is made anew from the very state that each entry follows.
+fn enter(
+    customer: &Customer,
+    now: Timestamp,
+    request: PruneRequest,
+    action: Action,
+    body: impl Fn(PointsBody) -> Body,
+) -> Result<Vec<PointId>, JobError> {
+    let mut entered = Vec::new();
+    loop {
+        let mut points = Vec::new();
+        let mut build = |state: &State| {
+            points = reasons(&plan_prune(state, now, request), action);
+            points.clone()
+        };
+        if customer.with_state(&mut build).is_empty() {
+            return Ok(entered);
+        }
+        let appended = customer.append(|state| match build(state) {
+            points if points.is_empty() => Err(RepositoryError::new(
+                RepositoryErrorKind::Superseded,
+                customer.names().prefix(),
+                "another prune did it",
+            )),
+            points => Ok(body(PointsBody { points })),
+        });
+        match appended {
+            Ok(_) => entered.extend(points.iter().map(|row| row.point)),
+            Err(error) if error.kind == RepositoryErrorKind::Superseded => return Ok(entered),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn expire(
+    customer: &Customer,
+    now: Timestamp,
+    request: PruneRequest,
+) -> Result<Vec<PointId>, JobError> {
+    enter(customer, now, request, Action::Expire, Body::Expire)
+}
+
+/// The entry first, then the record: once the entry stands, anybody may delete the record, at any
+/// time, again if need be.
+fn erase(
+    customer: &Customer,
+    now: Timestamp,
+    request: PruneRequest,
+) -> Result<Vec<PointId>, JobError> {
+    let erased = enter(customer, now, request, Action::Erase, Body::Erase)?;
+    for point in &erased {
+        customer.storage().destroy(&customer.names().point(point))?;
+    }
+    Ok(erased)
+}
+
+/// Writes down what was deleted and what is left dead where, if that is news.
+fn note_reclaimed(customer: &Customer, reclaimed: &Reclaimed) -> Result<(), JobError> {
+    let news = customer.with_state(|state| {
+        !reclaimed.removed.is_empty()
+            || !state.unmarked_erasures().is_empty()
+            || reclaimed.marks.len() != state.marks.len()
+            || reclaimed
+                .marks
+                .iter()
+                .any(|mark| state.marks.get(&mark.pack) != Some(mark))
+    });
+    if news {
+        customer.append(|_| {
+            Ok(Body::Reclaimed(ReclaimedBody {
+                session: None,
+                marked_at: reclaimed.marked_at,
+                deleted: reclaimed.removed.clone(),
+                marks: reclaimed.marks.clone(),
+                certificate: None,
+                destroyed: Vec::new(),
+            }))
+        })?;
+    }
+    Ok(())
+}
+
+/// Removes what the ledger does not explain, and certifies what was destroyed if then everything
+/// that is listed is explained.
+fn prove(
+    customer: &Customer,
+    host: &LocalHost,
+    now: Timestamp,
+    request: PruneRequest,
+    pruned: &mut Pruned,
+) -> Result<(), JobError> {
+    let first = sweep(customer, request.confirm)?;
+    let removed = first.removed.clone();
+    // What was removed must be seen to be gone.
+    let swept = match removed.is_empty() {
+        true => first,
+        false => sweep(customer, request.confirm)?,
+    };
+    let clean = swept.unexplained.is_empty() && swept.removed.is_empty();
+    pruned.swept = swept;
+    pruned.swept.removed.extend(removed);
+    for problem in &pruned.swept.unexplained {
+        pruned
+            .notes
+            .push(format!("not explained by the ledger: {problem}"));
+    }
+    if !clean {
+        pruned.notes.push(
+            "no deletion certificate was signed: the store holds what the ledger does not explain"
+                .to_string(),
+        );
+        return Ok(());
+    }
+    pruned.certificate = certify(customer, host, now, pruned.swept.listed)?;
+    Ok(())
+}
+
+/// Brings an expired point back. Refused when it is erased, or its time is over.
+pub fn undo(customer: &Customer, point: PointId, reason: &str) -> Result<(), JobError> {
+    let entered = customer.append(|_| {
+        Ok(Body::Undo(PointsBody {
+            points: vec![PointReason {
+                point,
+                reason: reason.to_string(),
+            }],
+        }))
+    });
+    match entered {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind == RepositoryErrorKind::Superseded => Err(JobError::new(
+            JobErrorKind::Refused,
+            format!("point {point} cannot be brought back: {}", error.detail),
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Erased points of which no byte is left, as the marks of the ledger say.
+pub(super) fn destroyed(state: &State) -> Vec<PointId> {
+    if state.condemned.values().any(|row| !row.deleted) {
+        return Vec::new();
+    }
+    let left: BTreeSet<u64> = state
+        .marks
+        .values()
+        .flat_map(|mark| mark.erases.iter().copied())
+        .collect();
+    state
+        .points
+        .iter()
+        .filter(|(_, point)| point.state == PointState::Erased)
+        .filter(|(_, point)| {
+            point
+                .erase_seq
+                .is_some_and(|seq| seq <= state.marked_at && !left.contains(&seq))
+        })
+        .map(|(id, _)| *id)
+        .collect()
+}

@@ -1,0 +1,245 @@
+//! The nightly run of one customer: what is due, then prune, then a share of the verification.
+
+use super::backup::{BackedUp, BackupSettings, backup_vm};
+use super::prune::{PruneRequest, Pruned, facts, prune};
+use super::verify::{Verified, VerifyRequest, verify};
+use super::{JobError, JobErrorKind, LocalHost, Watch};
+use crate::format::entry::{Body, PolicyBody};
+use crate::hypervisor::Hypervisor;
+use crate::model::{PointKind, VmName};
+use crate::policy::{Due, Policy, PolicyTerms, What, due, needs_confirmation, shortening_impact};
+use crate::repository::{Customer, RepositoryError, RepositoryErrorKind, State, terms_map};
+use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A pack that nobody has read for this long is read; a full reads what it relies on more often.
+const READ_AGAIN: SignedDuration = SignedDuration::from_hours(24 * 28);
+/// At most this share of the packs a night.
+const NIGHTLY_READ_PERCENT: u8 = 5;
+
+/// A VM and the way to its disks.
+pub struct VmTask {
+    pub vm: VmName,
+    pub source: Box<dyn Hypervisor>,
+}
+
+/// What became of one VM.
+#[derive(Debug, Clone)]
+pub struct VmRun {
+    pub vm: VmName,
+    /// Why it was due, or not.
+    pub reason: String,
+    pub outcome: VmOutcome,
+}
+
+#[derive(Debug, Clone)]
+pub enum VmOutcome {
+    NotDue,
+    BackedUp(Box<BackedUp>),
+    Failed(JobError),
+}
+
+/// The configured policy against the one in the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Policies {
+    Same,
+    Applied,
+    /// It would expire more than one night of these VMs at once: somebody must say so.
+    NeedsConfirmation {
+        nights: BTreeMap<VmName, u32>,
+    },
+}
+
+/// What a run did for one customer.
+pub struct CustomerRun {
+    pub policies: Policies,
+    pub aborted_sessions: usize,
+    pub vms: Vec<VmRun>,
+    pub pruned: Result<Pruned, JobError>,
+    pub verified: Result<Verified, JobError>,
+}
+
+/// What is due for a VM now, by the ledger's policy.
+pub fn due_now(customer: &Customer, state: &State, vm: &VmName, now: Timestamp) -> Option<Due> {
+    let policy = state.policy.as_ref()?;
+    Some(due(customer.uid(), vm, &facts(state), policy, now, false))
+}
+
+/// Brings the configured policy into the ledger. A shortening that would expire more than one
+/// night of a VM at once waits for `confirm`.
+pub fn apply_policy(
+    customer: &Customer,
+    terms: &PolicyTerms,
+    confirm: bool,
+    now: Timestamp,
+) -> Result<Policies, JobError> {
+    let refused = |detail: String| JobError::new(JobErrorKind::Refused, detail);
+    let new = Policy::parse(terms).map_err(|error| refused(error.to_string()))?;
+    customer.refresh()?;
+    let mut impact = BTreeMap::new();
+    let mut waits = |state: &State| {
+        let Some(old) = &state.policy else {
+            return false;
+        };
+        impact = shortening_impact(&facts(state), old, &new, now);
+        !confirm && needs_confirmation(&impact)
+    };
+    if customer.with_state(|state| state.terms.as_ref() == Some(terms)) {
+        return Ok(Policies::Same);
+    }
+    let entered = customer.append(|state| {
+        if state.terms.as_ref() == Some(terms) || waits(state) {
+            return Err(RepositoryError::new(
+                RepositoryErrorKind::Superseded,
+                customer.names().prefix(),
+                "no policy entry is to be written",
+            ));
+        }
+        Ok(Body::Policy(PolicyBody {
+            terms: terms_map(terms),
+        }))
+    });
+    match entered {
+        Ok(_) => Ok(Policies::Applied),
+        Err(error) if error.kind == RepositoryErrorKind::Superseded => {
+            match needs_confirmation(&impact) {
+                true => Ok(Policies::NeedsConfirmation { nights: impact }),
+                false => Ok(Policies::Same),
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Does all that is due. One VM's failure never stops another's, nor the prune.
+#[expect(clippy::too_many_arguments)]
+pub fn run_customer(
+    customer: &Customer,
+    host: &LocalHost,
+    terms: &PolicyTerms,
+    tasks: &[VmTask],
+    settings: &BackupSettings,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<CustomerRun, JobError> {
+    super::admission::update_host(customer, host)?;
+    let aborted_sessions = customer.abort_dead_sessions(host.now())?;
+    let policies = apply_policy(customer, terms, false, host.now())?;
+    let mut vms = Vec::new();
+    for task in tasks {
+        if stop.load(Ordering::Relaxed) {
+            return Err(JobError::interrupted());
+        }
+        vms.push(run_vm(customer, host, task, settings, watch, stop)?);
+    }
+    let pruned = prune(customer, host, PruneRequest::default(), false, watch, stop);
+    let request = VerifyRequest {
+        trees: false,
+        read_percent: Some(NIGHTLY_READ_PERCENT),
+        unread_since: host.now().checked_sub(READ_AGAIN).ok(),
+        threads: settings.threads,
+    };
+    let verified = verify(customer, request, watch, stop);
+    for result in [pruned.as_ref().err(), verified.as_ref().err()] {
+        if result.is_some_and(|error| error.kind == JobErrorKind::Interrupted) {
+            return Err(JobError::interrupted());
+        }
+    }
+    Ok(CustomerRun {
+        policies,
+        aborted_sessions,
+        vms,
+        pruned,
+        verified,
+    })
+}
+
+fn run_vm(
+    customer: &Customer,
+    host: &LocalHost,
+    task: &VmTask,
+    settings: &BackupSettings,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<VmRun, JobError> {
+    let vm = &task.vm;
+    customer.refresh()?;
+    let due = customer.with_state(|state| due_now(customer, state, vm, host.now()));
+    let Some(due) = due else {
+        return Err(JobError::new(
+            JobErrorKind::Refused,
+            format!("customer {} has no policy in the ledger", customer.name()),
+        ));
+    };
+    let kind = match due.what {
+        What::Nothing => None,
+        What::Incremental => Some(PointKind::Incremental),
+        What::Full => Some(PointKind::Full),
+    };
+    let outcome = match kind {
+        None => VmOutcome::NotDue,
+        Some(kind) => match locked_backup(customer, host, task, kind, settings, watch, stop) {
+            Ok(done) => VmOutcome::BackedUp(Box::new(done)),
+            Err(error) if error.kind == JobErrorKind::Interrupted => return Err(error),
+            Err(error) => VmOutcome::Failed(error),
+        },
+    };
+    Ok(VmRun {
+        vm: vm.clone(),
+        reason: due.reason.to_string(),
+        outcome,
+    })
+}
+
+/// Backs a VM up unless another process of this host is at it: for the sake of the work, not of
+/// the ledger, which would let only one of them build on the newest point anyway.
+pub(super) fn locked_backup(
+    customer: &Customer,
+    host: &LocalHost,
+    task: &VmTask,
+    kind: PointKind,
+    settings: &BackupSettings,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<BackedUp, JobError> {
+    let name = format!("{}-{}", customer.uid(), task.vm);
+    let Some(_lock) = host.folder().lock(&name)? else {
+        return Err(JobError::new(
+            JobErrorKind::Busy,
+            format!(
+                "{}/{}: another process of this host is backing it up",
+                customer.name(),
+                task.vm
+            ),
+        ));
+    };
+    backup_vm(
+        customer,
+        &task.vm,
+        &*task.source,
+        kind,
+        settings,
+        watch,
+        stop,
+    )
+}
+
+/// Backs a VM up now: an incremental where that is possible, unless a full is asked for.
+#[expect(clippy::too_many_arguments)]
+pub fn backup_now(
+    customer: &Customer,
+    host: &LocalHost,
+    task: &VmTask,
+    full: bool,
+    settings: &BackupSettings,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<BackedUp, JobError> {
+    customer.refresh()?;
+    let kind = match full || customer.base(&task.vm).is_none() {
+        true => PointKind::Full,
+        false => PointKind::Incremental,
+    };
+    locked_backup(customer, host, task, kind, settings, watch, stop)
+}

@@ -1,0 +1,400 @@
+//! What a host keeps outside of the store: its identity, locks, and what it has seen.
+//!
+//! Nothing in it is needed to restore with an escrow key. Its loss costs the host's access, the
+//! memory against a rolled back store, and one witness of the clock.
+
+use crate::codec::HostIdentity;
+use crate::model::{CustomerUid, RepositoryId, SessionId};
+use crate::policy::LocalMark;
+use crate::repository::Head;
+use rustix::fs::FlockOperation;
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+const IDENTITY: &str = "identity";
+const REPOSITORY: &str = "repository";
+const CLOCK: &str = "clock";
+const RESTORES: &str = "restores.log";
+/// Everything here is small; more is not ours.
+const MAX_FILE_BYTES: u64 = 64 << 10;
+
+/// A file of the state folder that cannot be used; says which.
+#[derive(Debug)]
+pub struct StateError {
+    pub path: PathBuf,
+    pub kind: io::ErrorKind,
+    pub detail: String,
+}
+
+impl StateError {
+    fn new(path: &Path, error: io::Error) -> Self {
+        StateError {
+            path: path.to_path_buf(),
+            kind: error.kind(),
+            detail: error.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for StateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.detail)
+    }
+}
+
+impl std::error::Error for StateError {}
+
+impl From<StateError> for super::JobError {
+    fn from(error: StateError) -> Self {
+        super::JobError::new(super::JobErrorKind::State, error)
+    }
+}
+
+/// A lock on a file of the folder; the kernel drops it with its holder, however that ends.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    _file: File,
+    /// Its file is of no use to anybody afterwards.
+    once: bool,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if self.once {
+            // While the lock is held: whoever finds no file knows that the holder has ended.
+            let _gone = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct StateFolder {
+    path: PathBuf,
+}
+
+impl StateFolder {
+    /// Makes what is missing, of mode 0700.
+    pub fn create(path: &Path) -> Result<Self, StateError> {
+        for folder in [
+            path.to_path_buf(),
+            path.join("sessions"),
+            path.join("heads"),
+            path.join("locks"),
+            path.join("run"),
+        ] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&folder)
+                .map_err(|error| StateError::new(&folder, error))?;
+        }
+        Ok(StateFolder {
+            path: path.to_path_buf(),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where sockets of captures may be.
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.path.join("run")
+    }
+
+    pub fn identity_path(&self) -> PathBuf {
+        self.path.join(IDENTITY)
+    }
+
+    /// The identity, which nobody else may be able to read. `NotFound` if there is none.
+    pub fn identity(&self) -> Result<HostIdentity, StateError> {
+        let path = self.identity_path();
+        let metadata = fs::metadata(&path).map_err(|error| StateError::new(&path, error))?;
+        if metadata.mode() & 0o077 != 0 {
+            return Err(StateError {
+                detail: format!(
+                    "others can read the host's secret (mode {:o}); chmod 600 it, and make a new \
+                     identity if somebody may have read it",
+                    metadata.mode() & 0o777
+                ),
+                kind: io::ErrorKind::PermissionDenied,
+                path,
+            });
+        }
+        let text = Zeroizing::new(read_small(&path)?);
+        HostIdentity::from_file_text(&text).map_err(|error| StateError {
+            path,
+            kind: io::ErrorKind::InvalidData,
+            detail: error.to_string(),
+        })
+    }
+
+    /// Makes an identity, of mode 0600, unless there is one. Says whether it was made.
+    pub fn ensure_identity(&self, created: &str) -> Result<(HostIdentity, bool), StateError> {
+        match self.identity() {
+            Err(error) if error.kind == io::ErrorKind::NotFound => {}
+            other => return other.map(|identity| (identity, false)),
+        }
+        let path = self.identity_path();
+        let identity = HostIdentity::generate().map_err(|error| StateError {
+            path: path.clone(),
+            kind: io::ErrorKind::Other,
+            detail: error.to_string(),
+        })?;
+        match write_new(
+            &self.path,
+            IDENTITY,
+            identity.to_file_text(created).as_bytes(),
+        ) {
+            Ok(()) => Ok((identity, true)),
+            // Another process was first.
+            Err(error) if error.kind == io::ErrorKind::AlreadyExists => {
+                self.identity().map(|identity| (identity, false))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The repository this host uses; `None` before the first.
+    pub fn repository(&self) -> Result<Option<RepositoryId>, StateError> {
+        let path = self.path.join(REPOSITORY);
+        match read_small(&path) {
+            Ok(text) => text.trim().parse().map(Some).map_err(|error| StateError {
+                path,
+                kind: io::ErrorKind::InvalidData,
+                detail: format!("{error}"),
+            }),
+            Err(error) if error.kind == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub fn remember_repository(&self, id: RepositoryId) -> Result<(), StateError> {
+        replace(&self.path, REPOSITORY, format!("{id}\n").as_bytes())
+    }
+
+    /// `None` if somebody holds it.
+    pub fn lock(&self, name: &str) -> Result<Option<Lock>, StateError> {
+        take_lock(self.path.join("locks").join(name), false)
+    }
+
+    pub(super) fn hold_session(&self, session: &SessionId) -> Result<Lock, StateError> {
+        let path = self.session_path(session);
+        take_lock(path.clone(), true)?.ok_or_else(|| StateError {
+            path,
+            kind: io::ErrorKind::AlreadyExists,
+            detail: "is held by another process".to_string(),
+        })
+    }
+
+    /// Whether no living process of this host holds the session.
+    pub(super) fn session_is_free(&self, session: &SessionId) -> bool {
+        let path = self.session_path(session);
+        match OpenOptions::new().read(true).open(&path) {
+            // A holder makes the file before its `begin` and removes it at its end.
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+            Ok(file) => {
+                let free =
+                    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+                if free {
+                    let _gone = fs::remove_file(&path);
+                }
+                free
+            }
+        }
+    }
+
+    fn session_path(&self, session: &SessionId) -> PathBuf {
+        self.path.join("sessions").join(session.to_string())
+    }
+
+    pub(super) fn head(&self, customer: &CustomerUid) -> Option<Head> {
+        let text = read_small(&self.head_path(customer)).ok()?;
+        let (seq, hash) = text.trim().split_once(' ')?;
+        Some(Head {
+            seq: seq.parse().ok()?,
+            hash: hash.parse().ok()?,
+        })
+    }
+
+    /// Never goes back: of several processes the one that saw most is remembered.
+    pub(super) fn remember_head(&self, customer: &CustomerUid, head: Head) {
+        let known = self.head(customer).map_or(0, |known| known.seq);
+        if known < head.seq {
+            let text = format!("{} {}\n", head.seq, head.hash);
+            let folder = self.path.join("heads");
+            // A memory that cannot be kept is no reason to stop a backup.
+            let _kept = replace(&folder, &customer.to_string(), text.as_bytes());
+        }
+    }
+
+    fn head_path(&self, customer: &CustomerUid) -> PathBuf {
+        self.path.join("heads").join(customer.to_string())
+    }
+
+    pub(super) fn clock_mark(&self) -> Option<LocalMark> {
+        let text = read_small(&self.path.join(CLOCK)).ok()?;
+        let mut fields = text.trim().split(' ');
+        Some(LocalMark {
+            boot_id: fields.next()?.to_string(),
+            since_boot_seconds: fields.next()?.parse().ok()?,
+            wall: fields.next()?.parse().ok()?,
+        })
+    }
+
+    pub(super) fn remember_clock_mark(&self, mark: &LocalMark) {
+        let text = format!(
+            "{} {} {}\n",
+            mark.boot_id, mark.since_boot_seconds, mark.wall
+        );
+        let _kept = replace(&self.path, CLOCK, text.as_bytes());
+    }
+
+    /// For a restore that the ledger could not take down.
+    pub fn note_restore(&self, line: &str) -> Result<(), StateError> {
+        let path = self.path.join(RESTORES);
+        let failed = |error| StateError::new(&path, error);
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        writeln!(file, "{}", line.replace(['\n', '\r'], " ")).map_err(failed)?;
+        file.sync_all().map_err(failed)
+    }
+}
+
+fn read_small(path: &Path) -> Result<String, StateError> {
+    let failed = |error| StateError::new(path, error);
+    let file = File::open(path).map_err(failed)?;
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(file, MAX_FILE_BYTES), &mut text)
+        .map_err(failed)?;
+    Ok(text)
+}
+
+fn take_lock(path: PathBuf, once: bool) -> Result<Option<Lock>, StateError> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| StateError::new(&path, error))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(Lock {
+            path,
+            _file: file,
+            once,
+        })),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(StateError::new(&path, error.into())),
+    }
+}
+
+/// Writes a file beside its name first, so that a crash leaves the old one or the new one.
+fn replace(folder: &Path, name: &str, content: &[u8]) -> Result<(), StateError> {
+    let path = folder.join(name);
+    let failed = |error| StateError::new(&path, error);
+    let temporary = folder.join(format!(".{name}.{}", std::process::id()));
+    let written = write_file(&temporary, content)
+        .and_then(|()| fs::rename(&temporary, &path))
+        .map_err(failed);
+    if written.is_err() {
+        let _gone = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(content)
+}
+
+/// Creates a file that must not exist, whole and durable, or not at all.
+fn write_new(folder: &Path, name: &str, content: &[u8]) -> Result<(), StateError> {
+    let path = folder.join(name);
+    let failed = |error| StateError::new(&path, error);
+    let temporary = folder.join(format!(".{name}.{}", std::process::id()));
+    let written = (|| {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::hard_link(&temporary, &path)?;
+        File::open(folder)?.sync_all()
+    })();
+    let _gone = fs::remove_file(&temporary);
+    written.map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_made_once_and_is_its_owners_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::create(&folder.path().join("state")).unwrap();
+        assert!(
+            state
+                .identity()
+                .is_err_and(|e| e.kind == io::ErrorKind::NotFound)
+        );
+        let (first, made) = state.ensure_identity("now").unwrap();
+        let (second, again) = state.ensure_identity("later").unwrap();
+        assert!(made && !again && first.host_id() == second.host_id());
+        let mode = fs::metadata(state.identity_path()).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        fs::set_permissions(
+            state.identity_path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o640),
+        )
+        .unwrap();
+        assert!(state.identity().is_err());
+    }
+
+    #[test]
+    fn a_session_is_free_when_its_holder_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::create(folder.path()).unwrap();
+        let session = SessionId::from_bytes([7; 16]);
+        let held = state.hold_session(&session).unwrap();
+        assert!(!state.session_is_free(&session));
+        drop(held);
+        assert!(state.session_is_free(&session));
+        // A file that nobody locks was left by a process that was killed.
+        fs::write(state.session_path(&session), "").unwrap();
+        assert!(state.session_is_free(&session));
+        assert!(!state.session_path(&session).exists());
+    }
+
+    #[test]
+    fn what_was_seen_of_a_ledger_never_goes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::create(folder.path()).unwrap();
+        let customer = CustomerUid::from_bytes([1; 16]);
+        let head = |seq| Head {
+            seq,
+            hash: crate::model::EntryHash::from_bytes([seq as u8; 32]),
+        };
+        state.remember_head(&customer, head(5));
+        state.remember_head(&customer, head(4));
+        assert_eq!(state.head(&customer), Some(head(5)));
+    }
+}

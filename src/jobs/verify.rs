@@ -1,0 +1,206 @@
+//! Ledger, index, trees, and, if asked, every stored byte.
+
+use super::{JobError, Watch};
+use crate::format::entry::VerifyMethod;
+use crate::model::{PackName, PointState};
+use crate::repository::reclaim::mark_now;
+use crate::repository::{Customer, Index, scrub_packs};
+use crate::storage::{Listed, StorageErrorKind};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifyRequest {
+    /// Walk every tree down to the tags of its chunks.
+    pub trees: bool,
+    /// Read this share of the packs, those longest unread first.
+    pub read_percent: Option<u8>,
+    /// Only packs that were not read since then (the nightly share).
+    pub unread_since: Option<Timestamp>,
+    pub threads: usize,
+}
+
+/// What was looked at and what is wrong.
+#[derive(Debug, Clone, Default)]
+pub struct Verified {
+    pub entries: u64,
+    pub points: usize,
+    pub packs: usize,
+    pub packs_read: usize,
+    pub read_bytes: u64,
+    /// Everything that is wrong, a sentence each, with the restore points concerned.
+    pub damage: Vec<String>,
+    /// What is odd and harms nothing.
+    pub notes: Vec<String>,
+}
+
+/// Verifies one customer. The ledger's chain and signatures were checked when it was opened.
+pub fn verify(
+    customer: &Customer,
+    request: VerifyRequest,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<Verified, JobError> {
+    let mut verified = Verified::default();
+    // Listed before the ledger is read: what the ledger then names and the list lacks, and is
+    // still not there when asked for by name, is missing.
+    let listed = customer.storage().list(customer.names().prefix())?;
+    customer.refresh()?;
+    let index = customer.load_index()?;
+    let state = customer.state();
+    verified.entries = state.seq;
+    verified.points = state.roots().count();
+    for (seq, reason) in &state.voids {
+        verified
+            .notes
+            .push(format!("ledger entry {seq} is void: {reason}"));
+    }
+    if let Some((seq, what)) = &state.unknown {
+        verified.notes.push(format!(
+            "ledger entry {seq} is of a later version of vmkeep ({what})"
+        ));
+    }
+    verified.packs = check_packs(customer, &index, &listed, &mut verified.damage)?;
+
+    if request.trees {
+        watch.stage(&format!("{} trees", customer.name()), 0);
+        check_trees(customer, &mut verified.damage)?;
+    }
+    if stop.load(Ordering::Relaxed) {
+        return Err(JobError::interrupted());
+    }
+    if let Some(percent) = request.read_percent {
+        read_packs(
+            customer,
+            &index,
+            percent,
+            request,
+            &mut verified,
+            watch,
+            stop,
+        )?;
+    }
+    Ok(verified)
+}
+
+/// Every node of every point must open, and every chunk must have a place.
+fn check_trees(customer: &Customer, damage: &mut Vec<String>) -> Result<(), JobError> {
+    let mark = mark_now(customer, true)?;
+    for found in &mark.damage {
+        let what = customer.with_state(|state| {
+            state.points.get(&found.point).map(|point| {
+                let expired = match point.state {
+                    PointState::Expired => " (expired)",
+                    _ => "",
+                };
+                format!("{} of {}{expired}", point.vm, point.taken_at)
+            })
+        });
+        damage.push(format!(
+            "restore point {} ({}): {}",
+            found.point,
+            what.unwrap_or_default(),
+            found.error
+        ));
+    }
+    Ok(())
+}
+
+/// Every uncondemned pack of the index must be there, in its size.
+fn check_packs(
+    customer: &Customer,
+    index: &Index,
+    listed: &[Listed],
+    damage: &mut Vec<String>,
+) -> Result<usize, JobError> {
+    let sizes: BTreeMap<&str, u64> = listed
+        .iter()
+        .map(|object| (object.name.as_str(), object.size_bytes))
+        .collect();
+    let mut packs = 0;
+    for info in index.packs().iter().filter(|info| !info.condemned) {
+        packs += 1;
+        let name = customer.names().pack(&info.row.name);
+        let size = match sizes.get(name.as_str()) {
+            Some(size) => Some(*size),
+            None => match customer.storage().size_bytes(&name) {
+                Ok(size) => Some(size),
+                Err(error) if error.kind == StorageErrorKind::NotFound => None,
+                Err(error) => return Err(error.into()),
+            },
+        };
+        match size {
+            Some(size) if size == info.row.size_bytes => {}
+            Some(size) => damage.push(format!(
+                "{name}: has {size} bytes instead of {}",
+                info.row.size_bytes
+            )),
+            None => {
+                // Another prune may have condemned and deleted it since.
+                customer.refresh()?;
+                if !customer.with_state(|state| state.is_condemned(&info.row.name)) {
+                    damage.push(format!("{name}: is missing"));
+                }
+            }
+        }
+    }
+    Ok(packs)
+}
+
+fn read_packs(
+    customer: &Customer,
+    index: &Index,
+    percent: u8,
+    request: VerifyRequest,
+    verified: &mut Verified,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<(), JobError> {
+    let mut packs: Vec<(Option<Timestamp>, PackName, u64)> = customer.with_state(|state| {
+        index
+            .packs()
+            .iter()
+            .filter(|info| !info.condemned)
+            .map(|info| {
+                let read_at = state.verified_at(&info.row.name);
+                (read_at, info.row.name, info.row.size_bytes)
+            })
+            .collect()
+    });
+    packs.sort_unstable();
+    let share = (packs.len() * usize::from(percent)).div_ceil(100);
+    packs.truncate(share);
+    if let Some(since) = request.unread_since {
+        packs.retain(|(read_at, ..)| read_at.is_none_or(|read_at| read_at < since));
+    }
+    if packs.is_empty() {
+        return Ok(());
+    }
+    let total = packs.iter().map(|(_, _, size)| size).sum();
+    watch.stage(&format!("{} read", customer.name()), total);
+    let names: Vec<PackName> = packs.into_iter().map(|(_, name, _)| name).collect();
+    let scrubbed = scrub_packs(customer, &names, request.threads, stop, &|bytes| {
+        watch.advance(bytes);
+    })?;
+    verified.packs_read = scrubbed.whole.len() + scrubbed.broken.len();
+    verified.read_bytes = scrubbed.read_bytes;
+    for (pack, tag) in &scrubbed.damaged {
+        verified.damage.push(format!(
+            "{} (tag {tag}): a frame does not match its checksum",
+            customer.names().pack(pack)
+        ));
+    }
+    for (pack, reason) in &scrubbed.broken {
+        verified
+            .damage
+            .push(format!("{}: {reason}", customer.names().pack(pack)));
+    }
+    if !(scrubbed.whole.is_empty() && scrubbed.damaged.is_empty()) {
+        customer.note_verification(VerifyMethod::Checksum, &scrubbed.whole, &scrubbed.damaged)?;
+    }
+    match stop.load(Ordering::Relaxed) {
+        true => Err(JobError::interrupted()),
+        false => Ok(()),
+    }
+}
