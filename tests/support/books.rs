@@ -72,7 +72,12 @@ impl Books {
                 .as_array()
                 .unwrap_or_else(|| panic!("a listed point has disks: {point}"))
                 .iter()
-                .map(|disk| (text(disk, "name").to_string(), disk["size_bytes"].as_u64().unwrap()))
+                .map(|disk| {
+                    (
+                        text(disk, "name").to_string(),
+                        disk["size_bytes"].as_u64().unwrap(),
+                    )
+                })
                 .collect();
             let expected = known.disks.iter();
             let expected = expected.map(|(name, picture)| (name.clone(), picture.size));
@@ -94,7 +99,10 @@ impl Books {
             scan.unopened_records
         );
         for id in &self.listed {
-            assert!(scan.points.contains_key(id), "{id} is listed, and has no record");
+            assert!(
+                scan.points.contains_key(id),
+                "{id} is listed, and has no record"
+            );
         }
         for (id, walked) in &scan.points {
             let known = self
@@ -105,7 +113,8 @@ impl Books {
                 (walked.customer.as_str(), walked.record.vm.as_str()),
                 (known.customer.as_str(), known.vm.as_str())
             );
-            let names: BTreeSet<&str> = walked.disks.iter().map(|disk| disk.name.as_str()).collect();
+            let names: BTreeSet<&str> =
+                walked.disks.iter().map(|disk| disk.name.as_str()).collect();
             assert!(names.iter().eq(known.disks.keys()), "{id}: {names:?}");
             for disk in &walked.disks {
                 assert!(
@@ -130,7 +139,10 @@ impl Books {
             let known = &self.points[id];
             if known.deadline <= now {
                 let place = &walked.place;
-                found.push(format!("the record of {id}, due {}: {place}", known.deadline));
+                found.push(format!(
+                    "the record of {id}, due {}: {place}",
+                    known.deadline
+                ));
             }
         }
         let live: HashSet<Tag> = scan.reachable_tags();
@@ -138,7 +150,10 @@ impl Books {
             match self.deadlines.get(tag) {
                 Some(deadline) if *deadline > now => {}
                 Some(deadline) => {
-                    found.push(format!("frame {tag}, due {deadline}: {:?}", scan.places_of(tag)));
+                    found.push(format!(
+                        "frame {tag}, due {deadline}: {:?}",
+                        scan.places_of(tag)
+                    ));
                 }
                 None => found.push(format!(
                     "frame {tag}, of no restore point: {:?}",

@@ -14,7 +14,8 @@ const FAKETIME: &str = "/usr/$LIB/faketime/libfaketime.so.1";
 /// `2031-02-10T23:17:00Z` and the like.
 #[track_caller]
 pub fn time(text: &str) -> Timestamp {
-    text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    text.parse()
+        .unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
 /// Runs a tool to its end; its standard output.
@@ -173,11 +174,8 @@ impl Host {
     pub fn identity_file(&self) -> PathBuf {
         let mut found = files_below(&self.state());
         found.retain(|path| {
-            fs::read(path).is_ok_and(|bytes| {
-                bytes
-                    .windows(15)
-                    .any(|window| window == b"AGE-SECRET-KEY-")
-            })
+            fs::read(path)
+                .is_ok_and(|bytes| bytes.windows(15).any(|window| window == b"AGE-SECRET-KEY-"))
         });
         assert_eq!(found.len(), 1, "one identity file expected: {found:?}");
         found.remove(0)

@@ -120,8 +120,8 @@ impl Scanner {
         let files: Vec<(PathBuf, Vec<u8>)> = files_below(&self.store)
             .into_iter()
             .map(|path| {
-                let bytes = fs::read(&path)
-                    .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                let bytes =
+                    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
                 (path, bytes)
             })
             .collect();
@@ -406,7 +406,9 @@ impl Scan {
 
     pub fn reachable_tags(&self) -> HashSet<Tag> {
         let points = self.points.values();
-        points.flat_map(|point| point.tags.iter().copied()).collect()
+        points
+            .flat_map(|point| point.tags.iter().copied())
+            .collect()
     }
 
     /// Files below the store, relative to it.
@@ -526,6 +528,12 @@ fn find_frames(
     frames: &mut HashMap<Tag, Vec<Place>>,
     broken: &mut Vec<(usize, Tag)>,
 ) {
+    // The lines of a pack's directory look like frame headers, and hold no ciphertext.
+    let trailer = bytes.len().saturating_sub(pack::TRAILER_BYTES);
+    let directory = match pack::directory_of(bytes) {
+        Ok(_) => pack::directory_range(&bytes[trailer..], bytes.len() as u64).unwrap(),
+        Err(_) => 0..0,
+    };
     let mut at = 0;
     while let Some(head) = bytes.get(at..at + FRAME_HEADER_BYTES) {
         let Some((tag, length)) = plausible(head) else {
@@ -544,7 +552,9 @@ fn find_frames(
                 at = end;
             }
             _ => {
-                broken.push((file, tag));
+                if !directory.contains(&(at as u64)) {
+                    broken.push((file, tag));
+                }
                 at += 1;
             }
         }
