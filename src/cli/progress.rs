@@ -24,11 +24,6 @@ impl Progress {
     pub fn advance(&self, bytes: u64) {
         self.bar.inc(bytes);
     }
-
-    /// What there is to do is sometimes known only on the way.
-    pub fn set_total(&self, bytes: u64) {
-        self.bar.set_length(bytes);
-    }
 }
 
 impl Drop for Progress {

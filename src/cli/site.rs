@@ -15,6 +15,7 @@ use crate::repository::{
     Customer, RepositoryError, RepositoryErrorKind, WriteSettings, open_repository,
 };
 use crate::storage::{Directory, Probe, Storage, StorageError, StorageErrorKind, probe};
+use jiff::tz::TimeZone;
 use std::io;
 use std::sync::Arc;
 
@@ -30,6 +31,18 @@ pub struct Site {
 pub struct OpenCustomer<'a> {
     pub config: &'a config::Customer,
     pub customer: Customer,
+}
+
+impl OpenCustomer<'_> {
+    /// The zone in which this customer's nights are counted.
+    pub fn zone(&self) -> TimeZone {
+        self.customer.with_state(|state| {
+            state
+                .policy
+                .as_ref()
+                .map_or(TimeZone::UTC, |policy| policy.timezone().clone())
+        })
+    }
 }
 
 impl Site {

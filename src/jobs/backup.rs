@@ -14,6 +14,7 @@ use crate::repository::{
 use jiff::Timestamp;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 /// Chunks are read together up to this size.
 const READ_BYTES: usize = 1 << 20;
@@ -36,6 +37,7 @@ pub struct BackedUp {
     pub read_bytes: u64,
     pub stored_bytes: u64,
     pub disks_bytes: u64,
+    pub seconds: u64,
     /// What an administrator should know: why a disk was read in full, and the like.
     pub notes: Vec<String>,
 }
@@ -122,6 +124,7 @@ fn attempt(
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<BackedUp, JobError> {
+    let started = Instant::now();
     let point = PointId::from_bytes(crate::codec::random_bytes());
     let since: Vec<SinceMark> = base
         .map(|base| {
@@ -149,6 +152,7 @@ fn attempt(
                 settings,
                 watch,
                 stop,
+                started,
             };
             let result = pass.write(vm, point, notes);
             let outcome = match &result {
@@ -189,6 +193,7 @@ struct Pass<'a> {
     settings: &'a BackupSettings,
     watch: &'a dyn Watch,
     stop: &'a AtomicBool,
+    started: Instant,
 }
 
 /// A disk on its way into the store.
@@ -266,6 +271,7 @@ impl Pass<'_> {
             read_bytes,
             stored_bytes: committed.stored_bytes,
             disks_bytes,
+            seconds: self.started.elapsed().as_secs(),
             notes,
         })
     }

@@ -25,8 +25,10 @@ pub struct VmStatus {
 pub enum Alarm {
     /// Something should be done before it breaks.
     Warning,
-    /// A promise is broken.
-    Broken,
+    /// A night of the restore window has no point. It stays so until the window has passed.
+    Hole,
+    /// Something is kept longer than promised.
+    OverMaximum,
     /// Stored bytes are damaged.
     Damage,
 }
@@ -66,7 +68,7 @@ pub fn alarms(state: &State, vms: &[VmStatus], now: Timestamp) -> Vec<(Alarm, St
     let mut alarms = Vec::new();
     for vm in vms.iter().filter(|vm| vm.configured) {
         if vm.points == 0 {
-            alarms.push((Alarm::Broken, format!("{} has no restore point", vm.vm)));
+            alarms.push((Alarm::Hole, format!("{} has no restore point", vm.vm)));
         } else if let Some(coverage) = &vm.coverage
             && coverage.missing > 0
         {
@@ -77,7 +79,7 @@ pub fn alarms(state: &State, vms: &[VmStatus], now: Timestamp) -> Vec<(Alarm, St
                 .map(|night| night.date.to_string())
                 .collect();
             alarms.push((
-                Alarm::Broken,
+                Alarm::Hole,
                 format!(
                     "{}: no restore point for the night of {}",
                     vm.vm,
@@ -143,7 +145,7 @@ fn over_maximum(state: &State, now: Timestamp, alarms: &mut Vec<(Alarm, String)>
         let left = point.deadline.duration_since(now);
         if !left.is_positive() {
             alarms.push((
-                Alarm::Broken,
+                Alarm::OverMaximum,
                 format!("{what} is kept over its maximum since {}", point.deadline),
             ));
         } else if left <= eighth && point.state == PointState::Live {
@@ -160,7 +162,7 @@ fn over_maximum(state: &State, now: Timestamp, alarms: &mut Vec<(Alarm, String)>
         let left = deadline.duration_since(now);
         if !left.is_positive() {
             alarms.push((
-                Alarm::Broken,
+                Alarm::OverMaximum,
                 format!("unreadable bytes are still stored, and should be gone since {deadline}"),
             ));
         } else if left <= eighth {

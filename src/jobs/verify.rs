@@ -4,7 +4,7 @@ use super::{JobError, Watch};
 use crate::format::entry::VerifyMethod;
 use crate::model::{PackName, PointState};
 use crate::repository::reclaim::mark_now;
-use crate::repository::{Customer, Index, scrub_packs};
+use crate::repository::{Customer, Index, Unreachable, open_live, scrub_packs};
 use crate::storage::{Listed, StorageErrorKind};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct VerifyRequest {
     /// Walk every tree down to the tags of its chunks.
     pub trees: bool,
-    /// Read this share of the packs, those longest unread first.
+    /// Read this share of the packs, those longest unread first; 100 with `trees`: open every live
+    /// frame with the key.
     pub read_percent: Option<u8>,
     /// Only packs that were not read since then (the nightly share).
     pub unread_since: Option<Timestamp>,
@@ -63,31 +64,73 @@ pub fn verify(
     }
     verified.packs = check_packs(customer, &index, &listed, &mut verified.damage)?;
 
-    if request.trees {
+    if request.trees && request.read_percent != Some(100) {
         watch.stage(&format!("{} trees", customer.name()), 0);
         check_trees(customer, &mut verified.damage)?;
     }
     if stop.load(Ordering::Relaxed) {
         return Err(JobError::interrupted());
     }
-    if let Some(percent) = request.read_percent {
-        read_packs(
-            customer,
-            &index,
-            percent,
-            request,
-            &mut verified,
-            watch,
-            stop,
-        )?;
+    match request.read_percent {
+        None => {}
+        // All of it: what is live is opened with the key, which finds what checksums find and more.
+        Some(100) if request.trees => {
+            open_everything(customer, request, &mut verified, watch, stop)?;
+        }
+        Some(percent) => {
+            read_packs(
+                customer,
+                &index,
+                percent,
+                request,
+                &mut verified,
+                watch,
+                stop,
+            )?;
+        }
     }
     Ok(verified)
+}
+
+fn open_everything(
+    customer: &Customer,
+    request: VerifyRequest,
+    verified: &mut Verified,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<(), JobError> {
+    watch.stage(&format!("{} data", customer.name()), 0);
+    let opened = open_live(customer, request.threads, stop, &|bytes| {
+        watch.advance(bytes)
+    })?;
+    if stop.load(Ordering::Relaxed) {
+        return Err(JobError::interrupted());
+    }
+    verified.packs_read = opened.whole.len();
+    verified.read_bytes = opened.bytes;
+    for (pack, tag) in &opened.damaged {
+        verified.damage.push(format!(
+            "{} (tag {tag}): a frame does not open",
+            customer.names().pack(pack)
+        ));
+    }
+    tell_unreadable(customer, &opened.unreadable, &mut verified.damage);
+    if !(opened.whole.is_empty() && opened.damaged.is_empty()) {
+        customer.note_verification(VerifyMethod::Opened, &opened.whole, &opened.damaged)?;
+    }
+    Ok(())
 }
 
 /// Every node of every point must open, and every chunk must have a place.
 fn check_trees(customer: &Customer, damage: &mut Vec<String>) -> Result<(), JobError> {
     let mark = mark_now(customer, true)?;
-    for found in &mark.damage {
+    tell_unreadable(customer, &mark.damage, damage);
+    Ok(())
+}
+
+/// What cannot be read, with the restore point that needs it.
+fn tell_unreadable(customer: &Customer, unreadable: &[Unreachable], damage: &mut Vec<String>) {
+    for found in unreadable {
         let what = customer.with_state(|state| {
             state.points.get(&found.point).map(|point| {
                 let expired = match point.state {
@@ -104,7 +147,6 @@ fn check_trees(customer: &Customer, damage: &mut Vec<String>) -> Result<(), JobE
             found.error
         ));
     }
-    Ok(())
 }
 
 /// Every uncondemned pack of the index must be there, in its size.

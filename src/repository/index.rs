@@ -298,8 +298,3 @@ pub fn frame_bytes_of(row: &PackRow) -> u64 {
         + 32 * u64::from(row.frames);
     row.size_bytes.saturating_sub(overhead)
 }
-
-/// Whether a pack of this kind holds nodes.
-pub fn is_node_pack(info: &PackInfo) -> bool {
-    info.row.kind == PackKind::Node
-}

@@ -9,7 +9,6 @@ use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
 use crate::jobs::listed;
 use crate::model::VmName;
-use jiff::tz::TimeZone;
 use serde_json::json;
 use std::collections::BTreeSet;
 
@@ -29,11 +28,8 @@ pub fn run(invocation: &Invocation, args: &PointsArgs) -> Result<Answer, Failure
     for (number, open) in site.customers()?.iter().enumerate() {
         let customer = &open.config.name;
         known.extend(open.config.vms.iter().map(|vm| (number, vm.name.clone())));
+        let zone = open.zone();
         open.customer.with_state(|state| {
-            let zone = state
-                .policy
-                .as_ref()
-                .map_or(TimeZone::UTC, |policy| policy.timezone().clone());
             for (id, point) in listed(state, now) {
                 known.insert((number, point.vm.clone()));
                 let wanted = args.vms.is_empty()

@@ -8,11 +8,10 @@ use crate::cli::site::{OpenCustomer, Site, Watching};
 use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
 use crate::jobs::undo;
-use crate::jobs::{JobErrorKind, Policies, PruneRequest, Pruned, apply_policy, plan_prune, prune};
+use crate::jobs::{Policies, PruneRequest, Pruned, apply_policy, plan_prune, prune};
 use crate::model::PointState;
 use crate::policy::{Decision, Deletion};
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use serde_json::json;
 use std::fmt::Write;
 
@@ -51,21 +50,14 @@ pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure>
                 Ok(mut pruned) => {
                     notes.append(&mut pruned.notes);
                     pruned.notes = notes;
-                    Ok(pruned)
+                    Ok((pruned, open))
                 }
                 Err(error) => Err(error.into()),
             }
         });
         match outcome {
-            Ok(pruned) => {
-                let zone = TimeZone::get(&config.terms.timezone).unwrap_or(TimeZone::UTC);
-                text.push_str(&plan_text(
-                    config.name.as_str(),
-                    &pruned.decisions,
-                    &site,
-                    config,
-                    &zone,
-                ));
+            Ok((pruned, open)) => {
+                text.push_str(&plan_text(&pruned.decisions, &open));
                 text.push_str(&pruned_text(
                     &config.name,
                     &pruned,
@@ -178,13 +170,7 @@ fn dry_run(site: &Site, request: PruneRequest) -> Result<Answer, Failure> {
         let (decisions, last_witnessed) = open
             .customer
             .with_state(|state| (plan_prune(state, now, request), state.last_witnessed));
-        let zone = TimeZone::get(&open.config.terms.timezone).unwrap_or(TimeZone::UTC);
-        text.push_str(&table_text(
-            open.config.name.as_str(),
-            &decisions,
-            &open,
-            &zone,
-        ));
+        text.push_str(&plan_text(&decisions, &open));
         let clock = match site.host.judgement(last_witnessed).deletion {
             Deletion::Allowed => None,
             Deletion::Refused { reason } => {
@@ -206,42 +192,20 @@ fn dry_run(site: &Site, request: PruneRequest) -> Result<Answer, Failure> {
     Ok(answer)
 }
 
-fn plan_text(
-    name: &str,
-    decisions: &[Decision],
-    site: &Site,
-    config: &crate::config::Customer,
-    zone: &TimeZone,
-) -> String {
-    match site.customer(config) {
-        Ok(open) => table_text(name, decisions, &open, zone),
-        Err(_) => String::new(),
-    }
-}
-
 /// The plan: a line and a reason a point, oldest first.
-fn table_text(
-    name: &str,
-    decisions: &[Decision],
-    open: &OpenCustomer<'_>,
-    zone: &TimeZone,
-) -> String {
+fn plan_text(decisions: &[Decision], open: &OpenCustomer<'_>) -> String {
     if decisions.is_empty() {
         return String::new();
     }
-    let taken = |decision: &Decision| {
-        open.customer.with_state(|state| {
-            state
-                .points
-                .get(&decision.point)
-                .map_or(Timestamp::MIN, |point| point.taken_at)
-        })
-    };
-    let mut rows: Vec<(Timestamp, &Decision)> = decisions
-        .iter()
-        .map(|decision| (taken(decision), decision))
-        .collect();
-    rows.sort_by(|a, b| (&a.1.vm, a.0).cmp(&(&b.1.vm, b.0)));
+    let zone = open.zone();
+    let mut rows: Vec<(Timestamp, &Decision)> = open.customer.with_state(|state| {
+        let taken = |point| state.points.get(point).map(|row| row.taken_at);
+        decisions
+            .iter()
+            .map(|decision| (taken(&decision.point).unwrap_or(Timestamp::MIN), decision))
+            .collect()
+    });
+    rows.sort_by(|one, other| (&one.1.vm, one.0).cmp(&(&other.1.vm, other.0)));
     let mut table = Table::new()
         .left("VM")
         .left("TAKEN")
@@ -250,8 +214,8 @@ fn table_text(
         .cut("REASON");
     for (taken_at, decision) in rows {
         table.row([
-            format!("{name}/{}", decision.vm),
-            figures::minute(taken_at, zone),
+            format!("{}/{}", open.config.name, decision.vm),
+            figures::minute(taken_at, &zone),
             short(&decision.point.to_string()),
             action_word(decision.action).to_string(),
             decision.reason.to_string(),
@@ -313,9 +277,4 @@ fn bring_back(site: &Site, selector: &PointSelector) -> Result<Answer, Failure> 
         text,
         json!({ "customer": config.name.as_str(), "id": id.to_string(), "undone": true }),
     ))
-}
-
-/// What stopped the job, as far as others must know.
-pub fn is_interrupted(kind: &JobErrorKind) -> bool {
-    *kind == JobErrorKind::Interrupted
 }

@@ -9,11 +9,12 @@ use std::fmt::Write;
 
 pub fn backed_up_line(name: &str, done: &BackedUp) -> String {
     let mut text = format!(
-        "{name}: {} {}, {} read, {} stored\n",
+        "{name}: {} {}, {} read, {} stored, {}\n",
         done.kind,
         short(&done.point.to_string()),
         figures::bytes(done.read_bytes),
-        figures::bytes(done.stored_bytes)
+        figures::bytes(done.stored_bytes),
+        figures::seconds(done.seconds)
     );
     for note in &done.notes {
         let _ = writeln!(text, "  {note}");
@@ -33,18 +34,25 @@ pub fn backed_up_document(customer: &CustomerName, vm: &VmName, done: &BackedUp)
         "read_bytes": done.read_bytes,
         "stored_bytes": done.stored_bytes,
         "disks_bytes": done.disks_bytes,
+        "seconds": done.seconds,
         "notes": done.notes,
     })
 }
 
 pub fn pruned_text(customer: &CustomerName, pruned: &Pruned, location: &str) -> String {
-    let mut text = format!(
-        "{customer}: {} expired, {} erased, {} freed, {} rewritten\n",
-        figures::count(pruned.expired.len(), "point", "points"),
-        pruned.erased.len(),
-        figures::bytes(pruned.reclaimed.freed_bytes),
-        figures::bytes(pruned.reclaimed.rewritten_bytes),
-    );
+    let idle = pruned.expired.is_empty()
+        && pruned.erased.is_empty()
+        && pruned.reclaimed.removed.is_empty();
+    let mut text = match idle {
+        true => format!("{customer}: nothing to prune\n"),
+        false => format!(
+            "{customer}: {} expired, {} erased, {} freed, {} rewritten\n",
+            figures::count(pruned.expired.len(), "point", "points"),
+            pruned.erased.len(),
+            figures::bytes(pruned.reclaimed.freed_bytes),
+            figures::bytes(pruned.reclaimed.rewritten_bytes),
+        ),
+    };
     if pruned.aborted_sessions > 0 {
         let _ = writeln!(
             text,

@@ -25,12 +25,7 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
     let now = site.host.now();
     let open = owner(&site, &args.vm, now)?;
     let customer = &open.customer;
-    let zone = customer.with_state(|state| {
-        state
-            .policy
-            .as_ref()
-            .map_or(TimeZone::UTC, |policy| policy.timezone().clone())
-    });
+    let zone = open.zone();
     let chosen = choose_point(&open, args, &zone, now)?;
     let point = PointReader::open(customer, &chosen)?;
     let names = chosen_disks(&point, &args.disks)?;

@@ -90,7 +90,7 @@ fn report(
     let customer = &open.config.name;
     let mut text = String::new();
     let mut worst = None;
-    let mut fail = |failure: Failure, worst: &mut Option<Failure>| {
+    let fail = |failure: Failure, worst: &mut Option<Failure>| {
         invocation.terminal.warn(&failure.text());
         *worst = worse(worst.take(), Some(failure));
     };
@@ -192,9 +192,8 @@ fn report(
     let (_, alarms) = look(open, site.host.now());
     for (alarm, what) in &alarms {
         let _ = writeln!(text, "{customer}: {what}");
-        // A hole in the window stays one for two weeks; that is for `status` to repeat, not for
-        // every run. What is over its maximum is for tonight.
-        if *alarm == Alarm::Broken && what.contains("since") {
+        // A hole in the window stays one for two weeks: that is for `status` to repeat.
+        if *alarm == Alarm::OverMaximum {
             let failure = Failure::new(Exit::PromiseBroken, format!("{customer}: {what}"));
             fail(failure, &mut worst);
         }

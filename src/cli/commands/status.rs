@@ -33,7 +33,7 @@ pub fn run(invocation: &Invocation, _args: &StatusArgs) -> Result<Answer, Failur
         match site.customer(config) {
             Ok(open) => {
                 let (rows, found) = look(&open, now);
-                let zone = TimeZone::get(&config.terms.timezone).unwrap_or(TimeZone::UTC);
+                let zone = open.zone();
                 for row in &rows {
                     table.row(cells(config.name.as_str(), row, &zone));
                     vms.push(vm_document(config.name.as_str(), row));
@@ -41,7 +41,7 @@ pub fn run(invocation: &Invocation, _args: &StatusArgs) -> Result<Answer, Failur
                 for (alarm, text) in found {
                     let of = match alarm {
                         Alarm::Warning => Exit::Done,
-                        Alarm::Broken => Exit::PromiseBroken,
+                        Alarm::Hole | Alarm::OverMaximum => Exit::PromiseBroken,
                         Alarm::Damage => Exit::DamageFound,
                     };
                     if rank(of) > rank(exit) {
@@ -105,7 +105,7 @@ pub fn look(open: &OpenCustomer<'_>, now: Timestamp) -> (Vec<VmStatus>, Vec<(Ala
 fn word(alarm: Alarm) -> &'static str {
     match alarm {
         Alarm::Warning => "warning",
-        Alarm::Broken => "broken",
+        Alarm::Hole | Alarm::OverMaximum => "broken",
         Alarm::Damage => "damage",
     }
 }

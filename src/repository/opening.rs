@@ -1,0 +1,289 @@
+//! Opening everything that is live with the key: what a checksum cannot tell, this does.
+//!
+//! Memory: a bit a record of the index, 32 bytes for each lowest node of the disk at hand, and
+//! what a [`Reader`] holds.
+
+use super::RepositoryError;
+use super::customer::Customer;
+use super::index::{Index, LiveRecords, PackNumber, count_uses};
+use super::mark::Unreachable;
+use super::reader::{ReadScratch, Reader};
+use super::tree::children;
+use crate::codec::DiskRecord;
+use crate::model::{Id, PackName, PieceKind, PointId, Tag};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What opening showed.
+#[derive(Debug, Clone, Default)]
+pub struct Opened {
+    pub frames: u64,
+    pub bytes: u64,
+    /// Packs of which every frame was opened.
+    pub whole: Vec<PackName>,
+    /// Places whose frame does not open; another place may have the piece.
+    pub damaged: Vec<(PackName, Tag)>,
+    /// Pieces that open nowhere, with a restore point that needs them.
+    pub unreadable: Vec<Unreachable>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens every node and chunk that a live or expired point reaches, each once. `progress` hears of
+/// plain bytes.
+pub fn open_live(
+    customer: &Customer,
+    threads: usize,
+    stop: &AtomicBool,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Opened, RepositoryError> {
+    let index = customer.load_index()?;
+    let reader = Reader::with_index(customer, index.clone());
+    let points: Vec<PointId> =
+        customer.with_state(|state| state.roots().map(|(id, _)| *id).collect());
+    let mut opening = Opening {
+        customer,
+        index: &index,
+        reader: &reader,
+        claimed: Mutex::new(LiveRecords::none_of(&index)),
+        opened: Mutex::default(),
+        progress,
+        nodes: HashSet::new(),
+    };
+    for point in points {
+        let record = match customer.record(&point) {
+            Ok(record) => record,
+            Err(error) if error.is_damage() => {
+                // Erased meanwhile, or damage.
+                customer.refresh()?;
+                if customer.with_state(|state| state.roots().any(|(id, _)| *id == point)) {
+                    lock(&opening.opened)
+                        .result
+                        .unreadable
+                        .push(Unreachable { point, error });
+                }
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        for disk in &record.disks {
+            opening.open_disk(&point, disk, threads, stop)?;
+        }
+    }
+    let uses = count_uses(&index, &lock(&opening.claimed));
+    let Tally {
+        mut result,
+        by_pack,
+    } = opening
+        .opened
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    // A frame that nothing reaches was not opened: such a pack has not been seen whole.
+    result.whole = index
+        .packs()
+        .iter()
+        .zip(&uses)
+        .enumerate()
+        .filter(|(number, (_, usage))| {
+            by_pack.get(&(*number as PackNumber)).copied() == Some(usage.known_frames)
+        })
+        .map(|(_, (info, _))| info.row.name)
+        .collect();
+    result.damaged.sort_unstable();
+    result.damaged.dedup();
+    Ok(result)
+}
+
+#[derive(Default)]
+struct Tally {
+    result: Opened,
+    by_pack: HashMap<PackNumber, u64>,
+}
+
+struct Opening<'a> {
+    customer: &'a Customer,
+    index: &'a Index,
+    reader: &'a Reader<'a>,
+    claimed: Mutex<LiveRecords>,
+    opened: Mutex<Tally>,
+    progress: &'a (dyn Fn(u64) + Sync),
+    /// Nodes walked already: what points share is walked once.
+    nodes: HashSet<Tag>,
+}
+
+impl Opening<'_> {
+    fn open_disk(
+        &mut self,
+        point: &PointId,
+        disk: &DiskRecord,
+        threads: usize,
+        stop: &AtomicBool,
+    ) -> Result<(), RepositoryError> {
+        let lowest = self.lowest_nodes(point, disk)?;
+        let next = AtomicUsize::new(0);
+        let failure: Mutex<Option<RepositoryError>> = Mutex::new(None);
+        let this = &*self;
+        std::thread::scope(|scope| {
+            for _ in 0..threads.clamp(1, lowest.len().max(1)) {
+                scope.spawn(|| {
+                    let work = || -> Result<(), RepositoryError> {
+                        let mut scratch = ReadScratch::new()?;
+                        while let Some((id, count)) =
+                            lowest.get(next.fetch_add(1, Ordering::Relaxed))
+                        {
+                            if stop.load(Ordering::Relaxed) || lock(&failure).is_some() {
+                                return Ok(());
+                            }
+                            this.open_chunks(point, id, *count, &mut scratch)?;
+                        }
+                        Ok(())
+                    };
+                    if let Err(error) = work() {
+                        lock(&failure).get_or_insert(error);
+                    }
+                });
+            }
+        });
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// The lowest nodes of a disk that were not walked yet, each opened, with how many children
+    /// they have.
+    fn lowest_nodes(
+        &mut self,
+        point: &PointId,
+        disk: &DiskRecord,
+    ) -> Result<Vec<(Id, usize)>, RepositoryError> {
+        let mut lowest = Vec::new();
+        let Some(root) = disk.root else {
+            return Ok(lowest);
+        };
+        let shape = disk.shape;
+        let mut scratch = ReadScratch::new()?;
+        let mut waiting = vec![(shape.height(), 0u64, root)];
+        while let Some((height, at, id)) = waiting.pop() {
+            let tag = self.customer.keys().tag(&id);
+            if !self.nodes.insert(tag) {
+                continue;
+            }
+            let kind = PieceKind::Node { height };
+            if !self.open_piece(point, kind, &id, &tag, &mut scratch)? {
+                continue;
+            }
+            let count = shape.children_of(height, at);
+            if height == 1 {
+                lowest.push((id, count));
+                continue;
+            }
+            let below = children(self.reader, height, &id, count, &mut scratch)?;
+            for (child, id) in below.iter().enumerate().rev() {
+                if let Some(id) = id {
+                    let index = at * crate::model::FAN_OUT as u64 + child as u64;
+                    waiting.push((height - 1, index, *id));
+                }
+            }
+        }
+        // In disk order, which is much the order of the packs.
+        Ok(lowest)
+    }
+
+    fn open_chunks(
+        &self,
+        point: &PointId,
+        node: &Id,
+        count: usize,
+        scratch: &mut ReadScratch,
+    ) -> Result<(), RepositoryError> {
+        let below = children(self.reader, 1, node, count, scratch)?;
+        let mut wanted: Vec<(Id, Tag)> = below
+            .iter()
+            .flatten()
+            .map(|id| (*id, self.customer.keys().tag(id)))
+            .collect();
+        {
+            let mut claimed = lock(&self.claimed);
+            wanted.retain(|(_, tag)| {
+                !claimed.has(self.index, tag) && {
+                    claimed.mark(self.index, tag);
+                    true
+                }
+            });
+        }
+        wanted.sort_by_key(|(_, tag)| {
+            self.index
+                .places(tag)
+                .first()
+                .map(|place| (place.pack, place.offset))
+        });
+        for (id, tag) in wanted {
+            self.open_piece(point, PieceKind::Chunk, &id, &tag, scratch)?;
+        }
+        Ok(())
+    }
+
+    /// Opens a piece at the first place that has it; places that fail on the way are noted.
+    fn open_piece(
+        &self,
+        point: &PointId,
+        kind: PieceKind,
+        id: &Id,
+        tag: &Tag,
+        scratch: &mut ReadScratch,
+    ) -> Result<bool, RepositoryError> {
+        if kind != PieceKind::Chunk {
+            lock(&self.claimed).mark(self.index, tag);
+        }
+        let mut failed = Vec::new();
+        for place in self.index.places(tag) {
+            match self
+                .reader
+                .open_at(self.index, &place, kind, id, tag, scratch)
+            {
+                Ok(()) => {
+                    let bytes = scratch.plain.len() as u64;
+                    (self.progress)(bytes);
+                    let mut tally = lock(&self.opened);
+                    tally.result.frames += 1;
+                    tally.result.bytes += bytes;
+                    *tally.by_pack.entry(place.pack).or_default() += 1;
+                    tally.result.damaged.extend(failed);
+                    return Ok(true);
+                }
+                Err(error) if error.is_damage() => {
+                    failed.extend(
+                        self.index
+                            .pack(place.pack)
+                            .map(|pack| (pack.row.name, *tag)),
+                    );
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // Moved by another prune meanwhile, or damage: the ledger is read again before it is said.
+        match self.reader.open(kind, id, scratch) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_damage() => {
+                self.customer.refresh()?;
+                let needed = self
+                    .customer
+                    .with_state(|state| state.roots().any(|(id, _)| id == point));
+                if needed {
+                    let mut tally = lock(&self.opened);
+                    tally.result.damaged.extend(failed);
+                    tally.result.unreadable.push(Unreachable {
+                        point: *point,
+                        error,
+                    });
+                }
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
