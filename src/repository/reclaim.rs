@@ -17,6 +17,9 @@ use std::sync::Arc;
 
 /// How often a plan is made anew before it is left to the next prune.
 const PLAN_ATTEMPTS: usize = 6;
+/// Only one prune a night is relied on: from the start of one night to the end of the next, in
+/// which the clocks may change.
+const UNTIL_NEXT_PRUNE: SignedDuration = SignedDuration::from_hours(50);
 /// A condemnation names at most so many packs; a larger one is several sessions.
 const MAX_CONDEMNED: usize = 4096;
 
@@ -69,12 +72,10 @@ pub struct PackDecision {
 /// What to do with each pack. `budget`: the policy's erase budget.
 ///
 /// A pack is rewritten when half of it is dead, or when the earliest deadline in it is nearer than
-/// a quarter of the budget (12 hours at least, and never less than two prunes away); then it loses
-/// all its dead frames, so each live byte moves about once a budget.
+/// a quarter of the budget, or may pass before the next prune has ended; then it loses all its dead
+/// frames, so each live byte moves about once a budget.
 pub fn plan(packs: &[PackFacts], now: Timestamp, budget: SignedDuration) -> Vec<PackDecision> {
-    let margin = (budget / 4).max(SignedDuration::from_hours(12));
-    // Prunes run once a night: one that would come too late is done now.
-    let margin = margin.max(SignedDuration::from_hours(36).min(budget));
+    let margin = (budget / 4).max(UNTIL_NEXT_PRUNE);
     packs
         .iter()
         .map(|facts| {
@@ -757,5 +758,14 @@ mod tests {
         assert_eq!(decide(1000, 990, 6), PackAction::Keep);
         assert_eq!(decide(1000, 990, 5), PackAction::Rewrite);
         assert_eq!(decide(1000, 990, -1), PackAction::Rewrite);
+    }
+
+    #[test]
+    fn with_the_smallest_budget_nothing_waits_for_a_prune_that_comes_too_late() {
+        // Tonight's prune at the start of the window, the next one at the end of its own.
+        let (mut facts, now) = facts(1000, 990, 0);
+        facts.earliest_deadline = Some(now + SignedDuration::from_hours(25));
+        let budget = SignedDuration::from_hours(24);
+        assert_eq!(plan(&[facts], now, budget)[0].action, PackAction::Rewrite);
     }
 }
