@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 /// Prunes run once a night, at any time of a window of up to a day: what the next one may reach
 /// only after its deadline is done now.
-const NEXT_PRUNE_ENDS_WITHIN: SignedDuration = SignedDuration::from_hours(48);
+const NEXT_PRUNE_ENDS_WITHIN: SignedDuration = SignedDuration::from_hours(50);
 
 /// What decides over a pack. `dead_bytes` counts frames only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,21 @@
+//! What the tests of the whole program share: a host with its configuration and a faked clock,
+//! guests that write to their disks, and a scanner of the store that knows nothing of
+//! `repository`.
+
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test crate uses its own part of this module"
+)]
+
+mod books;
+mod guest;
+mod host;
+mod random;
+mod scanner;
+
+pub use books::{Books, Known, id_of};
+pub use guest::{Guest, Picture};
+pub use host::{Customer, Host, HostOptions, Ran, Running, files_below, path_text, time, tool};
+pub use random::Random;
+pub use scanner::{Fragments, Scan, Scanner, WalkedDisk, WalkedPoint};
