@@ -350,7 +350,7 @@
 //! | `begin` | `session` | session id, never used before |
 //! | | `purpose` | `backup`, `reclaim`, `merge`, `prove` |
 //! | | `vm`?, `point`? | with `backup`, and only there: the VM, and the point id it may commit |
-//! | | `expires_at`?, `deadline`? | not used by version 1 |
+//! | | `expires_at`?, `deadline`? | with `backup`: those that a point taken at this entry's time would have. For reading they mean nothing |
 //! | `commit` | `session`, `vm`, `point` | as its `begin` said |
 //! | | `record_hash` | BLAKE3 of the stored point record |
 //! | | `point_kind` | `full` or `incremental` |
@@ -374,7 +374,7 @@
 //! | `reclaimed` | `session`? | a `prove` session, which this entry closes |
 //! | | `marked_at` | the mark saw the ledger up to this number |
 //! | | `deleted` | packs that are gone from the store |
-//! | | `marks` | list of objects `pack`, `dead_bytes`, `earliest_deadline`, `erases` (numbers of `erase` entries whose points may have left these bytes): all packs with dead bytes now |
+//! | | `marks` | list of objects `pack`, `dead_bytes`, `earliest_deadline`, `erases` (numbers of `erase` entries whose points may have left these bytes): packs whose dead bytes are news; none dead: the pack's row goes |
 //! | | `certificate`? | object `id`, `hash`, `signature_hash`: BLAKE3 of the certificate and of its signature file |
 //! | | `destroyed` | point ids: erased points of which no byte is left |
 //! | `restore` | `point`, `vm`, `disks`, `reason` | evidence |
@@ -419,7 +419,7 @@
 //! | `erase` | prune | all expired, none twice | erased |
 //! | `merge` | prune | session open, of this host, purpose `merge`; `replaced` are current; `dropped` are condemned and deleted; segments are new and of the session | `replaced` are no longer current; `segments` are; `dropped` are forgotten; the session is born |
 //! | `condemn` | prune | session open, of this host, purpose `reclaim`; no pack is the session's own; segments are new and of the session | packs are condemned; segments current; the session is born |
-//! | `reclaimed` | prune | a session, if named, is open, of this host, purpose `prove`; a certificate needs a session; `deleted` were condemned; `destroyed` are erased, none twice | packs are deleted; `marks` replace all earlier ones; destroyed points are forgotten; the session is over |
+//! | `reclaimed` | prune | a session, if named, is open, of this host, purpose `prove`; a certificate needs a session; `deleted` were condemned; `destroyed` are erased, none twice | packs are deleted; `marks` are taken in (12.5); destroyed points are forgotten; the session is over |
 //! | `restore` | restore or admin | | |
 //! | `verify` | backup, restore or prune | | notes when packs were whole; damaged frames |
 //! | `clock` | `refused` any; `trusted` prune or admin; `void` admin | | `void`: the time of entry `seq` is not witnessed |
@@ -448,6 +448,15 @@
 //! night is within the window and not within 24 h of `taken_at`. When a policy changes, `expires_at` becomes
 //! the earlier of the old and the new one, `deadline` the earlier of the old one and of the later of
 //! (`taken_at` + new maximum, time of the entry + *B* days). A reader needs none of this.
+//!
+//! ## 12.5 Marks
+//!
+//! One row a pack: dead bytes, earliest deadline, `erase` entries. A `reclaimed` entry is *current* if its
+//! `marked_at` is not below that of any before. For each row of it: a pack without a row gets this one,
+//! unless nothing is dead; a row without dead bytes removes the pack's row, if current; else the earlier
+//! deadline and the union of the erases hold, and the dead bytes, if current. Rows of `deleted` packs go.
+//! Then every row gets the `erase` entries up to `marked_at` that no mark had seen, with the earliest deadline
+//! of their points: what is dead may be theirs. A reader needs none of this.
 //!
 //! # 13. Certificates
 //!
