@@ -7,7 +7,8 @@ use crate::config::{self, Config, DiskFormat};
 use crate::format::repository_file::RepositoryFile;
 use crate::hypervisor::image::{ImageDisk, ImageFormat, ImageSource};
 use crate::jobs::{
-    BackupSettings, JobError, JobErrorKind, LocalHost, StateError, StateFolder, VmTask,
+    BackupSettings, JobError, JobErrorKind, LocalHost, PruneRequest, StateError, StateFolder,
+    VmTask,
 };
 use crate::model::Clock;
 use crate::policy::HostClock;
@@ -148,6 +149,13 @@ impl Site {
         BackupSettings {
             chunk_bytes: self.file.chunk_bytes,
             threads: self.config.host.threads,
+        }
+    }
+
+    pub fn prune_request(&self, confirm: bool) -> PruneRequest {
+        PruneRequest {
+            confirm,
+            has_reserve: self.config.repository.reserve_bytes > 0,
         }
     }
 

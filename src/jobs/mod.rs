@@ -36,8 +36,8 @@ pub use prune::{PruneRequest, Pruned, plan_prune, prune, undo};
 pub use report::{Alarm, VmStatus, alarms, status};
 pub use restore::{RestoreTarget, Restored, note_restore, restore};
 pub use run::{
-    CustomerRun, Policies, VmOutcome, VmRun, VmTask, apply_policy, backup_now, due_now,
-    run_customer,
+    CustomerRun, Policies, RunSettings, VmOutcome, VmRun, VmTask, apply_policy, backup_now,
+    due_now, run_customer,
 };
 pub use state_folder::{Lock, StateError, StateFolder};
 pub use verify::{Verified, VerifyRequest, verify};

@@ -26,6 +26,8 @@ const MOST_MERGES: usize = 16;
 pub struct PruneRequest {
     /// Skip the wait between expiring and erasing, go on over damage, remove foreign objects.
     pub confirm: bool,
+    /// The store is to have a reserve.
+    pub has_reserve: bool,
 }
 
 /// What a prune decided and did.
@@ -125,12 +127,12 @@ pub fn prune(
     }
     // As soon as there is room again; without a reserve the next full store could not be pruned.
     match customer.storage().restore_reserve() {
-        Ok(true) => {}
-        Ok(false) => pruned.notes.push(
-            "the reserve is not set aside (no room, or none was configured): a full store may \
-             not be prunable"
+        Ok(false) if request.has_reserve => pruned.notes.push(
+            "there is no room to set the reserve aside: once the store is full, it may not be \
+             prunable"
                 .to_string(),
         ),
+        Ok(_) => {}
         Err(error) => pruned.notes.push(format!("the reserve: {error}")),
     }
     result.map(|()| pruned)

@@ -51,6 +51,13 @@ pub enum Policies {
     },
 }
 
+/// How a run works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunSettings {
+    pub backup: BackupSettings,
+    pub prune: PruneRequest,
+}
+
 /// What a run did for one customer.
 pub struct CustomerRun {
     pub policies: Policies,
@@ -119,26 +126,28 @@ pub fn run_customer(
     host: &LocalHost,
     terms: &PolicyTerms,
     tasks: &[VmTask],
-    settings: &BackupSettings,
+    settings: &RunSettings,
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<CustomerRun, JobError> {
     super::admission::update_host(customer, host)?;
-    let aborted_sessions = customer.abort_dead_sessions(host.now())?;
+    // Only those of this host, whose death the kernel tells: at a time before all others no session
+    // is too old, and what a clock says is first judged by the prune.
+    let aborted_sessions = customer.abort_dead_sessions(Timestamp::UNIX_EPOCH)?;
     let policies = apply_policy(customer, terms, false, host.now())?;
     let mut vms = Vec::new();
     for task in tasks {
         if stop.load(Ordering::Relaxed) {
             return Err(JobError::interrupted());
         }
-        vms.push(run_vm(customer, host, task, settings, watch, stop)?);
+        vms.push(run_vm(customer, host, task, &settings.backup, watch, stop)?);
     }
-    let pruned = prune(customer, host, PruneRequest::default(), false, watch, stop);
+    let pruned = prune(customer, host, settings.prune, false, watch, stop);
     let request = VerifyRequest {
         trees: false,
         read_percent: Some(NIGHTLY_READ_PERCENT),
         unread_since: host.now().checked_sub(READ_AGAIN).ok(),
-        threads: settings.threads,
+        threads: settings.backup.threads,
     };
     let verified = verify(customer, request, watch, stop);
     for result in [pruned.as_ref().err(), verified.as_ref().err()] {

@@ -17,9 +17,7 @@ use std::fmt::Write;
 
 pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure> {
     let site = Site::open(invocation)?;
-    let request = PruneRequest {
-        confirm: args.confirm,
-    };
+    let request = site.prune_request(args.confirm);
     if args.trust_clock {
         site.host.vouch_for_clock();
     }

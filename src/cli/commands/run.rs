@@ -12,8 +12,7 @@ use crate::cli::invocation::Invocation;
 use crate::cli::site::{OpenCustomer, Site, Watching};
 use crate::config;
 use crate::jobs::{
-    Alarm, CustomerRun, Policies, PruneRequest, VmOutcome, VmTask, due_now, plan_prune,
-    run_customer,
+    Alarm, CustomerRun, Policies, RunSettings, VmOutcome, VmTask, due_now, plan_prune, run_customer,
 };
 use crate::policy::{Action, What};
 use serde_json::{Value, json};
@@ -43,7 +42,10 @@ pub fn run(invocation: &Invocation, args: &RunArgs) -> Result<Answer, Failure> {
                 &site.host,
                 &config.terms,
                 &tasks,
-                &site.backup_settings(),
+                &RunSettings {
+                    backup: site.backup_settings(),
+                    prune: site.prune_request(false),
+                },
                 &watching,
                 &invocation.stop,
             );
@@ -238,7 +240,7 @@ fn dry_run(site: &Site) -> Result<Answer, Failure> {
                     "reason": due.reason.to_string(),
                 }));
             }
-            plan_prune(state, now, PruneRequest::default())
+            plan_prune(state, now, site.prune_request(false))
                 .into_iter()
                 .filter(|decision| matches!(decision.action, Action::Expire | Action::Erase))
                 .collect::<Vec<_>>()
