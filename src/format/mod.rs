@@ -351,7 +351,7 @@
 //! | `begin` | `session` | session id, never used before |
 //! | | `purpose` | `backup`, `reclaim`, `merge`, `prove` |
 //! | | `vm`?, `point`? | with `backup`, and only there: the VM, and the point id it may commit |
-//! | | `expires_at`?, `deadline`? | not used by version 1 |
+//! | | `expires_at`?, `deadline`? | with `backup`: when the point that it may commit would expire, and must be gone; a session of which that has passed is aborted. No rule rests on them |
 //! | `commit` | `session`, `vm`, `point` | as its `begin` said |
 //! | | `record_hash` | BLAKE3 of the stored point record |
 //! | | `point_kind` | `full` or `incremental` |
