@@ -5,7 +5,7 @@
 //! program that changes the format breaks these tests; a new version gets a folder of its own.
 //!
 //! The generator runs only when it is asked to, and never overwrites:
-//! `VMKEEP_WRITE_GOLDEN=DIR cargo test --test format_golden -- --ignored`
+//! `VMKEEP_WRITE_GOLDEN=DIR cargo test --test format_golden `
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -817,9 +817,11 @@ impl Generator {
 }
 
 #[test]
-#[ignore = "writes a new golden repository into $VMKEEP_WRITE_GOLDEN"]
-fn write_a_golden_repository() {
-    let folder = PathBuf::from(std::env::var_os("VMKEEP_WRITE_GOLDEN").unwrap());
+fn what_made_the_golden_repository_still_makes_one_that_restores() {
+    // A new one is kept only where that is asked for.
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = std::env::var_os("VMKEEP_WRITE_GOLDEN")
+        .map_or_else(|| temporary.path().to_path_buf(), PathBuf::from);
     let write = |name: &str, bytes: &[u8]| {
         let path = folder.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();

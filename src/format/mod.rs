@@ -351,7 +351,7 @@
 //! | `begin` | `session` | session id, never used before |
 //! | | `purpose` | `backup`, `reclaim`, `merge`, `prove` |
 //! | | `vm`?, `point`? | with `backup`, and only there: the VM, and the point id it may commit |
-//! | | `expires_at`?, `deadline`? | with `backup`: when the point that it may commit would expire, and must be gone; a session of which that has passed is aborted. No rule rests on them |
+//! | | `expires_at`?, `deadline`? | with `backup`: those that a point taken at this entry's time would have. For reading they mean nothing |
 //! | `commit` | `session`, `vm`, `point` | as its `begin` said |
 //! | | `record_hash` | BLAKE3 of the stored point record |
 //! | | `point_kind` | `full` or `incremental` |
@@ -375,7 +375,7 @@
 //! | `reclaimed` | `session`? | a `prove` session, which this entry closes |
 //! | | `marked_at` | the mark saw the ledger up to this number |
 //! | | `deleted` | packs that are gone from the store |
-//! | | `marks` | list of objects `pack`, `dead_bytes`, `earliest_deadline`, `erases` (numbers of `erase` entries whose points may have left these bytes): packs with dead bytes; `dead_bytes` 0 takes a row back |
+//! | | `marks` | list of objects `pack`, `dead_bytes`, `earliest_deadline`, `erases` (numbers of `erase` entries whose points may have left these bytes): packs whose dead bytes are news; none dead: the pack's row goes |
 //! | | `certificate`? | object `id`, `hash`, `signature_hash`: BLAKE3 of the certificate and of its signature file |
 //! | | `destroyed` | point ids: erased points of which no byte is left |
 //! | `restore` | `point`, `vm`, `disks`, `reason` | evidence |
@@ -452,11 +452,12 @@
 //!
 //! ## 12.5 Marks
 //!
-//! A row of `marks` is kept for each pack with dead bytes, until the pack is deleted or a row with
-//! `dead_bytes` 0 of a mark that is no older (`marked_at`) takes it back. A row for a pack that has one
-//! replaces `dead_bytes`, unless its mark is older, and adds: the earlier deadline, all `erases`. Then
-//! every row takes in the deadlines and numbers of the erasures between the last `marked_at` and this
-//! one. So a date can only move forward, never be lost. A reader needs none of this.
+//! One row a pack: dead bytes, earliest deadline, `erase` entries. A `reclaimed` entry is *current* if its
+//! `marked_at` is not below that of any before. For each row of it: a pack without a row gets this one,
+//! unless nothing is dead; a row without dead bytes removes the pack's row, if current; else the earlier
+//! deadline and the union of the erases hold, and the dead bytes, if current. Rows of `deleted` packs go.
+//! Then every row gets the `erase` entries up to `marked_at` that no mark had seen, with the earliest deadline
+//! of their points: what is dead may be theirs. A reader needs none of this.
 //!
 //! # 13. Certificates
 //!

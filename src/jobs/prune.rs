@@ -20,6 +20,8 @@ const POINTS_IN_ENTRY: usize = 2000;
 /// Damage stops a reclaim no longer when a deadline is this near: never over the maximum.
 const DEADLINE_BEATS_DAMAGE: SignedDuration = SignedDuration::from_hours(24);
 
+const MOST_MERGES: usize = 16;
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PruneRequest {
     /// Skip the wait between expiring and erasing, go on over damage, remove foreign objects.
@@ -187,7 +189,13 @@ fn pass(
         Err(error) => return Err(error.into()),
     }
     go_on()?;
-    merge_segments(customer)?;
+    // As long as something is forgotten or joined; each pass names a bounded number of packs.
+    for _ in 0..MOST_MERGES {
+        if !merge_segments(customer)? {
+            break;
+        }
+        go_on()?;
+    }
     prove(customer, host, now, request, pruned)
 }
 
@@ -324,7 +332,8 @@ pub fn undo(customer: &Customer, point: PointId, reason: &str) -> Result<(), Job
 
 /// Erased points of which no byte is left, as the marks of the ledger say.
 pub(super) fn destroyed(state: &State) -> Vec<PointId> {
-    if state.condemned.values().any(|row| !row.deleted) {
+    // Not deleted yet, or its tags still stand in the index.
+    if !state.condemned.is_empty() {
         return Vec::new();
     }
     let left: BTreeSet<u64> = state

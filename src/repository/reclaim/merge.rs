@@ -9,24 +9,46 @@ use crate::model::{ObjectHash, PackName, SegmentName};
 use std::collections::{BTreeMap, BTreeSet};
 
 const MERGE_AT_SEGMENTS: usize = 12;
-const MERGE_AT_DELETED_PACKS: usize = 256;
 /// Records of a segment that readers still accept, with room for its tables.
 const MAX_RECORDS: usize = (MAX_SEGMENT_BYTES / 32) as usize;
 
-/// Joins small index segments into one, so that a lookup asks few of them. Places of packs that
-/// are known to be deleted are left out; those of packs that are only condemned stay.
+/// Forgets the packs that are known to be deleted, and joins small index segments into one, so
+/// that a lookup asks few of them. Places of packs that are only condemned stay.
+///
+/// A tag lets a holder of the customer key test a guess at its content, so the tags of what was
+/// destroyed leave with its bytes, in the same prune, and no later merge is waited for.
 ///
 /// `false`: there was nothing to do, or another merge was faster.
 pub fn merge_segments(customer: &Customer) -> Result<bool, RepositoryError> {
     let index = customer.load_index()?;
-    let stale = index.packs().iter().filter(|info| info.deleted).count();
     let mut sizes: Vec<(usize, SegmentName)> = index
         .segment_names()
         .map(|(name, len)| (len, *name))
         .collect();
     sizes.sort_unstable();
-    let taken = choose(&sizes, stale);
-    if taken.is_empty() {
+    let gone = |pack: &PackName| {
+        index
+            .number_of(pack)
+            .and_then(|number| index.pack(number))
+            .is_some_and(|info| info.deleted)
+    };
+    let stale: BTreeSet<SegmentName> = sizes
+        .iter()
+        .filter(|(_, name)| {
+            index
+                .segment(name)
+                .is_some_and(|part| part.packs().iter().any(|row| gone(&row.name)))
+        })
+        .map(|(_, name)| *name)
+        .collect();
+    let unlisted = customer.with_state(|state| {
+        state
+            .condemned
+            .iter()
+            .any(|(name, row)| row.deleted && index.number_of(name).is_none())
+    });
+    let taken = choose(&sizes, &stale);
+    if taken.is_empty() && !unlisted {
         return Ok(false);
     }
     let begun = customer.begin(Purpose::Merge, None)?;
@@ -47,18 +69,22 @@ pub fn merge_segments(customer: &Customer) -> Result<bool, RepositoryError> {
                 false => kept_elsewhere.extend(part.packs().iter().map(|row| row.name)),
             }
         }
-        let bytes = segment::build(
-            &begun.id,
-            &crate::codec::random_bytes(),
-            &table.rows,
-            &mut table.records,
-        );
-        let name = SegmentName {
-            session: begun.id,
-            hash: ObjectHash::from_bytes(*blake3::hash(&bytes).as_bytes()),
-        };
-        let object = customer.names().segment(&name);
-        upload(&**customer.storage(), &object, &bytes)?;
+        let mut segments = Vec::new();
+        if !table.rows.is_empty() {
+            let bytes = segment::build(
+                &begun.id,
+                &crate::codec::random_bytes(),
+                &table.rows,
+                &mut table.records,
+            );
+            let name = SegmentName {
+                session: begun.id,
+                hash: ObjectHash::from_bytes(*blake3::hash(&bytes).as_bytes()),
+            };
+            let object = customer.names().segment(&name);
+            upload(&**customer.storage(), &object, &bytes)?;
+            segments.push(name);
+        }
         customer.append(|state| {
             if !taken.iter().all(|name| state.segments.contains_key(name)) {
                 return Err(RepositoryError::new(
@@ -79,7 +105,7 @@ pub fn merge_segments(customer: &Customer) -> Result<bool, RepositoryError> {
             };
             Ok(Body::Merge(MergeBody {
                 session: begun.id,
-                segments: vec![name],
+                segments: segments.clone(),
                 replaced: taken.iter().copied().collect(),
                 // A rescue may have condemned it again.
                 dropped: dropped
@@ -120,25 +146,32 @@ fn not_open(error: RepositoryError) -> Result<(), RepositoryError> {
     }
 }
 
-/// All small segments, and a larger one only while the ones before it add up to a quarter of it:
-/// each record moves a logarithmic number of times. Deleted packs leave only with their segments,
-/// so many of them merge everything.
-fn choose(sizes: &[(usize, SegmentName)], stale: usize) -> BTreeSet<SegmentName> {
-    let all = stale >= MERGE_AT_DELETED_PACKS;
-    if sizes.len() < MERGE_AT_SEGMENTS && !all {
-        return BTreeSet::new();
-    }
+/// Those that list deleted packs; and when there are many segments, all small ones, and a larger one
+/// only while the ones before it add up to a quarter of it: each record moves a logarithmic number
+/// of times.
+fn choose(sizes: &[(usize, SegmentName)], stale: &BTreeSet<SegmentName>) -> BTreeSet<SegmentName> {
     let mut taken = BTreeSet::new();
     let mut sum = 0usize;
-    for (len, name) in sizes {
-        let enough = taken.len() >= 2 && sum * 4 < *len && !all;
+    for (len, name) in sizes.iter().filter(|(_, name)| stale.contains(name)) {
+        if sum + len > MAX_RECORDS && !taken.is_empty() {
+            break;
+        }
+        sum += len;
+        taken.insert(*name);
+    }
+    if sizes.len() < MERGE_AT_SEGMENTS {
+        return taken;
+    }
+    let forgetting = !taken.is_empty();
+    for (len, name) in sizes.iter().filter(|(_, name)| !stale.contains(name)) {
+        let enough = taken.len() >= 2 && sum * 4 < *len;
         if enough || sum + len > MAX_RECORDS {
             break;
         }
         sum += len;
         taken.insert(*name);
     }
-    match taken.len() >= 2 || all {
+    match taken.len() >= 2 || forgetting {
         true => taken,
         false => BTreeSet::new(),
     }
