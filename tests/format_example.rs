@@ -40,6 +40,78 @@ fn example() -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
+/// Every field that a stored entry has is described, and every limit is the code's.
+#[test]
+fn the_specification_names_every_kind_and_field_of_the_golden_ledger() {
+    fn fields(value: &serde_json::Value, into: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Object(map) => {
+                for (name, value) in map {
+                    into.push(name.clone());
+                    fields(value, into);
+                }
+            }
+            serde_json::Value::Array(list) => list.iter().for_each(|value| fields(value, into)),
+            _ => {}
+        }
+    }
+    let text = include_str!("../src/format/mod.rs");
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let ledger = root.join("tests/golden/v1/store/customers/acme/ledger");
+    for file in std::fs::read_dir(ledger).unwrap() {
+        let stored = std::fs::read(file.unwrap().path()).unwrap();
+        let line = stored.split(|byte| *byte == b'\n').next().unwrap();
+        let entry: serde_json::Value = serde_json::from_slice(line).unwrap();
+        let mut names = vec![entry["kind"].as_str().unwrap().to_string()];
+        fields(&entry, &mut names);
+        for name in names {
+            let code = format!("`{name}`");
+            assert!(
+                text.contains(&code) || text.contains(&format!("\"{name}\":")),
+                "{name} is not specified"
+            );
+        }
+    }
+    use vmkeep::format::{certificate, entry, pack, repository_file, segment};
+    for (row, bytes, limit) in [
+        ("| pack | 256 MiB", pack::MAX_PACK_BYTES, 256 << 20),
+        (
+            "| index segment, sections in it | 4 GiB, 32 |",
+            segment::MAX_SEGMENT_BYTES,
+            4 << 30,
+        ),
+        (
+            "| point record | 16 MiB |",
+            vmkeep::codec::MAX_RECORD_BYTES,
+            16 << 20,
+        ),
+        (
+            "1 MiB written, 1 MiB + 16 KiB read |",
+            entry::MAX_ENTRY_BYTES,
+            (1 << 20) + (16 << 10),
+        ),
+        (
+            "| `vmkeep.json` | 64 KiB |",
+            repository_file::MAX_REPOSITORY_FILE_BYTES,
+            64 << 10,
+        ),
+        (
+            "| certificate | 64 MiB |",
+            certificate::MAX_CERTIFICATE_BYTES,
+            64 << 20,
+        ),
+        ("| disk | 64 TiB |", vmkeep::model::MAX_DISK_BYTES, 64 << 40),
+        (
+            "| height of a tree | 6 |",
+            u64::from(vmkeep::model::MAX_HEIGHT),
+            6,
+        ),
+    ] {
+        assert!(text.contains(row), "{row}");
+        assert_eq!(bytes, limit, "{row}");
+    }
+}
+
 struct Example {
     values: BTreeMap<String, Vec<u8>>,
     used: std::cell::RefCell<Vec<String>>,

@@ -436,7 +436,7 @@ class Ledger:
         self.void, self.unknown = [], []
         while store.exists(name := f"{folder}/ledger/{self.seq + 1:016}"):
             self.take(store.read(name, (1 << 20) + (16 << 10)))
-        beyond = [name for name in store.list(f"{folder}/ledger") if int(name[-16:]) > self.seq]
+        beyond = [name for name in store.list(f"{folder}/ledger") if re.search(r"/[0-9]{16}$", name) and int(name[-16:]) > self.seq]
         need(not beyond, f"a gap in the ledger: {beyond}")
 
     def take(self, data):

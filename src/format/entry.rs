@@ -258,7 +258,7 @@ pub struct ReclaimedBody {
     pub marked_at: u64,
     #[serde(with = "text::list")]
     pub deleted: Vec<PackName>,
-    /// All packs that hold dead bytes now; replaces what earlier entries said.
+    /// Packs that hold dead bytes; a row without dead bytes takes an earlier one back.
     pub marks: Vec<PackMark>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateRef>,

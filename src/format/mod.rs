@@ -312,11 +312,12 @@
 //! **One spelling.** No spaces; the fields above in this order; in `body`, and in every object in it, keys
 //! in ascending order of their bytes; integers in plain decimal; strings escape `"` and `\` with a
 //! backslash, the control characters 8, 9, 10, 12, 13 as `\b \t \n \f \r`, other characters below 32 as
-//! `\u00` and two lower-case digits, and nothing else (other characters stand as UTF-8). An entry in any
+//! `\u00` and two lower-case digits, and nothing else (other characters stand as UTF-8). Integers go up to
+//! 2^64 − 1 and must be read exactly. An entry in any
 //! other spelling is refused, in particular one that has a field twice: two readers must not see two
 //! entries in the same signed bytes. Absent fields are left out, never `null`.
 //!
-//! **A chain that breaks is damage**: a missing number below a higher one, a wrong signature, spelling,
+//! **A chain that breaks is damage**: a missing number below an object named as a higher one, a wrong signature, spelling,
 //! `prev`, `customer` or `seq`, a first entry that is not `genesis`. Nothing after it is looked at. An
 //! entry that is sound and breaks a rule of section 12 is *void* instead: it stays in the chain and has no
 //! effect, with one exception (12.3). That a ledger was cut off at its end can be noticed only by who
@@ -407,7 +408,7 @@
 //!
 //! | kind | role | holds | does |
 //! |---|---|---|---|
-//! | `genesis` | | entry 1; names its signer as `host` | admits it |
+//! | `genesis` | | entry 1; names its signer as `host` | admits it; a `format` above 1 forbids writing |
 //! | `host` | admin | | admits, or replaces roles |
 //! | `key` | admin | | adds a key file |
 //! | `policy` | admin | the terms can be understood and kept | sets the policy; expiry and deadline of existing points only become earlier (12.4) |
@@ -529,8 +530,8 @@
 //! 3. Of the `key` entries, the latest whose `key/<object>.age` the identity opens; its BLAKE3 must be
 //!    `hash`. The plaintext is section 4.1; its customer uid must be that of the ledger. Derive the keys.
 //! 4. Of the live points of the VM, the one with the latest `taken_at` that is not after the wished time.
-//! 5. Read `points/<point>`: BLAKE3 is `record_hash`; open it (section 9). Find the disk by its name: size,
-//!    chunk size, root.
+//! 5. Read `points/<point>`: BLAKE3 is `record_hash`; open it (section 9). VM, kind, time, names and sizes
+//!    are those of the commit. Find the disk by its name: size, chunk size, root.
 //! 6. Load the index from the current segments.
 //! 7. To open an id of a kind: tag; places; of each place read the frame (the length is in the record),
 //!    check kind, tag, lengths and checksum; open; decompress; compute the id again. The first place that
@@ -569,7 +570,9 @@
 //! - Wrong content is never taken for right: each piece is bound to its id, each id to its parent, the root
 //!   to the record, the record to its point id and customer, its hash to a signed entry.
 //! - A ledger cannot be changed or forked unnoticed by a host that remembers its end. Entries of hosts
-//!   without the role have no effect, but for a void commit (12.3), which can only keep bytes alive.
+//!   without the role have no effect, but for two: a void commit (12.3) keeps bytes alive, ends the
+//!   session that it names, and may name segments that are not there; an unknown entry of any admitted
+//!   host forbids writing. Neither makes wrong content pass for right.
 //! - Customers share nothing: no key, tag, id or object of one is of use with another.
 //! - Once its point record is destroyed, what only that point reached cannot be read by anybody, key
 //!   holders included: the ids, which are the keys, stood nowhere else.

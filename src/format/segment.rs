@@ -400,6 +400,48 @@ mod tests {
     }
 
     #[test]
+    fn sections_leave_no_room_for_bytes_that_nobody_reads() {
+        let (_, _, bytes) = sample(20);
+        let table = |row: usize, field: usize| HEADER_BYTES + SECTION_BYTES * row + field;
+        let put = |bytes: &mut Vec<u8>, at: usize, value: u64, size: usize| {
+            bytes[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
+        };
+        let records_at = bytes.len() - 20 * RECORD_BYTES;
+        // A gap before the records, which their row in the table knows of.
+        let mut gap = bytes.clone();
+        gap.splice(records_at..records_at, [0; 8]);
+        put(&mut gap, table(2, 8), records_at as u64 + 8, 8);
+        // Something behind the last section, and an unread number in the table.
+        let mut more = bytes.clone();
+        more.push(0);
+        let mut reserved = bytes.clone();
+        put(&mut reserved, table(1, 4), 1, 4);
+        // The same section twice: which of them counts?
+        let mut twice = bytes.clone();
+        put(&mut twice, table(1, 0), u64::from(SECTION_RECORDS), 4);
+        for bad in [gap, more, reserved, twice] {
+            assert!(Segment::parse(bad).is_err());
+        }
+        // A section that may be skipped is skipped, in its place.
+        let mut optional = bytes.clone();
+        optional.splice(table(3, 0)..table(3, 0), [0; SECTION_BYTES]);
+        for row in 0..3 {
+            let at = table(row, 8);
+            let offset = u64::from_le_bytes(optional[at..at + 8].try_into().unwrap());
+            put(&mut optional, at, offset + SECTION_BYTES as u64, 8);
+        }
+        let end = optional.len() as u64;
+        put(&mut optional, 52, 4, 4);
+        put(&mut optional, table(3, 0), u64::from(SECTION_OPTIONAL), 4);
+        put(&mut optional, table(3, 8), end, 8);
+        put(&mut optional, table(3, 16), 5, 8);
+        optional.extend([0; 5]);
+        assert_eq!(Segment::parse(optional.clone()).unwrap().len(), 20);
+        put(&mut optional, table(3, 0), 4, 4);
+        assert!(Segment::parse(optional).is_err());
+    }
+
+    #[test]
     fn an_unsorted_segment_is_refused() {
         let (_, _, mut bytes) = sample(20);
         let end = bytes.len();
