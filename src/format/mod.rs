@@ -435,8 +435,8 @@
 //! `begin` nor after this entry; `expires_at` is not after `deadline`; its segments are new and of the
 //! session.
 //!
-//! A **void commit** is the exception: unless its session was aborted before or its point id is known, it
-//! closes and adopts its session as if valid, and its point is a root (nothing it reaches may be deleted)
+//! A **void commit** is the exception: if its session is open and of this host, who is admitted, and its
+//! point id is not known, it closes and adopts its session as if valid, and its point is a root (nothing it reaches may be deleted)
 //! until its time is over; but it is not listed, not restored, and not the newest of its VM. Programs of
 //! two versions that disagree on a rule must not delete each other's data.
 //!
@@ -570,8 +570,8 @@
 //! - Wrong content is never taken for right: each piece is bound to its id, each id to its parent, the root
 //!   to the record, the record to its point id and customer, its hash to a signed entry.
 //! - A ledger cannot be changed or forked unnoticed by a host that remembers its end. Entries of hosts
-//!   without the role have no effect, but for two: a void commit (12.3) keeps bytes alive, ends the
-//!   session that it names, and may name segments that are not there; an unknown entry of any admitted
+//!   without the role have no effect, but for two: a void commit (12.3) of an admitted host keeps
+//!   bytes alive and may name segments that are not there; an unknown entry of any admitted
 //!   host forbids writing. Neither makes wrong content pass for right.
 //! - Customers share nothing: no key, tag, id or object of one is of use with another.
 //! - Once its point record is destroyed, what only that point reached cannot be read by anybody, key

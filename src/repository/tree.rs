@@ -8,7 +8,7 @@ use super::writer::{Session, Worker};
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{DiskRecord, decode_node, encode_node};
 use crate::format::pack::PackKind;
-use crate::model::{Extent, FAN_OUT, Id, MAX_HEIGHT, PieceKind, TreeShape};
+use crate::model::{Extent, FAN_OUT, Id, MAX_DISK_BYTES, MAX_HEIGHT, PieceKind, TreeShape};
 use std::sync::{Mutex, PoisonError};
 
 /// The lowest nodes of a disk, in disk order. Opaque: it holds ids.
@@ -91,7 +91,7 @@ pub struct SpanDraft {
 impl DiskDraft {
     /// `base`: the row of the same disk in the point this one builds on; must be of the same shape.
     pub fn new(shape: TreeShape, base: Option<Row>) -> Result<Self, RepositoryError> {
-        if shape.height() > MAX_HEIGHT {
+        if shape.size_bytes > MAX_DISK_BYTES || shape.height() > MAX_HEIGHT {
             return Err(RepositoryError::new(
                 RepositoryErrorKind::Refused,
                 "disk",

@@ -297,7 +297,12 @@ impl<'a> Session<'a> {
             }
             Err(_) => return CheckedPack::OutOfReach,
         };
+        let hash = ObjectHash::from_bytes(*blake3::hash(&bytes).as_bytes());
         match pack::scrub(&bytes) {
+            // Whole frames, but not those that were written here.
+            Ok((_, damaged)) if damaged.is_empty() && hash != info.row.name.hash => {
+                CheckedPack::Broken
+            }
             Ok((entries, damaged)) => {
                 let mut sound: Vec<Tag> = entries
                     .iter()

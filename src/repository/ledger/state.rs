@@ -557,7 +557,13 @@ impl State {
     /// disagree on a rule must not make one of them condemn what the other one lists. Only after
     /// its session's abort is it nothing, because the objects were rightly removed.
     fn adopt_void_commit(&mut self, entry: &Entry, body: &CommitBody) {
-        if self.aborted.contains(&body.session) || self.points.contains_key(&body.point) {
+        // Nor is it of anybody but the admitted host whose session it is: a stranger with access to
+        // the store could close a living session and name segments that do not exist.
+        let own = self
+            .open
+            .get(&body.session)
+            .is_some_and(|open| open.host == entry.host);
+        if !own || self.points.contains_key(&body.point) {
             return;
         }
         self.adopt(&body.session, &body.segments, entry.time);
