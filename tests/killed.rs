@@ -1,0 +1,225 @@
+//! `kill -9` at random moments of a backup and of a prune.
+
+mod support;
+
+use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use support::{
+    Books, Customer, Guest, Host, HostOptions, Picture, Ran, Random, Scan, Scanner, time,
+};
+
+const KILLS: u64 = 50;
+
+fn options() -> HostOptions {
+    HostOptions {
+        policy: "timezone = \"UTC\"\nwindow = \"22:00-06:00\"\nmax_retention = \"7 days\"",
+        customers: vec![Customer {
+            name: "acme",
+            own: "",
+            vms: vec![("web01", vec!["vda", "vdb"])],
+        }],
+        ..HostOptions::default()
+    }
+}
+
+struct Host1 {
+    host: Host,
+    disks: BTreeMap<&'static str, Guest>,
+    books: Books,
+    scanner: Scanner,
+    random: Random,
+    at: Timestamp,
+    killed: usize,
+}
+
+impl Host1 {
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let host = Host::new(&options());
+        let disks = [("vda", 6 << 20), ("vdb", 3 << 20)]
+            .map(|(disk, size)| {
+                let guest = Guest::new(host.image("web01", disk), size, &mut random);
+                (disk, guest)
+            })
+            .into();
+        let at = time("2031-02-10T23:00:00Z");
+        host.vmkeep(&["init", "--yes"], at).exits(0);
+        let scanner = Scanner::new(host.store(), &host.identity_file());
+        Host1 {
+            host,
+            disks,
+            books: Books::default(),
+            scanner,
+            random,
+            at,
+            killed: 0,
+        }
+    }
+
+    /// Runs to the end; how long it took.
+    fn timed(&self, line: &[&str]) -> Duration {
+        let start = Instant::now();
+        self.host.vmkeep(line, self.at).exits(0);
+        start.elapsed()
+    }
+
+    /// Starts, and kills after a random share of the time that it takes undisturbed. Being at a
+    /// random moment is the point here, so this waits by the clock.
+    fn killed_somewhere(&mut self, line: &[&str], takes: Duration) -> Ran {
+        let delay = takes.mul_f64(self.random.share());
+        let running = self.host.start(line, self.at);
+        std::thread::sleep(delay);
+        let ran = running.kill();
+        if ran.was_killed() {
+            self.killed += 1;
+        } else {
+            ran.exits(0);
+        }
+        ran
+    }
+
+    /// Everything that is listed is right, and the ledger holds, whatever a killed process left.
+    fn look(&mut self) -> Scan {
+        let listed = self.host.points(self.at);
+        let pictures: BTreeMap<String, Picture> = self
+            .disks
+            .iter()
+            .map(|(disk, guest)| (disk.to_string(), guest.picture()))
+            .collect();
+        self.books.list(&listed, |_| pictures.clone());
+        let scan = self.scanner.scan();
+        for id in &self.books.listed {
+            let known = &self.books.points[id];
+            let walked = &scan.points[id];
+            assert_eq!(walked.disks.len(), known.disks.len());
+            for disk in &walked.disks {
+                let picture = &known.disks[&disk.name];
+                assert!(
+                    disk.is(picture),
+                    "{id}: {} of {}",
+                    disk.name,
+                    known.taken_at
+                );
+            }
+        }
+        self.host.vmkeep(&["ledger", "verify"], self.at).exits(0);
+        scan
+    }
+
+    /// And after a prune nothing lies about: neither record nor frame that no point explains.
+    fn examine(&mut self) {
+        let scan = self.look();
+        self.books.compare(&scan);
+        let overdue = self.books.overdue(&scan, self.at);
+        assert!(overdue.is_empty(), "{overdue:#?}");
+    }
+
+    fn restore_all(&self) {
+        for id in &self.books.listed {
+            let known = &self.books.points[id];
+            let taken_at = known.taken_at.to_string();
+            let target = self.host.restore("web01", &taken_at, self.at);
+            for (disk, picture) in &known.disks {
+                let restored = Picture::of_file(&target.path().join(format!("{disk}.raw")));
+                assert!(restored == *picture, "{disk} of {taken_at}");
+            }
+        }
+    }
+
+    fn work(&mut self) {
+        for guest in self.disks.values_mut() {
+            guest.work(20, &mut self.random);
+        }
+    }
+
+    fn hours(&mut self, hours: i64) {
+        self.at += SignedDuration::from_hours(hours);
+    }
+}
+
+/// After a prune nothing is left that the ledger does not explain.
+fn nothing_unexplained(pruned: &Ran) {
+    let document = pruned.exits(0).document();
+    for customer in document["customers"].as_array().unwrap() {
+        assert_eq!(customer["unexplained"], serde_json::json!([]), "{customer}");
+    }
+}
+
+#[test]
+fn a_backup_killed_at_any_moment_leaves_a_state_that_the_next_run_cleans() {
+    let mut one = Host1::new(0x6b11_0001);
+    let full = one.timed(&["backup", "web01", "--full"]);
+    one.examine();
+    for number in 0..KILLS {
+        one.work();
+        one.hours(2);
+        let line: &[&str] = match number % 3 {
+            0 => &["backup", "web01", "--full"],
+            _ => &["backup", "web01"],
+        };
+        one.killed_somewhere(line, full);
+        // It was killed before its commit or after it: both are clean.
+        one.look();
+        if number % 5 == 4 {
+            one.hours(1);
+            nothing_unexplained(&one.host.vmkeep(&["--json", "prune"], one.at));
+            one.examine();
+            one.host.vmkeep(&["backup", "web01"], one.at).exits(0);
+            one.examine();
+        }
+    }
+    println!("{} of {KILLS} were killed under way", one.killed);
+    assert!(one.killed as u64 > KILLS / 2);
+    one.hours(1);
+    nothing_unexplained(&one.host.vmkeep(&["--json", "prune"], one.at));
+    one.examine();
+    one.restore_all();
+    one.host.vmkeep(&["verify", "--read-data"], one.at).exits(0);
+}
+
+#[test]
+fn a_prune_killed_at_any_moment_is_gone_on_with_by_the_next() {
+    let mut one = Host1::new(0x6b11_0002);
+    // A week of nights, so that every later prune expires, erases and rewrites something.
+    for night in 0..7 {
+        one.work();
+        one.host
+            .vmkeep(
+                match night {
+                    0 => &["backup", "web01", "--full"][..],
+                    _ => &["backup", "web01"],
+                },
+                one.at,
+            )
+            .exits(0);
+        one.examine();
+        one.hours(24);
+    }
+    let mut takes = one.timed(&["prune"]);
+    for number in 0..KILLS {
+        one.work();
+        let line: &[&str] = match number % 7 {
+            0 => &["backup", "web01", "--full"],
+            _ => &["backup", "web01"],
+        };
+        one.host.vmkeep(line, one.at).exits(0);
+        one.look();
+        one.killed_somewhere(&["prune"], takes.mul_f64(1.2));
+        one.look();
+        if number % 2 == 1 {
+            // Gone on with by the next one.
+            let start = Instant::now();
+            nothing_unexplained(&one.host.vmkeep(&["--json", "prune"], one.at));
+            takes = takes.max(start.elapsed());
+            one.examine();
+        }
+        one.hours(12);
+    }
+    println!("{} of {KILLS} were killed under way", one.killed);
+    assert!(one.killed as u64 > KILLS / 2);
+    nothing_unexplained(&one.host.vmkeep(&["--json", "prune"], one.at));
+    one.examine();
+    one.restore_all();
+    one.host.vmkeep(&["verify", "--read-data"], one.at).exits(0);
+}
