@@ -38,8 +38,12 @@ impl Ledger {
             names,
             state: State::default(),
         };
+        // What this host has seen is asked before the rest is read: other processes of it go on
+        // meanwhile, and what they see later is no proof against an end that was read earlier.
+        ledger.read_on(Some(1), |_, _| {})?;
+        let head = ledger.state.uid.and_then(|uid| host.head(&uid));
         ledger.read_on(None, |_, _| {})?;
-        let Some(uid) = ledger.state.uid else {
+        if ledger.state.uid.is_none() {
             return match listed.first() {
                 Some(entry) => Err(RepositoryError::damaged(
                     &entry.name,
@@ -47,7 +51,7 @@ impl Ledger {
                 )),
                 None => Ok(None),
             };
-        };
+        }
         // Only what has the name of an entry can prove a gap; a stray file must not lock a
         // customer out of everything.
         let beyond = listed.iter().find(|object| {
@@ -63,7 +67,7 @@ impl Ledger {
                 ),
             ));
         }
-        if let Some(head) = host.head(&uid) {
+        if let Some(head) = head {
             ledger.check_head(&head)?;
         }
         ledger.remember(host);
