@@ -49,7 +49,7 @@
 //!     points/<point id>                        a restore point: the roots of its disks
 //!     certificates/<id>.json                   a deletion certificate
 //!     certificates/<id>.json.minisig           its signature
-//!     probe/…                                  tests of the store; carry nothing, may be removed
+//!     probe/…                                  tests of the store; carry nothing
 //! ```
 //!
 //! Numbers have no leading zeros in `key/`, and exactly 16 digits in `ledger/`. Customers share nothing.

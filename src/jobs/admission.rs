@@ -46,7 +46,7 @@ pub fn admit(
     }
     let own = host.identity().recipient();
     let others = escrow.iter().filter(|one| **one != own).cloned();
-    let recipients: Vec<AgeRecipient> = std::iter::once(own.clone()).chain(others).collect();
+    let recipients: Vec<AgeRecipient> = std::iter::once(own).chain(others).collect();
     let open = || {
         Customer::open(
             storage.clone(),

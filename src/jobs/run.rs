@@ -120,7 +120,6 @@ pub fn apply_policy(
 }
 
 /// Does all that is due. One VM's failure never stops another's, nor the prune.
-#[expect(clippy::too_many_arguments)]
 pub fn run_customer(
     customer: &Customer,
     host: &LocalHost,
@@ -235,7 +234,6 @@ pub(super) fn locked_backup(
 }
 
 /// Backs a VM up now: an incremental where that is possible, unless a full is asked for.
-#[expect(clippy::too_many_arguments)]
 pub fn backup_now(
     customer: &Customer,
     host: &LocalHost,

@@ -18,6 +18,9 @@ pub struct Unreachable {
     pub error: RepositoryError,
 }
 
+/// The tags asked for, and what was found of them.
+type Wanted = (HashSet<Tag>, HashMap<Tag, (PieceKind, Id)>);
+
 /// A mark of one index; grows by further roots, never shrinks.
 pub struct Mark {
     index: Arc<Index>,
@@ -32,7 +35,7 @@ pub struct Mark {
     /// Frames that did not open on the way.
     pub damaged_frames: BTreeSet<(PackName, Tag)>,
     /// Ids of the pieces asked for, to open their frames. Dropped with the mark.
-    wanted: Option<(HashSet<Tag>, HashMap<Tag, (PieceKind, Id)>)>,
+    wanted: Option<Wanted>,
 }
 
 /// What a mark, and a plan made from it, rests on. Entries that leave it as it is (a `begin`, an

@@ -45,7 +45,7 @@ pub fn probe(
 }
 
 /// Runs one trial and removes its object, whatever the trial said. A crash in between leaves one
-/// small object below `probe/`, which no ledger explains and the next prune removes.
+/// small object below `probe/` that says nothing of anybody; it stays.
 fn with_probe_object(
     store: &dyn Storage,
     prefix: &str,

@@ -92,7 +92,7 @@ impl Pass<'_> {
                 }
                 Directory::Gone => known(),
                 // Nothing of such a pack may be called dead, unless the index knows all of it.
-                Directory::Damaged(_) => {
+                Directory::Damaged => {
                     let known = known();
                     let all = mark
                         .index()

@@ -27,7 +27,7 @@ impl Pass<'_> {
                 Directory::Entries(entries) => entries,
                 // Gone: whoever deleted it died before saying so. Damaged: frames that the index
                 // never knew cannot be needed.
-                Directory::Gone | Directory::Damaged(_) => entries_in_index(mark, &name),
+                Directory::Gone | Directory::Damaged => entries_in_index(mark, &name),
             };
             let needed = |tag: &Tag| {
                 mark.is_live(tag)

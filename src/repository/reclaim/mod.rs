@@ -215,7 +215,7 @@ impl Pass<'_> {
 enum Directory {
     Entries(Vec<DirectoryEntry>),
     Gone,
-    Damaged(RepositoryError),
+    Damaged,
 }
 
 /// The directory of a pack, from the pack itself.
@@ -225,7 +225,7 @@ fn directory(customer: &Customer, name: &PackName) -> Result<Directory, Reposito
         Err(error) if error.kind == RepositoryErrorKind::Storage(StorageErrorKind::NotFound) => {
             Ok(Directory::Gone)
         }
-        Err(error) if error.is_damage() => Ok(Directory::Damaged(error)),
+        Err(error) if error.is_damage() => Ok(Directory::Damaged),
         Err(error) => Err(error),
     }
 }
