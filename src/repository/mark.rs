@@ -218,8 +218,12 @@ impl Mark {
                     let Some(id) = id else { continue };
                     if height == 1 {
                         self.reach(customer, point, PieceKind::Chunk, &id);
-                    } else if self.visit(customer, point, PieceKind::Node { height: height - 1 }, &id)
-                    {
+                    } else if self.visit(
+                        customer,
+                        point,
+                        PieceKind::Node { height: height - 1 },
+                        &id,
+                    ) {
                         below.push((at * FAN_OUT as u64 + child as u64, id));
                     }
                 }

@@ -14,6 +14,10 @@ mod reader;
 pub mod reclaim;
 mod scrub;
 mod sweep;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod writer;
 

@@ -76,8 +76,7 @@ impl NodeCache {
     fn is_worth_reading(&mut self, pack: &PackName, size_bytes: u64, piece_bytes: u64) -> bool {
         let asked = self.asked.entry(*pack).or_default();
         *asked = asked.saturating_add(piece_bytes);
-        size_bytes <= SMALL_NODE_PACK_BYTES
-            || asked.saturating_mul(WHOLE_AFTER_SHARE) >= size_bytes
+        size_bytes <= SMALL_NODE_PACK_BYTES || asked.saturating_mul(WHOLE_AFTER_SHARE) >= size_bytes
     }
 
     fn forget(&mut self, pack: &PackName) {
@@ -319,7 +318,11 @@ impl<'a> Reader<'a> {
         let name = self.customer.names().pack(&pack);
         // A pack that is longer than the index says is damaged at most in its end: its pieces are
         // read one by one.
-        match self.customer.storage().read(&name, size_bytes.min(MAX_PACK_BYTES)) {
+        match self
+            .customer
+            .storage()
+            .read(&name, size_bytes.min(MAX_PACK_BYTES))
+        {
             Ok(bytes) => {
                 let bytes = Arc::new(bytes);
                 lock(&self.nodes).insert(pack, bytes.clone());

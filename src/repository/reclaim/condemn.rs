@@ -47,7 +47,10 @@ impl Pass<'_> {
         match self.write_and_condemn(mark, &begun, &doomed) {
             Ok(true) => Ok(true),
             Ok(false) => {
-                match self.customer.abort(&begun.id, "what the plan stood on has changed") {
+                match self
+                    .customer
+                    .abort(&begun.id, "what the plan stood on has changed")
+                {
                     // Somebody took this session for dead; then its objects are theirs to remove.
                     Err(error) if error.kind == RepositoryErrorKind::Superseded => Ok(false),
                     other => other.map(|()| false),
@@ -130,7 +133,11 @@ impl Pass<'_> {
                     || self.given_up.contains(&(doomed.name, entry.tag))
             })
         };
-        let packs: BTreeSet<PackName> = doomed.iter().filter(left).map(|doomed| doomed.name).collect();
+        let packs: BTreeSet<PackName> = doomed
+            .iter()
+            .filter(left)
+            .map(|doomed| doomed.name)
+            .collect();
         // A pack with a live frame that did not open stays where it is: it may be all there is.
         let stay = doomed.iter().map(|doomed| doomed.name);
         self.stuck.extend(stay.filter(|name| !packs.contains(name)));
@@ -138,7 +145,9 @@ impl Pass<'_> {
             return Ok(false);
         }
         let uploaded = session.finish()?;
-        let rescued = packs.iter().filter(|pack| self.result.withheld.contains(pack));
+        let rescued = packs
+            .iter()
+            .filter(|pack| self.result.withheld.contains(pack));
         let plan = Plan {
             begun,
             doomed,
@@ -190,7 +199,12 @@ fn write_survivors(
                 if !survivors.kept.contains(&entry.tag) {
                     let bytes = bytes.as_deref().unwrap_or_default();
                     let ids = &ids;
-                    let frame = LiveFrame { pack, entry, bytes, ids };
+                    let frame = LiveFrame {
+                        pack,
+                        entry,
+                        bytes,
+                        ids,
+                    };
                     frame.keep(&reader, session, &mut worker, &mut scratch, &mut survivors)?;
                 }
             }
@@ -313,9 +327,8 @@ impl Plan<'_> {
             if !mark.damage.is_empty() && marked_whole {
                 return Ok(None);
             }
-            let ground = customer.with_state(|state| {
-                (state.seq == mark.index().seq()).then(|| Ground::of(state))
-            });
+            let ground = customer
+                .with_state(|state| (state.seq == mark.index().seq()).then(|| Ground::of(state)));
             packs.retain(|pack| {
                 let condemned = mark
                     .index()

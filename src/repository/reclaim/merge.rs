@@ -155,7 +155,11 @@ struct Table {
 impl Table {
     fn take(&mut self, part: &segment::Segment, deleted: &BTreeSet<PackName>) {
         // Packs first: one without a record is adopted all the same.
-        for row in part.packs().iter().filter(|row| !deleted.contains(&row.name)) {
+        for row in part
+            .packs()
+            .iter()
+            .filter(|row| !deleted.contains(&row.name))
+        {
             let next = self.rows.len() as u32;
             self.numbers.entry(row.name).or_insert_with(|| {
                 self.rows.push(*row);

@@ -244,8 +244,8 @@ fn read_directory(
     let range = pack::directory_range(&trailer, size).map_err(|error| damaged(&error))?;
     let mut header = [0; pack::HEADER_BYTES];
     storage.read_range(&object, 0, &mut header)?;
-    let length = usize::try_from(range.end - range.start)
-        .map_err(|_| damaged(&"impossible directory"))?;
+    let length =
+        usize::try_from(range.end - range.start).map_err(|_| damaged(&"impossible directory"))?;
     let mut bytes = vec![0; length];
     storage.read_range(&object, range.start, &mut bytes)?;
     pack::parse_directory(&header, &bytes, range.start).map_err(|error| damaged(&error))

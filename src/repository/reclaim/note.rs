@@ -74,7 +74,11 @@ fn is_known(state: &State, row: &PackMark, marked_at: u64) -> bool {
     };
     // What was erased since the last mark is added to every row when the mark is taken in.
     let since = state.unmarked_erasures_until(marked_at);
-    let deadline = since.values().copied().chain([known.earliest_deadline]).min();
+    let deadline = since
+        .values()
+        .copied()
+        .chain([known.earliest_deadline])
+        .min();
     known.dead_bytes == row.dead_bytes
         && deadline.is_some_and(|deadline| deadline <= row.earliest_deadline)
         && row
@@ -108,7 +112,8 @@ impl Customer {
                 bytes = 0;
             }
         }
-        let unmarked = self.with_state(|state| !state.unmarked_erasures_until(marked_at).is_empty());
+        let unmarked =
+            self.with_state(|state| !state.unmarked_erasures_until(marked_at).is_empty());
         if !part.is_empty() || (parts.is_empty() && unmarked) {
             parts.push((Vec::new(), part));
         }
@@ -117,9 +122,8 @@ impl Customer {
         for (at, (deleted, rows)) in parts.into_iter().enumerate() {
             let result = self.append(|state| {
                 // Another prune may have said the same, or forgotten the pack by now.
-                let waits = |pack: &&PackName| {
-                    state.condemned.get(*pack).is_some_and(|row| !row.deleted)
-                };
+                let waits =
+                    |pack: &&PackName| state.condemned.get(*pack).is_some_and(|row| !row.deleted);
                 let deleted: Vec<PackName> = deleted.iter().filter(waits).copied().collect();
                 let final_part = at == last;
                 if deleted.is_empty() && rows.is_empty() && !final_part {

@@ -187,7 +187,12 @@ mod tests {
             facts.born_at = Some(now() - DAY * born as i32);
             facts
         };
-        let packs = [pack(9, 400, 1), pack(1, 0, 1), pack(2, 400, 3), pack(3, 400, 2)];
+        let packs = [
+            pack(9, 400, 1),
+            pack(1, 0, 1),
+            pack(2, 400, 3),
+            pack(3, 400, 2),
+        ];
         let decisions = plan(&packs, now(), DAY * 20);
         let numbers = |batch: Vec<PackDecision>| -> Vec<u8> {
             let hash = |decision: &PackDecision| decision.facts.name.hash.as_bytes()[0];
