@@ -15,6 +15,10 @@ mod reader;
 pub mod reclaim;
 mod scrub;
 mod sweep;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod writer;
 

@@ -232,20 +232,29 @@ impl Customer {
         let name = &info.row.name;
         self.with_state(|state| state.verified_at(name))
             .is_some_and(|at| at >= since)
-            || self.frame_is_whole(name, place, tag)
+            || self.frame_is_whole(name, place, tag).unwrap_or(false)
     }
 
     /// Whether the frame at this place is as it was written, read now, by its checksum.
-    pub(super) fn frame_is_whole(&self, pack: &PackName, place: &Place, tag: &Tag) -> bool {
+    pub(super) fn frame_is_whole(
+        &self,
+        pack: &PackName,
+        place: &Place,
+        tag: &Tag,
+    ) -> Result<bool, RepositoryError> {
         let Ok(length) = frame_length(place) else {
-            return false;
+            return Ok(false);
         };
         let mut frame = vec![0; length];
         let name = self.names().pack(pack);
         let read = self
             .storage()
             .read_range(&name, u64::from(place.offset), &mut frame);
-        read.is_ok() && parse_frame(&frame).is_ok_and(|frame| frame.header.tag == *tag)
+        match read.map_err(RepositoryError::from) {
+            Ok(()) => Ok(parse_frame(&frame).is_ok_and(|frame| frame.header.tag == *tag)),
+            Err(error) if error.is_damage() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -2,10 +2,12 @@
 
 use super::RepositoryError;
 use super::customer::Customer;
+use super::index::PackNumber;
 use crate::format::entry::{Body, DamagedFrame, VerifyBody, VerifyMethod};
 use crate::format::pack::{self, MAX_PACK_BYTES};
 use crate::model::{ObjectHash, PackName, Tag};
 use crate::storage::StorageErrorKind;
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub struct Scrubbed {
     /// Every byte is as it was written.
     pub whole: Vec<PackName>,
-    /// Frames that do not match their checksum.
+    /// Frames that do not match their checksum, and frames of broken packs that cannot be read.
     pub damaged: Vec<(PackName, Tag)>,
     /// Packs that cannot be read as packs at all, and why.
     pub broken: Vec<(PackName, String)>,
@@ -65,10 +67,39 @@ pub fn scrub_packs(
         return Err(error);
     }
     let mut result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
+    frames_of_broken(customer, &mut result)?;
     result.whole.sort_unstable();
     result.damaged.sort_unstable();
     result.broken.sort_unstable();
     Ok(result)
+}
+
+/// What the index says of packs that are missing or not packs any more: each of its frames that is
+/// not whole where the index says is damaged, or an incremental would go on relying on it.
+fn frames_of_broken(customer: &Customer, result: &mut Scrubbed) -> Result<(), RepositoryError> {
+    if result.broken.is_empty() {
+        return Ok(());
+    }
+    let index = customer.load_index()?;
+    let broken: HashSet<PackNumber> = result
+        .broken
+        .iter()
+        .filter_map(|(name, _)| index.number_of(name))
+        .collect();
+    let mut frames = Vec::new();
+    index.each_record(|_, _, tag, place| {
+        if broken.contains(&place.pack) {
+            frames.push((tag, place));
+        }
+    });
+    for (tag, place) in frames {
+        if let Some(info) = index.pack(place.pack)
+            && !customer.frame_is_whole(&info.row.name, &place, &tag)?
+        {
+            result.damaged.push((info.row.name, tag));
+        }
+    }
+    Ok(())
 }
 
 fn scrub_one(customer: &Customer, name: &PackName) -> Result<Scrubbed, RepositoryError> {

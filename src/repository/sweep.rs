@@ -5,8 +5,8 @@ use super::customer::Customer;
 use super::index::Index;
 use super::ledger::State;
 use crate::format::entry::Purpose;
-use crate::format::names::ObjectRole;
-use crate::model::{PackName, PointState};
+use crate::format::names::{CustomerNames, ObjectRole};
+use crate::model::{ObjectName, PackName, PointState};
 use crate::storage::{Leftover, Listed};
 use std::collections::BTreeSet;
 
@@ -103,6 +103,8 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
     let storage = customer.storage();
     let listed = storage.list(customer.names().prefix())?;
     customer.refresh()?;
+    // What a later version wrote may explain what this one cannot.
+    customer.may_write()?;
     let index = customer.load_index()?;
     let state = customer.state();
     let packs = born_packs(&index);
@@ -118,7 +120,7 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
         ..Swept::default()
     };
     for object in listed {
-        let role = customer.names().role(&object.name);
+        let role = role_of(customer.names(), &object.name);
         match explain(&role, &state, &packs) {
             Explained::Yes => {}
             Explained::Condemned => swept
@@ -148,6 +150,20 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
     }
     swept.leftovers_removed = storage.sweep_leftovers()?;
     Ok(swept)
+}
+
+/// What a name is, if it is spelled as vmkeep spells it: `+1.age` is not key 1.
+fn role_of(names: &CustomerNames, name: &ObjectName) -> ObjectRole {
+    let role = names.role(name);
+    let spelled = match &role {
+        ObjectRole::Ledger(seq) => Some(names.ledger(*seq)),
+        ObjectRole::Key(number) => Some(names.key(*number)),
+        _ => None,
+    };
+    match spelled.is_none_or(|spelled| spelled == *name) {
+        true => role,
+        false => ObjectRole::Foreign,
+    }
 }
 
 fn born_packs(index: &Index) -> BTreeSet<PackName> {

@@ -29,12 +29,11 @@ impl Pass<'_> {
                 // never knew cannot be needed.
                 Directory::Gone | Directory::Damaged => entries_in_index(mark, &name),
             };
-            let needed = |tag: &Tag| {
-                mark.is_live(tag)
-                    && !self.given_up.contains(&(name, *tag))
-                    && !self.is_elsewhere(mark, &name, tag)
-            };
-            if entries.iter().any(|entry| needed(&entry.tag)) {
+            let mut needed = false;
+            for entry in &entries {
+                needed = needed || self.is_needed(mark, &name, &entry.tag)?;
+            }
+            if needed {
                 self.result.withheld.push(name);
                 continue;
             }
@@ -47,14 +46,26 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Whether a live tag of a condemned pack stands in a pack that stays. What another condemned,
-    /// perhaps wrongly, is not believed: the copy that stays is read.
-    fn is_elsewhere(&self, mark: &Mark, condemned: &PackName, tag: &Tag) -> bool {
+    /// Whether a tag of a condemned pack is live and stands in no pack that stays. What another
+    /// condemned, perhaps wrongly, is not believed: the copy that stays is read.
+    fn is_needed(
+        &self,
+        mark: &Mark,
+        condemned: &PackName,
+        tag: &Tag,
+    ) -> Result<bool, RepositoryError> {
+        if !mark.is_live(tag) || self.given_up.contains(&(*condemned, *tag)) {
+            return Ok(false);
+        }
         let own = self.own.contains(condemned);
-        mark.index().sound_places(tag).any(|place| {
-            mark.index().pack(place.pack).is_some_and(|info| {
-                own || self.customer.frame_is_whole(&info.row.name, &place, tag)
-            })
-        })
+        for place in mark.index().sound_places(tag) {
+            let Some(info) = mark.index().pack(place.pack) else {
+                continue;
+            };
+            if own || self.customer.frame_is_whole(&info.row.name, &place, tag)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }

@@ -1,0 +1,563 @@
+//! A small repository for tests: hosts with a set clock on a shared store in memory, VMs as byte
+//! vectors, and a model of what must restore.
+
+use super::reclaim::{Reclaimed, merge_segments, reclaim};
+use super::*;
+use crate::codec::HostIdentity;
+use crate::format::entry::{
+    Attestation, Body, ClockDeclaration, HostBody, PointReason, PointsBody, Purpose, Role,
+};
+use crate::model::{
+    CustomerName, CustomerUid, DiskName, FAN_OUT, HostId, ObjectName, PointId, PointKind,
+    PointState, SessionId, TreeShape, VmName,
+};
+use crate::policy::PolicyTerms;
+use crate::storage::{Memory, Storage};
+use jiff::SignedDuration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub const CHUNK: usize = 64 << 10;
+pub const DAY: SignedDuration = SignedDuration::from_hours(24);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A world clock that only tests move.
+#[derive(Clone)]
+pub struct Time(Arc<Mutex<Timestamp>>);
+
+impl Time {
+    pub fn new() -> Self {
+        let start = "2026-03-02T23:00:00Z".parse().expect("a time");
+        Time(Arc::new(Mutex::new(start)))
+    }
+
+    pub fn now(&self) -> Timestamp {
+        *lock(&self.0)
+    }
+
+    pub fn pass(&self, time: SignedDuration) {
+        let mut now = lock(&self.0);
+        *now = now.checked_add(time).expect("in range");
+    }
+}
+
+/// A machine: identity, clock, memory of heads, living sessions.
+pub struct TestHost {
+    pub identity: HostIdentity,
+    pub time: Time,
+    pub attestation: Mutex<Attestation>,
+    /// Added to the world's time: this machine's clock is wrong by so much.
+    pub wrong_by: Mutex<SignedDuration>,
+    pub heads: Mutex<BTreeMap<CustomerUid, Head>>,
+    held: Arc<Mutex<BTreeSet<SessionId>>>,
+}
+
+impl TestHost {
+    pub fn new(time: &Time) -> Arc<Self> {
+        Arc::new(TestHost {
+            identity: HostIdentity::generate().ok().expect("an identity"),
+            time: time.clone(),
+            attestation: Mutex::new(Attestation::Witnessed),
+            wrong_by: Mutex::new(SignedDuration::ZERO),
+            heads: Mutex::default(),
+            held: Arc::default(),
+        })
+    }
+
+    pub fn body(&self) -> HostBody {
+        HostBody {
+            host: self.identity.host_id(),
+            name: "host".to_string(),
+            recipient: self.identity.recipient().to_string(),
+            roles: vec![Role::Backup, Role::Restore, Role::Prune, Role::Admin],
+            clock: ClockDeclaration::Trusted,
+        }
+    }
+}
+
+struct Held(Arc<Mutex<BTreeSet<SessionId>>>, SessionId);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        lock(&self.0).remove(&self.1);
+    }
+}
+
+impl Host for TestHost {
+    fn id(&self) -> HostId {
+        self.identity.host_id()
+    }
+
+    fn sign(&self, message: &[u8]) -> [u8; 64] {
+        self.identity.sign(message)
+    }
+
+    fn stamp(&self, _: Option<Timestamp>) -> Stamp {
+        Stamp {
+            time: self.time.now() + *lock(&self.wrong_by),
+            attestation: *lock(&self.attestation),
+        }
+    }
+
+    fn noted(&self, _: &Stamp) {}
+
+    fn head(&self, customer: &CustomerUid) -> Option<Head> {
+        lock(&self.heads).get(customer).copied()
+    }
+
+    fn remember_head(&self, customer: &CustomerUid, head: Head) {
+        lock(&self.heads).insert(*customer, head);
+    }
+
+    fn hold_session(&self, session: &SessionId) -> Result<Box<dyn Send + Sync>, RepositoryError> {
+        lock(&self.held).insert(*session);
+        Ok(Box::new(Held(self.held.clone(), *session)))
+    }
+
+    fn session_is_dead(&self, session: &SessionId) -> bool {
+        !lock(&self.held).contains(session)
+    }
+}
+
+/// A store with one customer, and what must be true of it.
+pub struct World {
+    pub memory: Memory,
+    pub time: Time,
+    pub host: Arc<TestHost>,
+    pub second: Arc<TestHost>,
+    pub file: crate::format::repository_file::RepositoryFile,
+    /// What each committed point must restore to.
+    pub model: BTreeMap<PointId, Vec<u8>>,
+}
+
+pub fn customer_name() -> CustomerName {
+    CustomerName::new("acme").expect("a name")
+}
+
+pub fn vm(name: &str) -> VmName {
+    VmName::new(name).expect("a name")
+}
+
+fn disk() -> DiskName {
+    DiskName::new("vda").expect("a name")
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::with_terms(&PolicyTerms::default())
+    }
+
+    pub fn with_terms(terms: &PolicyTerms) -> Self {
+        let memory = Memory::new();
+        let time = Time::new();
+        let (host, second) = (TestHost::new(&time), TestHost::new(&time));
+        let storage: Arc<dyn Storage> = Arc::new(memory.clone());
+        let file = create_repository(&*storage, time.now(), CHUNK as u32).unwrap();
+        let new = NewCustomer {
+            repository: file.repository,
+            name: &customer_name(),
+            host: host.body(),
+            recipients: vec![host.identity.recipient(), second.identity.recipient()],
+            terms,
+        };
+        Customer::create(&storage, &new, &*host).unwrap();
+        let world = World {
+            memory,
+            time,
+            host,
+            second,
+            file,
+            model: BTreeMap::new(),
+        };
+        let body = world.second.body();
+        world
+            .open()
+            .append(|_| Ok(Body::Host(body.clone())))
+            .unwrap();
+        world
+    }
+
+    pub fn open(&self) -> Customer {
+        self.open_on(Arc::new(self.memory.clone()), &self.host)
+            .unwrap()
+    }
+
+    pub fn open_second(&self) -> Customer {
+        self.open_on(Arc::new(self.memory.clone()), &self.second)
+            .unwrap()
+    }
+
+    pub fn open_on(
+        &self,
+        storage: Arc<dyn Storage>,
+        host: &Arc<TestHost>,
+    ) -> Result<Customer, RepositoryError> {
+        let settings = WriteSettings {
+            // Small, so that small disks fill several packs.
+            pack_bytes: 4 * CHUNK,
+            compression_level: 1,
+        };
+        Customer::open(
+            storage,
+            &customer_name(),
+            self.file.repository,
+            &host.identity,
+            host.clone(),
+            settings,
+        )
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.time.now()
+    }
+
+    /// Backs up and enters the result in the model.
+    pub fn backup(&mut self, customer: &Customer, name: &str, bytes: &[u8], full: bool) -> PointId {
+        let (point, result) = backup(customer, name, bytes, full);
+        result.unwrap();
+        self.model.insert(point, bytes.to_vec());
+        point
+    }
+
+    /// Every live point restores exactly; every point that is not live is not readable.
+    pub fn check(&self, customer: &Customer) {
+        customer.refresh().unwrap();
+        let state = customer.state();
+        assert!(state.voids.is_empty(), "{:?}", state.voids);
+        for (point, bytes) in &self.model {
+            let live = state
+                .points
+                .get(point)
+                .is_some_and(|row| row.state == PointState::Live);
+            match restore(customer, point) {
+                Ok(found) => {
+                    assert!(live, "{point} is not live and restores");
+                    assert!(found == *bytes, "{point} restores to other bytes");
+                }
+                Err(error) => assert!(!live, "{point} is live and does not restore: {error}"),
+            }
+        }
+    }
+
+    /// Expires and erases a point, with the day between.
+    pub fn erase(&self, customer: &Customer, point: PointId) {
+        change(customer, point, Body::Expire).unwrap();
+        change(customer, point, Body::Erase).unwrap();
+        let name = customer.names().point(&point);
+        customer.storage().destroy(&name).unwrap();
+    }
+
+    /// What a nightly prune does below the policy: dead sessions, reclaim, merge, sweep.
+    pub fn prune(&self, customer: &Customer) -> Result<Reclaimed, RepositoryError> {
+        let now = self.now();
+        customer.abort_dead_sessions(now)?;
+        let done = reclaim(customer, now, DAY * 22, false)?;
+        customer.note_reclaimed(&done)?;
+        merge_segments(customer)?;
+        sweep(customer, false)?;
+        Ok(done)
+    }
+
+    /// Prunes until nothing is left to do, at a time when every deadline is near.
+    pub fn quiesce(&self, customer: &Customer) {
+        let now = self.now();
+        customer.abort_dead_sessions(now).unwrap();
+        for _ in 0..4 {
+            // Every budget is over: whatever is dead goes.
+            let done = reclaim(customer, now, DAY * 4000, false).unwrap();
+            assert_eq!(done.withheld, [], "condemned, and still needed");
+            assert_eq!(done.damaged, []);
+            customer.note_reclaimed(&done).unwrap();
+            sweep(customer, false).unwrap();
+        }
+        let swept = sweep(customer, false).unwrap();
+        assert_eq!(swept.unexplained, Vec::<String>::new());
+        assert_eq!(swept.removed, []);
+        self.nothing_dead_is_left(customer);
+    }
+
+    /// The same while a writer's session is open: its objects stay.
+    pub fn quiesce_others(&self, customer: &Customer) {
+        for _ in 0..3 {
+            let done = reclaim(customer, self.now(), DAY * 4000, false).unwrap();
+            customer.note_reclaimed(&done).unwrap();
+            sweep(customer, false).unwrap();
+        }
+    }
+
+    /// Nothing in the store but what a live or expired point needs: not even a dead frame.
+    pub fn nothing_dead_is_left(&self, customer: &Customer) {
+        let mark = reclaim::mark_now(customer, false).unwrap();
+        let packs = self
+            .memory
+            .list(&format!("{}/packs", customer.names().prefix()));
+        for object in packs.unwrap() {
+            let bytes = self.memory.read(&object.name, u64::MAX).unwrap();
+            for entry in crate::format::pack::directory_of(&bytes).unwrap() {
+                assert!(
+                    mark.is_live(&entry.tag),
+                    "{} holds a dead frame",
+                    object.name
+                );
+            }
+        }
+        let state = customer.state();
+        assert!(state.open.is_empty());
+        for row in state.condemned.values() {
+            assert!(row.deleted);
+        }
+    }
+
+    pub fn packs(&self) -> Vec<ObjectName> {
+        let listed = self.memory.list("customers/acme/packs").unwrap();
+        listed.into_iter().map(|object| object.name).collect()
+    }
+}
+
+/// Erased points of which the ledger says that no byte is left: none is.
+pub fn no_false_certificate(world: &World, customer: &Customer) {
+    customer.refresh().unwrap();
+    let state = customer.state();
+    if state.condemned.values().any(|row| !row.deleted) {
+        return;
+    }
+    let left: BTreeSet<u64> = state
+        .marks
+        .values()
+        .flat_map(|mark| mark.erases.iter().copied())
+        .collect();
+    let mark = reclaim::mark_now(customer, false).unwrap();
+    let mut stored = BTreeSet::new();
+    for name in world.packs() {
+        let bytes = world.memory.read(&name, u64::MAX).unwrap();
+        let entries = crate::format::pack::directory_of(&bytes).unwrap();
+        stored.extend(entries.into_iter().map(|entry| entry.tag));
+    }
+    for (point, row) in &state.points {
+        let certain = |seq: u64| seq <= state.marked_at && !left.contains(&seq);
+        if !row.erase_seq.is_some_and(certain) {
+            continue;
+        }
+        for plain in world
+            .model
+            .get(point)
+            .into_iter()
+            .flat_map(|bytes| bytes.chunks(CHUNK))
+        {
+            let keys = customer.keys();
+            let tag = keys.tag(&keys.id(crate::model::PieceKind::Chunk, plain));
+            assert!(
+                mark.is_live(&tag) || !stored.contains(&tag),
+                "{point} counts as destroyed, and a chunk that only it needed is in the store"
+            );
+        }
+    }
+}
+
+/// Writes one kind of entry about a point.
+pub fn change(
+    customer: &Customer,
+    point: PointId,
+    body: impl Fn(PointsBody) -> Body,
+) -> Result<u64, RepositoryError> {
+    customer.append(|_| {
+        Ok(body(PointsBody {
+            points: vec![PointReason {
+                point,
+                reason: "a test".to_string(),
+            }],
+        }))
+    })
+}
+
+/// A backup cut in steps, so that other things can happen between them.
+pub struct Running<'a> {
+    pub customer: &'a Customer,
+    pub begun: Begun,
+    pub session: Session<'a>,
+    pub point: PointId,
+    draft: PointDraft,
+    disks: Vec<DiskResult>,
+}
+
+impl<'a> Running<'a> {
+    /// Begins and uploads, all but what is left for the commit.
+    pub fn write(
+        customer: &'a Customer,
+        name: &str,
+        bytes: &[u8],
+        full: bool,
+    ) -> Result<Self, RepositoryError> {
+        customer.refresh()?;
+        let vm = vm(name);
+        let point = PointId::from_bytes(random_bytes());
+        let base = match full {
+            true => None,
+            false => customer.base(&vm),
+        };
+        let kind = match base {
+            None => PointKind::Full,
+            Some(_) => PointKind::Incremental,
+        };
+        let begun = customer.begin(Purpose::Backup, Some((&vm, point)))?;
+        let written = Self::upload(customer, &begun, kind, base, bytes);
+        let (session, disks) = match written {
+            Ok(written) => written,
+            Err(error) => return Err(give_up(customer, &begun, error)),
+        };
+        Ok(Running {
+            customer,
+            begun,
+            session,
+            point,
+            draft: PointDraft {
+                point,
+                vm,
+                kind,
+                base,
+                consistency: "test".to_string(),
+                notes: Vec::new(),
+                definition: None,
+            },
+            disks,
+        })
+    }
+
+    fn upload(
+        customer: &'a Customer,
+        begun: &Begun,
+        kind: PointKind,
+        base: Option<PointId>,
+        bytes: &[u8],
+    ) -> Result<(Session<'a>, Vec<DiskResult>), RepositoryError> {
+        let session = customer.session(begun, trust_of(kind, begun.begun_at))?;
+        let reader = Reader::with_index(customer, session.index().clone());
+        let mut scratch = ReadScratch::new()?;
+        let shape = TreeShape {
+            size_bytes: bytes.len() as u64,
+            chunk_bytes: CHUNK as u32,
+        };
+        let mut before = Vec::new();
+        let row = match base {
+            None => None,
+            Some(base) => {
+                let base = PointReader::open(customer, &base)?;
+                before = restore_with(&reader, &base)?;
+                base.disks
+                    .first()
+                    .and_then(|disk| disk.row(&reader, &mut scratch, &shape).transpose())
+                    .transpose()?
+            }
+        };
+        let built_on = row.is_some();
+        let draft = DiskDraft::new(shape, row)?;
+        let mut worker = session.worker()?;
+        for span in 0..draft.span_count() {
+            let extent = span_extent(&shape, span);
+            let (start, end) = (extent.offset as usize, extent.end() as usize);
+            if built_on && before.get(start..end) == Some(&bytes[start..end]) {
+                continue;
+            }
+            let mut writing = draft.begin_span(&reader, &mut scratch, span)?;
+            for (child, plain) in bytes[start..end].chunks(CHUNK).enumerate() {
+                let at = start + child * CHUNK;
+                if built_on && before.get(at..at + plain.len()) == Some(plain) {
+                    continue;
+                }
+                writing.put(&session, &mut worker, child % FAN_OUT, plain)?;
+            }
+            draft.end_span(&session, &mut worker, writing)?;
+        }
+        let disk = session.finish_disk(&mut worker, &disk(), draft, None)?;
+        session.retire(worker);
+        Ok((session, vec![disk]))
+    }
+
+    /// Commits, or gives the session up as a real run would.
+    pub fn commit(self) -> Result<Committed, RepositoryError> {
+        let (begun, session) = (self.begun, self.session);
+        let result = self
+            .customer
+            .commit(&begun, &session, self.draft, self.disks);
+        drop(session);
+        result.map_err(|error| give_up(self.customer, &begun, error))
+    }
+}
+
+/// Aborts unless the outcome is unknown. Returns what failed first.
+fn give_up(customer: &Customer, begun: &Begun, error: RepositoryError) -> RepositoryError {
+    if error.kind != RepositoryErrorKind::Uncertain {
+        let _second = customer.abort(&begun.id, "a test");
+    }
+    error
+}
+
+pub fn backup(
+    customer: &Customer,
+    name: &str,
+    bytes: &[u8],
+    full: bool,
+) -> (PointId, Result<Committed, RepositoryError>) {
+    match Running::write(customer, name, bytes, full) {
+        Ok(running) => (running.point, running.commit()),
+        Err(error) => (PointId::from_bytes([0; 16]), Err(error)),
+    }
+}
+
+fn restore_with(reader: &Reader<'_>, point: &PointReader) -> Result<Vec<u8>, RepositoryError> {
+    let mut scratch = ReadScratch::new()?;
+    let mut bytes = Vec::new();
+    for disk in &point.disks {
+        bytes = vec![0; disk.shape().size_bytes as usize];
+        let view = disk.view(reader, &mut scratch)?;
+        for span in view.data_spans() {
+            view.read_span(span, &mut scratch, |offset, plain| {
+                let at = offset as usize;
+                bytes[at..at + plain.len()].copy_from_slice(plain);
+                Ok::<(), RepositoryError>(())
+            })?;
+        }
+    }
+    Ok(bytes)
+}
+
+pub fn restore(customer: &Customer, point: &PointId) -> Result<Vec<u8>, RepositoryError> {
+    let point = PointReader::open(customer, point)?;
+    restore_with(&Reader::new(customer)?, &point)
+}
+
+/// A disk whose chunks are told apart by one number each; 0 is a hole.
+pub fn image(chunks: &[u32]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(chunks.len() * CHUNK);
+    for chunk in chunks {
+        let at = bytes.len();
+        bytes.resize(at + CHUNK, 0);
+        if *chunk != 0 {
+            // Does not compress: the sizes of packs follow from the number of chunks.
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&chunk.to_le_bytes());
+            hasher.finalize_xof().fill(&mut bytes[at..]);
+        }
+    }
+    bytes
+}
+
+/// A stream of numbers from a seed that a failing test prints.
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Dice(seed)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % limit.max(1)
+    }
+}

@@ -1,0 +1,299 @@
+//! Damaged, missing and wrongly sealed frames: found, healed, and never spread.
+
+use super::super::reader::Reader;
+use super::super::testing::*;
+use super::super::*;
+use crate::format::entry::{Body, CondemnBody, Purpose, VerifyMethod};
+use crate::format::pack::{self, PackBuilder, PackKind};
+use crate::model::{ObjectName, PackName};
+use std::sync::atomic::AtomicBool;
+
+fn data_packs(world: &World, kind: PackKind) -> Vec<ObjectName> {
+    let holds = |name: &ObjectName| {
+        let bytes = world.memory.read(name, u64::MAX).unwrap();
+        pack::parse_header(&bytes[..pack::HEADER_BYTES])
+            .unwrap()
+            .kind
+            == kind
+    };
+    world.packs().into_iter().filter(holds).collect()
+}
+
+fn pack_name(name: &ObjectName) -> PackName {
+    let rest = name.as_str().strip_prefix("customers/acme/packs/").unwrap();
+    rest.parse().unwrap()
+}
+
+/// Changes a byte of the sealed content of the first frame.
+fn damage(world: &World, name: &ObjectName) {
+    let mut bytes = world.memory.read(name, u64::MAX).unwrap();
+    bytes[pack::HEADER_BYTES + pack::FRAME_HEADER_BYTES + 20] ^= 1;
+    world.memory.plant(name, &bytes);
+}
+
+fn scrub_and_note(customer: &Customer) -> Scrubbed {
+    let index = customer.load_index().unwrap();
+    let packs: Vec<PackName> = index
+        .packs()
+        .iter()
+        .filter(|info| !info.condemned)
+        .map(|info| info.row.name)
+        .collect();
+    let found = scrub_packs(customer, &packs, 2, &AtomicBool::new(false), &|_| {}).unwrap();
+    customer
+        .note_verification(VerifyMethod::Checksum, &found.whole, &found.damaged)
+        .unwrap();
+    found
+}
+
+/// Damage is planted, somebody looks, and a backup of the same content makes all points whole.
+fn heals(plant: impl Fn(&World, &ObjectName), look: impl Fn(&Customer, &PointId), full: bool) {
+    let mut world = World::new();
+    let customer = world.open();
+    let bytes = image(&[1, 2, 3, 4, 5]);
+    let point = world.backup(&customer, "web", &bytes, true);
+    for name in data_packs(&world, PackKind::Data) {
+        plant(&world, &name);
+    }
+    assert!(restore(&customer, &point).is_err());
+    look(&customer, &point);
+    world.time.pass(DAY);
+    match full {
+        true => world.backup(&customer, "web", &bytes, true),
+        // Another VM's incremental meets the same content.
+        false => {
+            world.backup(&customer, "db", &image(&[0; 5]), true);
+            world.backup(&customer, "db", &bytes, false)
+        }
+    };
+    world.check(&customer);
+    world.check(&world.open_second());
+}
+
+fn scrubbed(customer: &Customer, _: &PointId) {
+    let found = scrub_and_note(customer);
+    assert!(!found.damaged.is_empty());
+}
+
+fn read(customer: &Customer, point: &PointId) {
+    let reader = Reader::new(customer).unwrap();
+    let opened = PointReader::open(customer, point).unwrap();
+    let mut scratch = ReadScratch::new().unwrap();
+    let view = opened.disks[0].view(&reader, &mut scratch).unwrap();
+    // Stops at the first; the rest is met the next time.
+    for _ in 0..5 {
+        let _first = view.read_span(0, &mut scratch, |_, _| Ok::<(), RepositoryError>(()));
+        let failed = reader.failed_frames();
+        customer
+            .note_verification(VerifyMethod::Opened, &[], &failed)
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_damaged_frame_is_healed_by_the_next_full_and_by_the_next_incremental_that_meets_it() {
+    for full in [true, false] {
+        heals(damage, scrubbed, full);
+    }
+}
+
+#[test]
+fn a_missing_pack_and_one_that_is_cut_short_are_healed() {
+    use crate::storage::Storage;
+    for full in [true, false] {
+        heals(
+            |world, name| world.memory.delete(name).unwrap(),
+            scrubbed,
+            full,
+        );
+        let cut = |world: &World, name: &ObjectName| {
+            let bytes = world.memory.read(name, u64::MAX).unwrap();
+            world.memory.plant(name, &bytes[..bytes.len() / 2]);
+        };
+        heals(cut, scrubbed, full);
+    }
+}
+
+#[test]
+fn a_frame_whose_checksum_is_right_and_whose_seal_is_wrong_is_healed_once_it_was_met() {
+    let wrongly_sealed = |world: &World, name: &ObjectName| {
+        let bytes = world.memory.read(name, u64::MAX).unwrap();
+        let session = pack_name(name).session;
+        let mut builder = PackBuilder::new(PackKind::Data, 1, &session, &[0; 16], 0);
+        for entry in pack::directory_of(&bytes).unwrap() {
+            let frame = pack::parse_frame(pack::frame_bytes(&bytes, &entry).unwrap()).unwrap();
+            let mut sealed = frame.sealed.to_vec();
+            sealed[30] ^= 1;
+            builder.append(&frame.header, &sealed);
+        }
+        world.memory.plant(name, &builder.finish().bytes);
+    };
+    for full in [true, false] {
+        heals(wrongly_sealed, read, full);
+    }
+}
+
+#[test]
+fn a_full_does_not_believe_a_pack_that_nobody_read_for_eight_days() {
+    let mut world = World::new();
+    let customer = world.open();
+    let bytes = image(&[1, 2, 3, 4, 5]);
+    world.backup(&customer, "web", &bytes, true);
+    for name in data_packs(&world, PackKind::Data) {
+        damage(&world, &name);
+    }
+    world.time.pass(DAY * 9);
+    world.backup(&customer, "web", &bytes, true);
+    world.check(&customer);
+}
+
+#[test]
+fn a_damaged_node_stops_a_reclaim_and_is_healed_by_the_next_full() {
+    let mut world = World::new();
+    let customer = world.open();
+    let dying = world.backup(&customer, "db", &image(&[7, 8]), true);
+    let bytes = image(&[1, 2, 3]);
+    world.backup(&customer, "web", &bytes, true);
+    let state = customer.state();
+    let newest = state
+        .points
+        .values()
+        .max_by_key(|row| row.seq)
+        .unwrap()
+        .session;
+    for name in data_packs(&world, PackKind::Node) {
+        if pack_name(&name).session == newest {
+            damage(&world, &name);
+        }
+    }
+    world.erase(&customer, dying);
+    let packs = world.packs();
+    let error = reclaim::reclaim(&customer, world.now(), DAY * 4000, false).unwrap_err();
+    assert!(error.is_damage());
+    assert_eq!(
+        world.packs(),
+        packs,
+        "something was deleted although a tree is not known"
+    );
+    // The reclaim noted it; the full stores the node anew.
+    world.backup(&customer, "web", &bytes, true);
+    world.check(&customer);
+    let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, false).unwrap();
+    customer.note_reclaimed(&done).unwrap();
+    world.check(&customer);
+}
+
+#[test]
+fn a_rewrite_that_meets_a_damaged_live_frame_keeps_its_pack_until_forced() {
+    let mut world = World::new();
+    let customer = world.open();
+    let dying = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    let kept = image(&[1, 9]);
+    let point = world.backup(&customer, "web", &kept, false);
+    world.erase(&customer, dying);
+    let with_one = |name: &&ObjectName| {
+        let bytes = world.memory.read(name, u64::MAX).unwrap();
+        pack::directory_of(&bytes).unwrap().len() >= 3
+    };
+    let name = data_packs(&world, PackKind::Data)
+        .iter()
+        .find(with_one)
+        .cloned()
+        .unwrap();
+    // Chunk 1 is the first frame.
+    damage(&world, &name);
+    let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, false).unwrap();
+    customer.note_reclaimed(&done).unwrap();
+    assert_eq!(done.damaged.len(), 1);
+    assert!(world.packs().contains(&name));
+    // One day before the deadline: what can be read by nobody does not keep dead bytes.
+    let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, true).unwrap();
+    customer.note_reclaimed(&done).unwrap();
+    assert!(!world.packs().contains(&name));
+    assert!(restore(&customer, &point).is_err());
+    world.backup(&customer, "web", &kept, true);
+    world.check(&customer);
+}
+
+/// Condemns a pack as a faulty program would: with something live in it, and no survivors.
+fn condemn_wrongly(customer: &Customer, packs: Vec<PackName>) {
+    let begun = customer.begin(Purpose::Reclaim, None).unwrap();
+    customer
+        .append(|_| {
+            Ok(Body::Condemn(CondemnBody {
+                session: begun.id,
+                packs: packs.clone(),
+                segments: Vec::new(),
+            }))
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_wrongly_condemned_pack_is_read_rescued_and_only_then_deleted_whatever_else_is_damaged() {
+    for (force, other_damage) in [(false, false), (true, false), (true, true)] {
+        let mut world = World::new();
+        let customer = world.open();
+        if other_damage {
+            let (_, result) = backup(&customer, "db", &image(&[20, 21]), true);
+            result.unwrap();
+            for name in data_packs(&world, PackKind::Node) {
+                damage(&world, &name);
+            }
+        }
+        let before = world.packs();
+        world.backup(&customer, "web", &image(&[1, 2, 3, 4, 5]), true);
+        let packs: Vec<ObjectName> = world
+            .packs()
+            .into_iter()
+            .filter(|name| !before.contains(name))
+            .collect();
+        condemn_wrongly(&customer, packs.iter().map(pack_name).collect());
+        world.check(&customer);
+        let done = reclaim::reclaim(&customer, world.now(), DAY * 22, force).unwrap();
+        assert_eq!(done.withheld, []);
+        customer.note_reclaimed(&done).unwrap();
+        assert!(packs.iter().all(|name| !world.packs().contains(name)));
+        world.check(&customer);
+        world.check(&world.open_second());
+    }
+}
+
+#[test]
+fn a_pack_that_is_missing_for_now_is_not_condemned_for_it() {
+    use crate::storage::Storage;
+    let mut world = World::new();
+    let customer = world.open();
+    let dying = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    let point = world.backup(&customer, "web", &image(&[1]), true);
+    world.erase(&customer, dying);
+    let names = data_packs(&world, PackKind::Data);
+    let name = names.first().unwrap();
+    let bytes = world.memory.read(name, u64::MAX).unwrap();
+    world.memory.delete(name).unwrap();
+    let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, false).unwrap();
+    assert!(!customer.with_state(|state| state.is_condemned(&pack_name(name))));
+    assert!(!done.damaged.is_empty());
+    world.memory.plant(name, &bytes);
+    assert!(restore(&customer, &point).is_ok());
+}
+
+#[test]
+fn one_rotten_key_file_does_not_stand_in_the_way_of_another() {
+    let world = World::new();
+    let customer = world.open();
+    let (object, row) = customer.with_state(|state| {
+        let row = state.keys.first().cloned().unwrap();
+        (customer.names().key(2), row)
+    });
+    customer
+        .append(|_| {
+            Ok(Body::Key(crate::format::entry::KeyBody {
+                object: 2,
+                ..row.clone()
+            }))
+        })
+        .unwrap();
+    world.memory.plant(&object, b"rot");
+    world.open();
+}

@@ -1,0 +1,289 @@
+//! The ledger as evidence: gap, fork, rollback, foreign hands, later versions, two of one host.
+
+use super::super::testing::*;
+use super::super::*;
+use crate::format::entry::{
+    Attestation, Body, Entry, PackMark, ReclaimedBody, RestoreBody, entry_hash,
+};
+use crate::model::{EntryHash, HostId, ObjectHash, ObjectName, PackName, SessionId};
+use crate::storage::{Faulty, Storage};
+use std::sync::Arc;
+use std::time::Duration;
+
+fn entry_name(seq: u64) -> ObjectName {
+    ObjectName::new(&format!("customers/acme/ledger/{seq:016}")).unwrap()
+}
+
+fn refusal(world: &World) -> RepositoryError {
+    let storage = Arc::new(world.memory.clone());
+    world.open_on(storage, &world.host).err().unwrap()
+}
+
+fn with_points() -> World {
+    let mut world = World::new();
+    let customer = world.open();
+    world.backup(&customer, "web", &image(&[1, 2]), true);
+    world.backup(&customer, "web", &image(&[1, 3]), false);
+    world
+}
+
+#[test]
+fn a_missing_entry_before_others_is_a_gap() {
+    let world = with_points();
+    world.memory.delete(&entry_name(6)).unwrap();
+    assert_eq!(refusal(&world).kind, RepositoryErrorKind::Damaged);
+    world.memory.delete(&entry_name(1)).unwrap();
+    assert_eq!(refusal(&world).kind, RepositoryErrorKind::Damaged);
+}
+
+#[test]
+fn a_stray_file_among_the_entries_is_reported_and_locks_nobody_out() {
+    let world = with_points();
+    let stray = ObjectName::new("customers/acme/ledger/notes.txt").unwrap();
+    world.memory.plant(&stray, b"a note");
+    let customer = world.open();
+    world.check(&customer);
+    assert_eq!(sweep(&customer, false).unwrap().unexplained.len(), 1);
+}
+
+#[test]
+fn an_end_that_this_host_has_seen_and_that_is_gone_is_a_rollback() {
+    let world = with_points();
+    let end = world.open().with_state(|state| state.seq);
+    world.memory.delete(&entry_name(end)).unwrap();
+    assert_eq!(refusal(&world).kind, RepositoryErrorKind::Damaged);
+}
+
+#[test]
+fn an_end_other_than_the_one_this_host_has_seen_is_a_fork() {
+    let world = with_points();
+    let snapshot = world.memory.snapshot();
+    change_nothing(&world.open());
+    world.memory.restore_snapshot(&snapshot);
+    world.time.pass(DAY);
+    // Another host, to whom the store was shown as it was before.
+    change_nothing(&world.open_second());
+    let error = refusal(&world);
+    assert_eq!(error.kind, RepositoryErrorKind::Damaged);
+    assert!(error.detail.contains("forked"), "{error}");
+}
+
+fn change_nothing(customer: &Customer) {
+    let body = crate::format::entry::ClockBody {
+        event: crate::format::entry::ClockEvent::Refused,
+        seq: None,
+        text: "a test".to_string(),
+    };
+    customer.append(|_| Ok(Body::Clock(body.clone()))).unwrap();
+}
+
+#[test]
+fn every_changed_byte_of_an_entry_is_noticed() {
+    let world = with_points();
+    let name = entry_name(7);
+    let whole = world.memory.read(&name, u64::MAX).unwrap();
+    for at in (0..whole.len()).step_by(7) {
+        let mut bad = whole.clone();
+        bad[at] ^= 2;
+        world.memory.plant(&name, &bad);
+        refusal(&world);
+    }
+    world.memory.plant(&name, &whole);
+    world.check(&world.open());
+}
+
+/// An entry that follows the end, as `host` would sign it.
+fn plant_next(world: &World, customer: &Customer, host: &TestHost, body: Body) -> u64 {
+    customer.refresh().unwrap();
+    let state = customer.state();
+    let entry = Entry {
+        seq: state.seq + 1,
+        prev: state.hash.unwrap(),
+        customer: customer.uid(),
+        time: world.now(),
+        attestation: Attestation::Witnessed,
+        host: host.id(),
+        body,
+    };
+    let stored = entry.seal(|message| host.sign(message)).unwrap();
+    world.memory.plant(&entry_name(entry.seq), &stored);
+    entry.seq
+}
+
+#[test]
+fn an_entry_of_another_customer_is_refused() {
+    let (world, other) = (with_points(), World::new());
+    let foreign = other.memory.read(&entry_name(1), u64::MAX).unwrap();
+    world.memory.plant(&entry_name(1), &foreign);
+    refusal(&world);
+}
+
+#[test]
+fn an_entry_of_a_host_that_was_never_admitted_is_void() {
+    let world = with_points();
+    let customer = world.open();
+    let stranger = TestHost::new(&world.time);
+    let point = customer.with_state(|state| *state.points.keys().next().unwrap());
+    let body = crate::format::entry::PointsBody {
+        points: vec![crate::format::entry::PointReason {
+            point,
+            reason: "a stranger".to_string(),
+        }],
+    };
+    let seq = plant_next(&world, &customer, &stranger, Body::Expire(body));
+    customer.refresh().unwrap();
+    assert!(restore(&customer, &point).is_ok());
+    assert_eq!(
+        customer.with_state(|state| state.voids.first().map(|void| void.0)),
+        Some(seq)
+    );
+}
+
+#[test]
+fn what_a_later_version_wrote_makes_this_one_read_and_never_write_or_delete() {
+    let mut world = with_points();
+    let customer = world.open();
+    let dying = world.backup(&customer, "db", &image(&[7, 8]), true);
+    world.erase(&customer, dying);
+    let host = world.host.clone();
+    let later = Body::Unknown {
+        kind: "hold".to_string(),
+        why: String::new(),
+    };
+    plant_next(&world, &customer, &host, later);
+    let stray = customer.names().pack(&PackName {
+        session: SessionId::from_bytes([1; 16]),
+        hash: ObjectHash::from_bytes([1; 32]),
+    });
+    world
+        .memory
+        .plant(&stray, b"perhaps explained by the entry we do not know");
+    let packs = world.packs();
+    let customer = world.open();
+    world.check(&customer);
+    let newer = |kind| assert_eq!(kind, Some(RepositoryErrorKind::Newer));
+    newer(sweep(&customer, true).err().map(|error| error.kind));
+    let reclaimed = reclaim::reclaim(&customer, world.now(), DAY * 4000, true);
+    newer(reclaimed.err().map(|error| error.kind));
+    newer(
+        backup(&customer, "web", &image(&[1]), true)
+            .1
+            .err()
+            .map(|error| error.kind),
+    );
+    assert_eq!(world.packs(), packs);
+}
+
+#[test]
+fn two_processes_of_one_host_that_restore_in_the_same_second_leave_two_entries() {
+    let world = with_points();
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let one = world.open_on(store.clone(), &world.host).unwrap();
+    let two = world.open();
+    let point = one.with_state(|state| *state.points.keys().next().unwrap());
+    let note = |customer: &Customer| {
+        customer.append(|_| {
+            Ok(Body::Restore(RestoreBody {
+                point,
+                vm: vm("web"),
+                disks: Vec::new(),
+                reason: "the same".to_string(),
+            }))
+        })
+    };
+    // The first reads the end, and is stopped before it creates its slot.
+    let gate = store.freeze_before(store.operations() + 2);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| note(&one));
+        assert!(gate.wait_until_reached(Duration::from_secs(5)));
+        let second = note(&two).unwrap();
+        gate.release();
+        assert_eq!(thread.join().unwrap().unwrap(), second + 1);
+    });
+}
+
+#[test]
+fn the_rows_of_a_slower_reclaim_do_not_take_back_what_a_later_one_found() {
+    let mut world = World::new();
+    let customer = world.open();
+    let dying = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    let pack = PackName {
+        session: SessionId::from_bytes([1; 16]),
+        hash: ObjectHash::from_bytes([1; 32]),
+    };
+    let row = |dead_bytes, days: i32, erases: &[u64]| PackMark {
+        pack,
+        dead_bytes,
+        earliest_deadline: world.now() + DAY * days,
+        erases: erases.to_vec(),
+    };
+    let note = |marked_at, marks: Vec<PackMark>| {
+        customer
+            .append(|_| {
+                Ok(Body::Reclaimed(ReclaimedBody {
+                    session: None,
+                    marked_at,
+                    deleted: Vec::new(),
+                    marks: marks.clone(),
+                    certificate: None,
+                    destroyed: Vec::new(),
+                }))
+            })
+            .unwrap();
+        customer.with_state(|state| state.marks.get(&pack).cloned())
+    };
+    note(5, vec![row(100, 10, &[3])]);
+    // It had begun before, and knows less.
+    let after = note(4, vec![row(50, 20, &[2])]).unwrap();
+    assert_eq!((after.dead_bytes, after.erases), (100, vec![2, 3]));
+    assert_eq!(after.earliest_deadline, world.now() + DAY * 10);
+    let after = note(4, vec![row(0, 20, &[])]);
+    assert!(after.is_some());
+    // Erased since: any dead byte may be one of its bytes, whatever their sum is.
+    world.erase(&customer, dying);
+    let (seq, deadline) = customer.with_state(|state| {
+        let row = &state.points[&dying];
+        (row.erase_seq.unwrap(), row.deadline)
+    });
+    let after = note(seq, Vec::new()).unwrap();
+    assert!(after.erases.contains(&seq));
+    assert!(after.earliest_deadline <= deadline);
+    assert_eq!(note(seq, vec![row(0, 0, &[])]), None);
+}
+
+#[test]
+fn a_slot_that_was_taken_and_cannot_be_read_back_is_uncertain_not_failed() {
+    let world = with_points();
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_on(store.clone(), &world.host).unwrap();
+    let running = Running::write(&customer, "web", &image(&[1, 4]), false).unwrap();
+    let point = running.point;
+    // The read after the creation of the commit, and everything later, fails.
+    let commit_slot = entry_name(customer.with_state(|state| state.seq) + 1);
+    let mut at = store.operations();
+    let error = loop {
+        at += 1;
+        assert!(at < store.operations() + 40);
+        let log_before = store.log().len();
+        let _ = log_before;
+        store.clear_faults();
+        // Segment, record, the end of the ledger, the slot: then the read-back.
+        store.add(crate::storage::Fault::CrashAt {
+            at: store.operations() + 6 + 1,
+            applied: false,
+        });
+        break running.commit().unwrap_err();
+    };
+    let created = store.log().iter().any(|line| {
+        line.name == commit_slot.as_str()
+            && line.verb == crate::storage::Verb::Create
+            && line.told == Some(Ok(()))
+    });
+    if created {
+        assert_eq!(error.kind, RepositoryErrorKind::Uncertain, "{error}");
+        let customer = world.open();
+        assert!(restore(&customer, &point).is_ok());
+    }
+    assert_ne!(EntryHash::from_bytes([0; 32]), entry_hash(b""));
+    assert_ne!(HostId::from_bytes([0; 32]), world.host.id());
+}

@@ -1,0 +1,347 @@
+//! Named interleavings: two hosts, cut where it hurts.
+
+use super::super::testing::*;
+use super::super::*;
+use crate::format::entry::Body;
+use crate::model::ObjectName;
+use crate::storage::{Faulty, Memory, Snapshot};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+#[test]
+fn an_incremental_whose_base_is_erased_and_pruned_meanwhile_does_not_commit() {
+    let mut world = World::new();
+    let (writer, pruner) = (world.open(), world.open_second());
+    let base = world.backup(&writer, "web", &image(&[1, 2, 3, 4, 5, 6]), true);
+    world.time.pass(DAY);
+    let running = Running::write(&writer, "web", &image(&[1, 2, 3, 4, 5, 9]), false).unwrap();
+    world.erase(&pruner, base);
+    world.quiesce_others(&pruner);
+    let error = running.commit().unwrap_err();
+    assert_eq!(error.kind, RepositoryErrorKind::Superseded);
+    world.check(&writer);
+    world.quiesce(&pruner);
+    assert!(world.packs().is_empty());
+}
+
+#[test]
+fn a_full_that_relied_on_a_pack_that_was_condemned_whole_does_not_commit() {
+    let mut world = World::new();
+    let (writer, pruner) = (world.open(), world.open_second());
+    let dying = world.backup(&writer, "web", &image(&[1, 2, 3, 4]), true);
+    let running = Running::write(&writer, "db", &image(&[1, 2, 3, 4, 5]), true).unwrap();
+    world.erase(&pruner, dying);
+    world.quiesce_others(&pruner);
+    let error = running.commit().unwrap_err();
+    assert_eq!(error.kind, RepositoryErrorKind::Superseded);
+    world.quiesce(&pruner);
+}
+
+#[test]
+fn what_a_writer_relied_on_resolves_again_when_it_was_only_moved() {
+    let mut world = World::new();
+    let (writer, pruner) = (world.open(), world.open_second());
+    let dying = world.backup(&writer, "web", &image(&[1, 2, 3, 4]), true);
+    // Keeps chunks 1 and 2 alive.
+    world.backup(&writer, "mail", &image(&[1, 2]), true);
+    let bytes = image(&[2, 1, 9]);
+    let running = Running::write(&writer, "db", &bytes, true).unwrap();
+    let before = world.packs();
+    world.erase(&pruner, dying);
+    world.quiesce_others(&pruner);
+    assert!(before.iter().any(|pack| !world.packs().contains(pack)));
+    let point = running.point;
+    running.commit().unwrap();
+    world.model.insert(point, bytes);
+    world.check(&writer);
+    world.quiesce(&pruner);
+    world.check(&pruner);
+}
+
+#[test]
+fn a_writer_frozen_for_nine_days_fails_cleanly() {
+    let mut world = World::new();
+    let (writer, pruner) = (world.open(), world.open_second());
+    world.backup(&writer, "web", &image(&[1, 2, 3, 4]), true);
+    let running = Running::write(&writer, "web", &image(&[1, 2, 3, 7]), false).unwrap();
+    world.time.pass(DAY * 9);
+    world.prune(&pruner).unwrap();
+    let error = running.commit().unwrap_err();
+    assert_eq!(error.kind, RepositoryErrorKind::Superseded);
+    world.check(&writer);
+    // What it uploaded after it was given up.
+    world.quiesce(&pruner);
+}
+
+#[test]
+fn nobody_deduplicates_against_the_packs_of_a_session_that_did_not_commit() {
+    let mut world = World::new();
+    let (writer, other) = (world.open(), world.open_second());
+    let dead = Running::write(&writer, "web", &image(&[1, 2, 3, 4, 5]), true).unwrap();
+    let bytes = image(&[1, 2, 3, 4, 5]);
+    let running = Running::write(&other, "db", &bytes, true).unwrap();
+    drop(dead);
+    writer.abort_dead_sessions(world.now()).unwrap();
+    sweep(&writer, false).unwrap();
+    let point = running.point;
+    running.commit().unwrap();
+    world.model.insert(point, bytes);
+    world.check(&writer);
+    world.quiesce(&writer);
+}
+
+#[test]
+fn late_writes_of_an_aborted_session_and_a_resurrected_record_are_removed_at_every_sweep() {
+    let mut world = World::new();
+    let customer = world.open();
+    let kept = world.backup(&customer, "web", &image(&[1, 2]), true);
+    let gone = world.backup(&customer, "web", &image(&[1, 3]), false);
+    let record = world
+        .memory
+        .read(&customer.names().point(&gone), u64::MAX)
+        .unwrap();
+    let dead = Running::write(&customer, "db", &image(&[4, 5, 6, 7, 8]), true).unwrap();
+    let (session, point) = (dead.begun.id, dead.point);
+    drop(dead);
+    customer.abort_dead_sessions(world.now()).unwrap();
+    world.erase(&customer, gone);
+    world.quiesce(&customer);
+    for _ in 0..2 {
+        let hash = crate::model::ObjectHash::from_bytes([7; 32]);
+        let late = [
+            customer
+                .names()
+                .pack(&crate::model::PackName { session, hash }),
+            customer
+                .names()
+                .segment(&crate::model::SegmentName { session, hash }),
+            customer.names().point(&point),
+        ];
+        for name in &late {
+            world.memory.plant(name, b"late");
+        }
+        world.memory.plant(&customer.names().point(&gone), &record);
+        assert_eq!(sweep(&customer, false).unwrap().removed.len(), 4);
+    }
+    let foreign = ObjectName::new("customers/acme/key/+1.age").unwrap();
+    world.memory.plant(&foreign, b"not a key of ours");
+    assert_eq!(sweep(&customer, false).unwrap().unexplained.len(), 1);
+    assert!(sweep(&customer, true).unwrap().unexplained.is_empty());
+    assert!(restore(&customer, &kept).is_ok());
+    world.quiesce(&customer);
+}
+
+#[test]
+fn a_reader_with_the_index_from_before_a_prune_finds_everything_that_lives() {
+    let mut world = World::new();
+    let (customer, pruner) = (world.open(), world.open_second());
+    let dying = world.backup(&customer, "web", &image(&[1, 2, 3, 4, 5, 6]), true);
+    let bytes = image(&[1, 9, 3, 9, 5, 9]);
+    let point = world.backup(&customer, "web", &bytes, false);
+    let old = customer.load_index().unwrap();
+    world.erase(&pruner, dying);
+    world.quiesce(&pruner);
+    let reader = Reader::with_index(&customer, old);
+    let opened = PointReader::open(&customer, &point).unwrap();
+    let mut scratch = ReadScratch::new().unwrap();
+    let view = opened.disks[0].view(&reader, &mut scratch).unwrap();
+    let mut found = vec![0; bytes.len()];
+    view.read_span(0, &mut scratch, |offset, plain| {
+        found[offset as usize..offset as usize + plain.len()].copy_from_slice(plain);
+        Ok::<(), RepositoryError>(())
+    })
+    .unwrap();
+    assert!(found == bytes);
+}
+
+#[test]
+fn a_sweep_that_listed_before_a_commit_removes_nothing_of_it() {
+    let mut world = World::new();
+    let (writer, sweeper) = (world.open(), world.open_second());
+    let bytes = image(&[1, 2, 3, 4, 5]);
+    // The index that the sweeper has is older than the session it meets.
+    sweeper.load_index().unwrap();
+    let running = Running::write(&writer, "web", &bytes, true).unwrap();
+    assert_eq!(sweep(&sweeper, true).unwrap().removed, []);
+    let point = running.point;
+    running.commit().unwrap();
+    assert_eq!(sweep(&sweeper, true).unwrap().removed, []);
+    world.model.insert(point, bytes);
+    world.check(&sweeper);
+}
+
+/// A store with two live copies of a chunk, dead frames beside each, and a point to be erased.
+fn two_copies() -> (World, PointId, Snapshot) {
+    let mut world = World::new();
+    let customer = world.open();
+    let (one, two) = (image(&[1, 2, 3, 4, 5]), image(&[1, 6, 7, 8, 9]));
+    let first = Running::write(&customer, "web", &one, true).unwrap();
+    let second = Running::write(&customer, "db", &two, true).unwrap();
+    let dying = [first.point, second.point];
+    first.commit().unwrap();
+    second.commit().unwrap();
+    world.model.insert(dying[0], one);
+    world.model.insert(dying[1], two);
+    // Chunk 1 and one of each stay.
+    world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    world.backup(&customer, "db", &image(&[1, 6]), true);
+    world.erase(&customer, dying[0]);
+    let snapshot = world.memory.snapshot();
+    (world, dying[1], snapshot)
+}
+
+fn rewind(world: &World, snapshot: &Snapshot) {
+    world.memory.restore_snapshot(snapshot);
+    for host in [&world.host, &world.second] {
+        host.heads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+}
+
+/// Stops `frozen` before each of its storage operations in turn, lets `meanwhile` happen, lets it
+/// go on; then everything that is live restores, and a prune leaves nothing behind.
+fn at_every_operation(
+    world: &mut World,
+    snapshot: &Snapshot,
+    frozen: impl Fn(&World, &Customer) + Sync,
+    meanwhile: impl Fn(&World, &Customer),
+) {
+    let count = |world: &World| {
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_on(store.clone(), &world.host).unwrap();
+        let before = store.operations();
+        frozen(world, &customer);
+        (before, store.operations())
+    };
+    rewind(world, snapshot);
+    let (before, total) = count(world);
+    for at in before + 1..=total {
+        rewind(world, snapshot);
+        let store: Arc<Faulty<Memory>> = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_on(store.clone(), &world.host).unwrap();
+        let other = world.open_second();
+        let gate = store.freeze_before(at);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| frozen(world, &customer));
+            // Not reached: this time it took fewer operations, which is one more interleaving.
+            let _reached = gate.wait_until_reached(Duration::from_millis(200));
+            meanwhile(world, &other);
+            gate.release();
+            thread.join().unwrap();
+        });
+        world.check(&other);
+        no_false_certificate(world, &other);
+        world.quiesce(&other);
+        world.check(&world.open());
+    }
+}
+
+#[test]
+fn two_reclaimers_with_two_copies_of_a_chunk_never_drop_both() {
+    let (mut world, dying, snapshot) = two_copies();
+    let reclaim_all = |world: &World, customer: &Customer| {
+        let done = reclaim::reclaim(customer, world.now(), DAY * 4000, false);
+        match done {
+            Ok(done) => {
+                customer.note_reclaimed(&done).unwrap();
+            }
+            Err(error) => assert_eq!(error.kind, RepositoryErrorKind::Superseded, "{error}"),
+        }
+    };
+    at_every_operation(&mut world, &snapshot, reclaim_all, |world, other| {
+        world.erase(other, dying);
+        reclaim_all(world, other);
+    });
+}
+
+#[test]
+fn an_erasure_at_any_moment_of_a_reclaim_is_never_certified_before_its_bytes_are_gone() {
+    let (mut world, dying, snapshot) = two_copies();
+    let reclaim_some = |world: &World, customer: &Customer| {
+        // No deadline is near: packs that are mostly alive stay, with their dead frames.
+        let done = reclaim::reclaim(customer, world.now(), DAY * 20, false).unwrap();
+        customer.note_reclaimed(&done).unwrap();
+    };
+    at_every_operation(&mut world, &snapshot, reclaim_some, |world, other| {
+        world.erase(other, dying);
+    });
+}
+
+#[test]
+fn a_prune_at_any_moment_of_a_backup_leaves_a_point_that_restores_or_none() {
+    let (mut world, dying, snapshot) = two_copies();
+    let write = |_: &World, customer: &Customer| {
+        let (_, _result) = backup(customer, "web", &image(&[1, 2, 8, 9, 30, 31, 32]), false);
+    };
+    at_every_operation(&mut world, &snapshot, write, |world, other| {
+        world.erase(other, dying);
+        let done = reclaim::reclaim(other, world.now(), DAY * 4000, false).unwrap();
+        other.note_reclaimed(&done).unwrap();
+        sweep(other, false).unwrap();
+    });
+}
+
+#[test]
+fn a_merge_at_any_moment_of_a_reclaim_or_a_commit_loses_no_place() {
+    let mut world = World::new();
+    let customer = world.open();
+    let mut points = Vec::new();
+    for night in 0..13u32 {
+        let bytes = image(&[1, 2, 100 + night]);
+        points.push(world.backup(&customer, "web", &bytes, false));
+    }
+    for point in points.iter().take(4) {
+        world.erase(&customer, *point);
+    }
+    let snapshot = world.memory.snapshot();
+    let merge = |_: &World, customer: &Customer| {
+        reclaim::merge_segments(customer).unwrap();
+    };
+    at_every_operation(&mut world, &snapshot, merge, |world, other| {
+        let (_, result) = backup(other, "db", &image(&[1, 2, 200]), true);
+        result.unwrap();
+        let done = reclaim::reclaim(other, world.now(), DAY * 4000, false).unwrap();
+        other.note_reclaimed(&done).unwrap();
+        reclaim::merge_segments(other).unwrap();
+    });
+}
+
+#[test]
+fn a_stream_of_begins_and_audit_entries_does_not_make_a_reclaim_plan_again() {
+    let (world, _, _) = two_copies();
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_on(store.clone(), &world.host).unwrap();
+    let other = world.open_second();
+    let before = customer.with_state(|state| state.condemned.len());
+    // Every entry of the reclaim loses its slot once, to an audit entry.
+    let first = store.operations() + 1;
+    let gates: Vec<_> = (first..first + 40)
+        .map(|at| store.freeze_before(at))
+        .collect();
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| reclaim::reclaim(&customer, world.now(), DAY * 4000, false));
+        for gate in gates {
+            let _reached = gate.wait_until_reached(Duration::from_millis(200));
+            change_nothing(&other);
+            gate.release();
+        }
+        thread.join().unwrap().unwrap();
+    });
+    assert!(customer.with_state(|state| state.condemned.len()) > before);
+    let aborted = customer.with_state(|state| state.aborted.len());
+    assert_eq!(aborted, 0, "a session was given up for an audit entry");
+}
+
+fn change_nothing(customer: &Customer) {
+    customer
+        .append(|_| {
+            Ok(Body::Clock(crate::format::entry::ClockBody {
+                event: crate::format::entry::ClockEvent::Refused,
+                seq: None,
+                text: "a test".to_string(),
+            }))
+        })
+        .unwrap();
+}

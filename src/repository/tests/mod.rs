@@ -1,0 +1,6 @@
+mod crashes;
+mod damage;
+mod evidence;
+mod interleavings;
+mod points;
+mod random;
