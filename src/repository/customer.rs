@@ -451,7 +451,16 @@ impl Customer {
             let own = session.host == self.host.id();
             let over_age = now.duration_since(since)
                 > jiff::SignedDuration::from_hours(24 * LONGEST_SESSION_DAYS);
-            let expired = session.expires_at.is_some_and(|at| at <= now);
+            // Counted from when it really began, as far as anybody knows: the clock that dated its
+            // `begin` may be years off.
+            let expired = session
+                .expires_at
+                .and_then(|at| {
+                    since
+                        .checked_add(at.duration_since(session.counted_from()))
+                        .ok()
+                })
+                .is_some_and(|at| at <= now);
             let reason = match () {
                 () if own && self.host.session_is_dead(&id) => "its process is gone",
                 () if over_age => "it is older than any session may be",

@@ -31,6 +31,17 @@ pub struct OpenSession {
     pub attestation: Attestation,
 }
 
+impl OpenSession {
+    /// The time from which the expiry of its point counts: a lone clock is not believed to be later
+    /// than the last time that two sources agreed on.
+    pub fn counted_from(&self) -> Timestamp {
+        match (self.attestation, self.witnessed_before) {
+            (Attestation::Alone, Some(before)) => before.min(self.begun_at),
+            _ => self.begun_at,
+        }
+    }
+}
+
 /// A committed restore point of which at least a byte may still be in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Point {

@@ -2,6 +2,7 @@
 
 use super::super::testing::*;
 use super::super::*;
+use crate::model::PointId;
 use crate::storage::{Fault, Faulty, Snapshot, StorageErrorKind, Verb};
 use std::sync::{Arc, PoisonError};
 

@@ -4,6 +4,7 @@ use super::super::testing::*;
 use super::super::*;
 use crate::format::entry::Body;
 use crate::model::ObjectName;
+use crate::model::PointId;
 use crate::storage::{Faulty, Memory, Snapshot};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -123,7 +124,7 @@ fn late_writes_of_an_aborted_session_and_a_resurrected_record_are_removed_at_eve
         world.memory.plant(&customer.names().point(&gone), &record);
         assert_eq!(sweep(&customer, false).unwrap().removed.len(), 4);
     }
-    let foreign = ObjectName::new("customers/acme/key/+1.age").unwrap();
+    let foreign = ObjectName::new("customers/acme/key/01.age").unwrap();
     world.memory.plant(&foreign, b"not a key of ours");
     assert_eq!(sweep(&customer, false).unwrap().unexplained.len(), 1);
     assert!(sweep(&customer, true).unwrap().unexplained.is_empty());
