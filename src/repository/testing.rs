@@ -58,7 +58,7 @@ pub struct TestHost {
 impl TestHost {
     pub fn new(time: &Time) -> Arc<Self> {
         Arc::new(TestHost {
-            identity: HostIdentity::generate().ok().expect("an identity"),
+            identity: HostIdentity::generate().unwrap_or_else(|_| panic!("an identity")),
             time: time.clone(),
             attestation: Mutex::new(Attestation::Witnessed),
             wrong_by: Mutex::new(SignedDuration::ZERO),

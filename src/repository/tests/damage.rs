@@ -1,6 +1,5 @@
 //! Damaged, missing and wrongly sealed frames: found, healed, and never spread.
 
-use super::super::reader::Reader;
 use super::super::testing::*;
 use super::super::*;
 use crate::format::entry::{Body, CondemnBody, Purpose, VerifyMethod};
