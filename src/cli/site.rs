@@ -49,7 +49,13 @@ impl OpenCustomer<'_> {
 impl Site {
     pub fn open(invocation: &Invocation) -> Result<Self, Failure> {
         let config = invocation.config()?;
-        let storage: Arc<dyn Storage> = Arc::new(Directory::open(&config.repository.directory)?);
+        let directory = Directory::open(&config.repository.directory);
+        let storage: Arc<dyn Storage> = Arc::new(directory.map_err(|error| match error.kind {
+            StorageErrorKind::NotFound => {
+                failure_of(RepositoryErrorKind::NoRepository, error.to_string())
+            }
+            _ => error.into(),
+        })?);
         let file = open_repository(&*storage)?;
         let folder = StateFolder::create(&config.host.state_dir)?;
         if let Some(known) = folder.repository()?
@@ -98,9 +104,13 @@ impl Site {
 
     /// For commands that write: the store must order its writers.
     pub fn probe(&self, customer: &Customer) -> Result<(), Failure> {
-        match probe(&*self.storage, customer.names().prefix(), 0, 1)? {
-            Probe::Sound => Ok(()),
-            Probe::Unsound { what } => Err(Failure::new(
+        match probe(&*self.storage, customer.names().prefix(), 0, 1) {
+            // A store that is full to the last byte must be pruned all the same; whoever writes
+            // more than a prune does finds out soon enough.
+            Err(error) if error.kind == StorageErrorKind::Full => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(Probe::Sound) => Ok(()),
+            Ok(Probe::Unsound { what }) => Err(Failure::new(
                 Exit::Failed,
                 format!(
                     "{}: this store cannot order the entries of several writers: {what}",
