@@ -535,3 +535,52 @@ fn what_is_no_disk_fails_its_vm_and_commits_nothing() {
     assert_eq!(lab.count(nights(1)), 5);
     lab.restores("db01", &picture, nights(1));
 }
+
+/// A loop device whose backing file was cut short behind its back: reads behind the cut fail.
+struct BrokenDevice {
+    device: String,
+}
+
+impl BrokenDevice {
+    fn new(backing: &Path, content: &[u8], good_bytes: u64) -> Self {
+        fs::write(backing, content).unwrap();
+        let device = tool("losetup", &["--find", "--show", path_text(backing)]);
+        let file = fs::OpenOptions::new().write(true).open(backing).unwrap();
+        file.set_len(good_bytes).unwrap();
+        BrokenDevice {
+            device: device.trim().to_string(),
+        }
+    }
+}
+
+impl Drop for BrokenDevice {
+    fn drop(&mut self) {
+        let _detached = std::process::Command::new("losetup")
+            .args(["--detach", &self.device])
+            .status();
+    }
+}
+
+#[test]
+fn a_read_error_in_the_middle_of_a_disk_fails_its_vm_and_commits_nothing() {
+    let mut lab = Lab::new(0xbad_000c);
+    let picture = lab.db.picture();
+    let image = lab.host.image("web01", "vda");
+    let noise = lab.random.noise(4 << 20);
+    let broken = BrokenDevice::new(&lab.host.path("backing"), &noise, 2 << 20);
+    fs::remove_file(&image).unwrap();
+    std::os::unix::fs::symlink(&broken.device, &image).unwrap();
+    lab.host
+        .vmkeep(&["backup", "acme/web01", "--full"], nights(1))
+        .exits(1)
+        .one_error()
+        .says("web01-vda");
+    lab.host.vmkeep(&["run"], nights(1)).exits(3).says("web01");
+    assert_eq!(lab.count(nights(1)), 5, "nothing of it is listed");
+    lab.restores("db01", &picture, nights(1));
+    // Its session was ended: the next prune finds nothing of it.
+    lab.host.vmkeep(&["prune"], nights(1)).exits(0);
+    lab.host
+        .vmkeep(&["verify", "--read-data"], nights(1))
+        .exits(0);
+}
