@@ -1,4 +1,56 @@
 //! vmkeep: the backup agent and retention enforcer for VM hosts.
+//!
+//! # The floors
+//!
+//! Folders show the architecture, imports point down only, and `tests/floors.rs` holds both as data.
+//!
+//! - **0 [`model`]**: the nouns. Ids, names, extents, pieces and the shape of trees, points, readings
+//!   of a clock. *Absent:* I/O, clocks, serde. The secret [`model::Id`] has neither `Debug` nor
+//!   `Display`: it opens what it names.
+//! - **1 [`format`], [`codec`]**: layouts, and what needs a key. The documentation of [`format`] is the
+//!   specification of the store; another reader can be written from it, and `tests` has one in
+//!   Python. *Absent:* stores, files, policy. Two folders of one room: layouts that carry ids (nodes,
+//!   point records) stand in `codec`.
+//! - **1 [`policy`]**: schedule, retention, and whether a clock is believed, as pure functions with
+//!   reasons. *Absent:* stores, keys, the clock (`now` is an argument).
+//! - **2 [`storage`]**: named immutable objects, created only if absent: a directory, memory, planned
+//!   faults, a probe of what a store really does. *Absent:* any idea of what an object means.
+//! - **2 [`hypervisor`]**: the disks of a VM at one instant, and the images that a restore writes.
+//!   *Absent:* chunks, keys, stores, the difference between full and incremental.
+//! - **3 [`repository`]**: the chunk store: ledger, sessions, index, trees, points, reclaim, sweep.
+//!   *Absent:* disks, configuration, printing, the choice of a store, the clock (times come with a
+//!   [`repository::Host`]).
+//! - **4 [`jobs`]**: backup, restore, prune, verify, run and report, each plan → act → report; this
+//!   host's state folder. *Absent:* concrete stores and hypervisors, printing, exit codes.
+//! - **5 [`config`]**, **[`cli`]**: the configuration, and the program. The only place that prints,
+//!   exits, reads the clock and picks a concrete store, hypervisor or target.
+//!
+//! # A night
+//!
+//! `run` reads each customer's ledger, asks [`policy::due`] for each VM, and for what is due:
+//! `begin` → capture → spans of 256 chunks, taken by threads in any order → chunks: id, tag, looked
+//! up, else compressed and sealed → packs, opened again before they are sent → index segment → point
+//! record → `commit` in the next free slot of the ledger, checked against the entries before it.
+//!
+//! Then the prune: *expire* (an entry), *erase* (an entry, then the record is destroyed, and with it
+//! the only way to what no other point reaches), *reclaim* (mark from the records that are left,
+//! survivors into new packs, `condemn`, delete; the index forgets what was deleted) and *prove* (list
+//! the store, explain each object by the ledger, sign a certificate for what was destroyed).
+//!
+//! # What is different from what one may expect, and why
+//!
+//! - Ledgers are read from genesis each time; no checkpoints are written. A replay is always right,
+//!   and costs some 0.1 ms an entry. `checkpoint` entries are reserved in the format.
+//! - The age format is our own 700 lines on `ring` and `x25519-dalek`: its library brings 150 crates.
+//!   The public `age` tool is held against it in the tests, and `minisign` against the certificates.
+//! - The tags of destroyed chunks leave the index in the same prune as their bytes: with a tag, a
+//!   holder of the customer key could go on testing guesses at what is gone.
+//! - A pack's dead bytes count as those of every erasure since its last rewriting. What exactly died is
+//!   not known once the records are gone; so deadlines are rather too early than too late.
+//! - A prune goes by the policy in the ledger. A configuration that differs is applied by `run`, and a
+//!   shortening that would expire more than one night at once only by `prune --confirm`.
+//! - Objects that vmkeep cannot have written are reported by a prune and removed by
+//!   `prune --confirm` only; until then no certificate is signed.
 
 pub mod cli;
 pub mod codec;
