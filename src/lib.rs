@@ -7,7 +7,7 @@
 //! - **0 [`model`]**: the nouns. Ids, names, extents, pieces and the shape of trees, points, readings
 //!   of a clock. *Absent:* I/O, clocks, serde. The secret [`model::Id`] has neither `Debug` nor
 //!   `Display`: it opens what it names.
-//! - **1 [`format`], [`codec`]**: layouts, and what needs a key. The documentation of [`format`] is the
+//! - **1 [`mod@format`], [`codec`]**: layouts, and what needs a key. The documentation of [`mod@format`] is the
 //!   specification of the store; another reader can be written from it, and `tests` has one in
 //!   Python. *Absent:* stores, files, policy. Two folders of one room: layouts that carry ids (nodes,
 //!   point records) stand in `codec`.

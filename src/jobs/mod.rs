@@ -4,7 +4,7 @@
 //! - [`restore`]: a point's disks into targets.
 //! - [`prune`]: expire, erase, reclaim, prove.
 //! - [`verify`]: ledger, index, trees, frames.
-//! - [`run_customer`]: all that is due. [`report`]: what is promised and what holds.
+//! - [`run_customer`]: all that is due. [`status`] and [`alarms`]: what is promised and what holds.
 //! - [`LocalHost`]: this host's identity, clock and memory outside of the store.
 //!
 //! What is absent: the choice of a store, a hypervisor or a target (they come as trait objects),

@@ -1,0 +1,71 @@
+//! A configured policy that differs from the one in the ledger.
+
+mod support;
+
+use jiff::SignedDuration;
+use support::{Customer, Guest, Host, HostOptions, Random, time};
+
+fn options(own: &'static str) -> HostOptions {
+    HostOptions {
+        customers: vec![Customer {
+            name: "acme",
+            own,
+            vms: vec![("web01", vec!["vda"])],
+        }],
+        ..HostOptions::default()
+    }
+}
+
+#[test]
+fn a_shortening_that_would_expire_several_nights_waits_until_somebody_confirms_it() {
+    let mut random = Random::new(0x9017_0001);
+    let host = Host::new(&options(""));
+    let mut guest = Guest::new(host.image("web01", "vda"), 1 << 20, &mut random);
+    let start = time("2031-02-10T23:00:00Z");
+    host.vmkeep(&["init", "--yes"], start).exits(0);
+    let night = |number: i64| start + SignedDuration::from_hours(24 * number);
+    for number in 0..12 {
+        guest.work(3, &mut random);
+        host.vmkeep(&["run"], night(number)).exits(0);
+    }
+    assert_eq!(host.points(night(11)).len(), 12);
+    host.configure(&options("max_retention = \"7 days\""));
+    let after = night(11) + SignedDuration::from_hours(1);
+    host.vmkeep(&["run"], after)
+        .exits(1)
+        .says("prune --confirm");
+    assert_eq!(host.points(after).len(), 12, "the old policy holds");
+    host.vmkeep(&["prune"], after).exits(0);
+    assert_eq!(host.points(after).len(), 12);
+    host.vmkeep(&["prune", "--confirm"], after)
+        .exits(0)
+        .says("in force now");
+    let left = host.points(after);
+    assert!(
+        (1..8).contains(&left.len()),
+        "{} points are left",
+        left.len()
+    );
+    host.vmkeep(&["restore", "web01", "--at", "latest", "--to", "r"], after)
+        .exits(0);
+    // What the new policy leaves is restorable, and the next run has nothing to ask.
+    host.vmkeep(&["run"], night(12)).exits(0);
+    host.vmkeep(&["verify", "--read-data"], night(12)).exits(0);
+}
+
+#[test]
+fn a_longer_policy_applies_at_once_and_gives_no_old_point_a_longer_life() {
+    let mut random = Random::new(0x9017_0002);
+    let host = Host::new(&options("max_retention = \"20 days\""));
+    Guest::new(host.image("web01", "vda"), 1 << 20, &mut random);
+    let start = time("2031-02-10T23:00:00Z");
+    host.vmkeep(&["init", "--yes"], start).exits(0);
+    host.vmkeep(&["run"], start).exits(0);
+    let deadline = host.points(start)[0]["deadline"].clone();
+    host.configure(&options(""));
+    let later = start + SignedDuration::from_hours(24);
+    host.vmkeep(&["run"], later).exits(0).says("in force now");
+    let points = host.points(later);
+    assert_eq!(points[0]["deadline"], deadline);
+    assert!(points[1]["deadline"].as_str() > Some("2031-04"));
+}
