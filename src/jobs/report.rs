@@ -63,8 +63,14 @@ pub fn status(state: &State, configured: &[VmName], now: Timestamp) -> Vec<VmSta
         .collect()
 }
 
-/// Everything that somebody must know, worst last.
-pub fn alarms(state: &State, vms: &[VmStatus], now: Timestamp) -> Vec<(Alarm, String)> {
+/// Everything that somebody must know, worst last. `unhealed`: damaged pieces that stand nowhere
+/// else, as the index says.
+pub fn alarms(
+    state: &State,
+    vms: &[VmStatus],
+    unhealed: usize,
+    now: Timestamp,
+) -> Vec<(Alarm, String)> {
     let mut alarms = Vec::new();
     for vm in vms.iter().filter(|vm| vm.configured) {
         if vm.points == 0 {
@@ -98,13 +104,13 @@ pub fn alarms(state: &State, vms: &[VmStatus], now: Timestamp) -> Vec<(Alarm, St
             ),
         ));
     }
-    if !state.damaged.is_empty() {
+    if unhealed > 0 {
         alarms.push((
             Alarm::Damage,
             format!(
                 "{} stored pieces are known to be damaged; a full backup of the VMs heals what it \
                  still meets: vmkeep backup --full VM",
-                state.damaged.len()
+                unhealed
             ),
         ));
     }

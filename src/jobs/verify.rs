@@ -2,12 +2,12 @@
 
 use super::{JobError, Watch};
 use crate::format::entry::VerifyMethod;
-use crate::model::{PackName, PointState};
+use crate::model::{PackName, PointState, Tag};
 use crate::repository::reclaim::mark_now;
 use crate::repository::{Customer, Index, Unreachable, open_live, scrub_packs};
 use crate::storage::{Listed, StorageErrorKind};
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +100,7 @@ fn open_everything(
     stop: &AtomicBool,
 ) -> Result<(), JobError> {
     watch.stage(&format!("{} data", customer.name()), 0);
+    let known = customer.with_state(|state| state.damaged.clone());
     let opened = open_live(customer, request.threads, stop, &|bytes| {
         watch.advance(bytes)
     })?;
@@ -109,10 +110,11 @@ fn open_everything(
     verified.packs_read = opened.whole.len();
     verified.read_bytes = opened.bytes;
     for (pack, tag) in &opened.damaged {
-        verified.damage.push(format!(
+        let what = format!(
             "{} (tag {tag}): a frame does not open",
             customer.names().pack(pack)
-        ));
+        );
+        tell_frame(customer, &known, (pack, tag), what, verified)?;
     }
     tell_unreadable(customer, &opened.unreadable, &mut verified.damage);
     // What nothing reaches, and what is below a node that does not open: by its checksum, or a
@@ -135,6 +137,26 @@ fn open_everything(
 fn check_trees(customer: &Customer, damage: &mut Vec<String>) -> Result<(), JobError> {
     let mark = mark_now(customer, true)?;
     tell_unreadable(customer, &mark.damage, damage);
+    Ok(())
+}
+
+/// A frame that is damaged. One that was known before and whose content stands elsewhere by now
+/// harms nobody: its pack loses it when it is rewritten.
+fn tell_frame(
+    customer: &Customer,
+    known: &BTreeSet<(PackName, Tag)>,
+    (pack, tag): (&PackName, &Tag),
+    what: String,
+    verified: &mut Verified,
+) -> Result<(), JobError> {
+    let healed =
+        known.contains(&(*pack, *tag)) && customer.load_index()?.sound_places(tag).next().is_some();
+    match healed {
+        true => verified
+            .notes
+            .push(format!("{what}; known, and healed by a later backup")),
+        false => verified.damage.push(what),
+    }
     Ok(())
 }
 
@@ -248,6 +270,7 @@ fn read_each(
     let total = packs.iter().map(|(_, size)| size).sum();
     watch.stage(&format!("{} read", customer.name()), total);
     let names: Vec<PackName> = packs.iter().map(|(name, _)| *name).collect();
+    let known = customer.with_state(|state| state.damaged.clone());
     let scrubbed = scrub_packs(customer, &names, request.threads, stop, &|bytes| {
         watch.advance(bytes);
     })?;
@@ -256,14 +279,10 @@ fn read_each(
     for (pack, tag) in &scrubbed.damaged {
         let place = format!("{} (tag {tag})", customer.names().pack(pack));
         // One that was opened before this is known already.
-        if !verified
-            .damage
-            .iter()
-            .any(|known| known.starts_with(&place))
-        {
-            verified
-                .damage
-                .push(format!("{place}: a frame does not match its checksum"));
+        let told = |lines: &[String]| lines.iter().any(|line| line.starts_with(&place));
+        if !told(&verified.damage) && !told(&verified.notes) {
+            let what = format!("{place}: a frame does not match its checksum");
+            tell_frame(customer, &known, (pack, tag), what, verified)?;
         }
     }
     for (pack, reason) in &scrubbed.broken {

@@ -196,6 +196,14 @@ impl Index {
             .map(|(segment, at, place)| (RecordAt { segment, at }, place))
     }
 
+    /// Damaged frames whose content stands nowhere else: what a full backup has yet to heal.
+    pub fn unhealed(&self) -> usize {
+        let lost = |frame: &&(PackName, Tag)| {
+            self.number_of(&frame.0).is_some() && self.sound_places(&frame.1).next().is_none()
+        };
+        self.damaged.iter().filter(lost).count()
+    }
+
     fn is_sound(&self, tag: &Tag, place: &Place) -> bool {
         self.pack(place.pack)
             .is_some_and(|pack| !pack.condemned && !self.damaged.contains(&(pack.row.name, *tag)))

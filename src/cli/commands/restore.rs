@@ -130,7 +130,7 @@ fn owner<'a>(
     }
     found.pop().ok_or_else(|| {
         Failure::new(
-            Exit::Failed,
+            Exit::Usage,
             format!("no VM {selector}, neither configured nor with restore points"),
         )
         .hint("vmkeep points lists what can be restored")

@@ -86,10 +86,15 @@ pub fn run(invocation: &Invocation, _args: &StatusArgs) -> Result<Answer, Failur
 
 /// The VMs of a customer and what is wrong.
 pub fn look(open: &OpenCustomer<'_>, now: Timestamp) -> (Vec<VmStatus>, Vec<(Alarm, String)>) {
+    // Without an index nothing is known to be healed.
+    let unhealed = match open.customer.load_index() {
+        Ok(index) => index.unhealed(),
+        Err(_) => open.customer.with_state(|state| state.damaged.len()),
+    };
     let configured: Vec<_> = open.config.vms.iter().map(|vm| vm.name.clone()).collect();
     open.customer.with_state(|state| {
         let rows = status(state, &configured, now);
-        let mut found = alarms(state, &rows, now);
+        let mut found = alarms(state, &rows, unhealed, now);
         if state.terms.as_ref() != Some(&open.config.terms) {
             found.push((
                 Alarm::Warning,
