@@ -418,7 +418,7 @@
 //! | `expire` | prune | all points live, none twice | expired |
 //! | `undo` | prune | all expired, none twice, and the entry's time is before each `expires_at` | live |
 //! | `erase` | prune | all expired, none twice | erased |
-//! | `merge` | prune | session open, of this host, purpose `merge`; `replaced` are current; `dropped` are condemned and deleted; segments are new and of the session | `replaced` are no longer current; `segments` are; `dropped` are forgotten; the session is born |
+//! | `merge` | prune | session open, of this host, purpose `merge`; `replaced` are current; `dropped` are condemned and deleted, and every open session began after their (latest) `condemn`; segments are new and of the session | `replaced` are no longer current; `segments` are; `dropped` are forgotten; the session is born |
 //! | `condemn` | prune | session open, of this host, purpose `reclaim`; no pack is the session's own; segments are new and of the session | packs are condemned; segments current; the session is born |
 //! | `reclaimed` | prune | a session, if named, is open, of this host, purpose `prove`; a certificate needs a session; `deleted` were condemned; `destroyed` are erased, none twice | packs are deleted; `marks` are taken in (12.5); destroyed points are forgotten; the session is over |
 //! | `restore` | restore or admin | | |

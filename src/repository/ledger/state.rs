@@ -235,11 +235,12 @@ impl State {
                 {
                     return refuse(format!("segment {name} is not current"));
                 }
-                let deleted =
-                    |pack: &&PackName| self.condemned.get(*pack).is_some_and(|row| row.deleted);
-                match body.dropped.iter().all(|pack| deleted(&pack)) {
+                match body.dropped.iter().all(|pack| self.may_forget(pack)) {
                     true => self.check_segments(&body.session, &body.segments),
-                    false => refuse("drops a pack that is not known to be deleted"),
+                    false => refuse(
+                        "forgets a pack that is not known to be deleted, or that an open session \
+                         may rely on",
+                    ),
                 }
             }
             Body::Condemn(body) => {
@@ -601,6 +602,16 @@ impl State {
         let id = *self.newest.get(vm)?;
         let point = self.points.get(&id)?;
         (point.state == PointState::Live).then_some((id, point))
+    }
+
+    /// Whether a condemned pack may be forgotten: it is deleted, and every open session began after
+    /// it was condemned, so none has an index in which it was sound. Forgotten too early, it would
+    /// pass for a born pack that nobody has condemned, and be committed upon.
+    pub fn may_forget(&self, pack: &PackName) -> bool {
+        let oldest = self.open.values().map(|open| open.seq).min();
+        self.condemned
+            .get(pack)
+            .is_some_and(|row| row.deleted && oldest.is_none_or(|oldest| row.seq < oldest))
     }
 
     /// Whether nothing may rely on this pack any more.

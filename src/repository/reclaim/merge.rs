@@ -44,8 +44,8 @@ pub fn merge_segments(customer: &Customer) -> Result<bool, RepositoryError> {
     let unlisted = customer.with_state(|state| {
         state
             .condemned
-            .iter()
-            .any(|(name, row)| row.deleted && index.number_of(name).is_none())
+            .keys()
+            .any(|name| state.may_forget(name) && index.number_of(name).is_none())
     });
     let taken = choose(&sizes, &stale);
     if taken.is_empty() && !unlisted {
@@ -107,10 +107,10 @@ pub fn merge_segments(customer: &Customer) -> Result<bool, RepositoryError> {
                 session: begun.id,
                 segments: segments.clone(),
                 replaced: taken.iter().copied().collect(),
-                // A rescue may have condemned it again.
+                // A rescue may have condemned it again, and a session older than its end keeps it.
                 dropped: dropped
                     .into_iter()
-                    .filter(|pack| state.condemned.get(pack).is_some_and(|row| row.deleted))
+                    .filter(|pack| state.may_forget(pack))
                     .take(MAX_DROPPED)
                     .collect(),
             }))

@@ -346,3 +346,26 @@ fn change_nothing(customer: &Customer) {
         })
         .unwrap();
 }
+
+#[test]
+fn a_pack_that_a_running_session_relied_on_is_not_forgotten_and_never_committed_upon() {
+    let mut world = World::new();
+    let (customer, pruner) = (world.open(), world.open_second());
+    // Only this point holds the content that the other VM's full will meet.
+    let dying = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    let running = Running::write(&customer, "db", &image(&[1, 2, 3, 4]), true).unwrap();
+    world.erase(&pruner, dying);
+    let done = reclaim::reclaim(&pruner, world.now(), DAY * 22, false).unwrap();
+    assert!(!done.removed.is_empty());
+    pruner.note_reclaimed(&done).unwrap();
+    while reclaim::merge_segments(&pruner).unwrap() {}
+    sweep(&pruner, false).unwrap();
+    let error = running.commit().unwrap_err();
+    assert_eq!(error.kind, RepositoryErrorKind::Superseded, "{error}");
+    world.check(&world.open());
+    world.quiesce(&pruner);
+    // With the session gone the ledger's state forgets the packs as well.
+    while reclaim::merge_segments(&pruner).unwrap() {}
+    pruner.refresh().unwrap();
+    assert!(pruner.with_state(|state| state.condemned.is_empty()));
+}
