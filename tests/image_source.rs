@@ -13,7 +13,8 @@ use vmkeep::hypervisor::image::{ImageDisk, ImageFormat, ImageSource};
 use vmkeep::hypervisor::nbd::{Endpoint, NbdClient};
 use vmkeep::hypervisor::target::{DeviceTarget, ImageTarget, Qcow2Target, RawTarget};
 use vmkeep::hypervisor::{
-    Capture, CaptureError, CaptureErrorKind, CapturedDisk, Changes, Hypervisor, Outcome, SinceMark,
+    Capture, CaptureError, CaptureErrorKind, CapturedDisk, Changes, Hypervisor, Outcome, Reading,
+    SinceMark,
 };
 use vmkeep::model::{DiskName, Extent};
 
@@ -87,7 +88,7 @@ impl Lab {
     }
 
     fn open(&self, path: &Path, format: ImageFormat) -> Result<Box<dyn Capture>, CaptureError> {
-        self.source(path, format).open(&[])
+        self.source(path, format).open(&[], Reading::Everything)
     }
 
     fn refused(&self, path: &Path, format: ImageFormat) -> CaptureError {
@@ -439,7 +440,7 @@ fn an_image_that_changes_while_it_is_read_is_not_consistent() {
             // Written just now, as far as the source knows: the hardest case for its times.
             let capture = lab
                 .source_at(&path, format, Timestamp::now())
-                .open(&[])
+                .open(&[], Reading::Everything)
                 .unwrap();
             capture.still_consistent().unwrap();
             let file = OpenOptions::new().write(true).open(&path).unwrap();
@@ -485,6 +486,7 @@ fn since(disk: &dyn CapturedDisk) -> SinceMark {
     SinceMark {
         disk: disk.name().clone(),
         size_bytes: disk.size_bytes(),
+        alignment_bytes: 65536,
         mark: disk.mark().map(str::to_string),
     }
 }
@@ -498,20 +500,22 @@ fn an_unchanged_image_is_recognised_and_a_changed_one_is_not() {
             ImageFormat::Qcow2 => qcow2_of_all_kinds(&lab, "compat=1.1"),
         };
         let source = lab.source(&path, format);
-        let first = source.open(&[]).unwrap();
+        let first = source.open(&[], Reading::Everything).unwrap();
         let mark = since(first.disks()[0]);
         assert!(mark.mark.is_some());
         assert!(matches!(first.disks()[0].changes(), Changes::Unknown(_)));
         first.close(Outcome::Committed).unwrap();
 
-        let second = source.open(std::slice::from_ref(&mark)).unwrap();
+        let second = source
+            .open(std::slice::from_ref(&mark), Reading::Changes)
+            .unwrap();
         assert_eq!(second.disks()[0].changes(), &Changes::Extents(Vec::new()));
         assert_eq!(since(second.disks()[0]), mark);
         second.close(Outcome::Committed).unwrap();
 
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         file.write_all_at(b"x", 3 * MIB).unwrap();
-        let third = source.open(&[mark]).unwrap();
+        let third = source.open(&[mark], Reading::Changes).unwrap();
         match third.disks()[0].changes() {
             Changes::Unknown(reason) => assert!(reason.contains("mtime"), "{reason}"),
             Changes::Extents(_) => panic!("a changed image was taken for unchanged"),
@@ -524,7 +528,10 @@ fn an_image_written_just_now_gets_no_mark() {
     let lab = Lab::new();
     let path = lab.raw("disk.raw", MIB, &[]);
     let source = lab.source_at(&path, ImageFormat::Raw, Timestamp::now());
-    assert_eq!(source.open(&[]).unwrap().disks()[0].mark(), None);
+    assert_eq!(
+        source.open(&[], Reading::Everything).unwrap().disks()[0].mark(),
+        None
+    );
 }
 
 #[test]
@@ -853,7 +860,7 @@ fn agent_to_be_killed() {
         format: ImageFormat::Qcow2,
     };
     let source = ImageSource::new(vec![disk], folder.join("run"), Timestamp::now());
-    let _capture = source.open(&[]).unwrap();
+    let _capture = source.open(&[], Reading::Everything).unwrap();
     println!("captured");
     // Until it is killed.
     let _ = std::io::stdin().read(&mut [0]);

@@ -362,7 +362,7 @@
 //! | | `stored_bytes` | what the session wrote |
 //! | | `pack_count`, `packs_hash` | number of packs written; BLAKE3 of their names, sorted by (session, hash), each followed by a line feed |
 //! | | `segments` | segment names; their pack sections are the session's packs |
-//! | | `consistency` | what the capture guarantees, such as `image` |
+//! | | `consistency` | what the instant shows: `image` (stopped VM), `crash` (running, as after a loss of power) or `filesystem` (running, file systems frozen by the guest agent) |
 //! | | `notes`? | list of texts; left out when empty |
 //! | `abort` | `session`, `reason` | |
 //! | `expire`, `undo`, `erase` | `points` | list of objects `point`, `reason` |

@@ -64,6 +64,27 @@ pub enum Changes {
     Extents(Vec<Extent>),
 }
 
+/// What state of the guest the instant of a capture shows; kept in the restore point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consistency {
+    /// The VM was stopped, and nobody wrote.
+    Image,
+    /// A running guest, as after a loss of power: its journals replay.
+    Crash,
+    /// A running guest whose agent had frozen its file systems.
+    Filesystem,
+}
+
+impl Consistency {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Consistency::Image => "image",
+            Consistency::Crash => "crash",
+            Consistency::Filesystem => "filesystem",
+        }
+    }
+}
+
 /// One disk of a capture. Reads come from several threads at once.
 pub trait CapturedDisk: Send + Sync {
     fn name(&self) -> &DiskName;
@@ -81,8 +102,13 @@ pub trait CapturedDisk: Send + Sync {
 /// How a capture ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
+    /// The point stands: from now on, changes count from this capture.
     Committed,
+    /// There is no such point: changes count from the one before, as if nothing had been.
     Abandoned,
+    /// Nobody can say yet. What either answer needs is kept; the next `open` is told by the mark
+    /// of the newest point.
+    Unknown,
 }
 
 /// All disks of one VM at one instant.
@@ -90,6 +116,9 @@ pub trait Capture: Send + Sync {
     fn disks(&self) -> Vec<&dyn CapturedDisk>;
     /// The VM's definition, if this source knows one: (file name, content).
     fn definition(&self) -> Option<(&str, &[u8])>;
+    fn consistency(&self) -> Consistency;
+    /// What an administrator should know of how it was taken.
+    fn notes(&self) -> &[String];
     /// Whether what was read is still one instant. Called after the last read, before the commit.
     fn still_consistent(&self) -> Result<(), CaptureError>;
     fn close(self: Box<Self>, outcome: Outcome) -> Result<(), CaptureError>;
@@ -100,13 +129,28 @@ pub trait Capture: Send + Sync {
 pub struct SinceMark {
     pub disk: DiskName,
     pub size_bytes: u64,
+    /// Reads begin and end at multiples of this (or at the disk's end).
+    pub alignment_bytes: u32,
     pub mark: Option<String>,
+}
+
+/// What will be read of a capture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// Every allocated byte of every disk, whatever is known of changes.
+    Everything,
+    /// Of disks whose changes are known, only these; a source may refuse reads elsewhere.
+    Changes,
 }
 
 /// The way to one VM.
 pub trait Hypervisor: Send + Sync {
     /// Opens all disks at one instant. `since`: what the newest point recorded, if there is one.
-    fn open(&self, since: &[SinceMark]) -> Result<Box<dyn Capture>, CaptureError>;
+    fn open(&self, since: &[SinceMark], reading: Reading)
+    -> Result<Box<dyn Capture>, CaptureError>;
     /// Cleans up after a capture whose agent died. Idempotent.
     fn recover(&self) -> Result<(), CaptureError>;
+    /// Gives up the tracking of changes: nothing of ours stays in the VM or its images, and the
+    /// next capture knows of no changes. Says what was released, one item each.
+    fn release(&self) -> Result<Vec<String>, CaptureError>;
 }

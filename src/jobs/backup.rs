@@ -5,7 +5,7 @@
 
 use super::{JobError, JobErrorKind, Watch};
 use crate::format::entry::{Purpose, VerifyMethod};
-use crate::hypervisor::{Capture, CapturedDisk, Changes, Hypervisor, Outcome, SinceMark};
+use crate::hypervisor::{Capture, CapturedDisk, Changes, Hypervisor, Outcome, Reading, SinceMark};
 use crate::model::{Extent, PointId, PointKind, TreeShape, VmName};
 use crate::repository::{
     Begun, Committed, Customer, DiskDraft, PointDraft, PointReader, ReadScratch, Reader,
@@ -133,15 +133,20 @@ fn attempt(
                 .map(|disk| SinceMark {
                     disk: disk.name().clone(),
                     size_bytes: disk.shape().size_bytes,
+                    alignment_bytes: disk.shape().chunk_bytes,
                     mark: disk.mark().map(str::to_string),
                 })
                 .collect()
         })
         .unwrap_or_default();
+    let reading = match base {
+        Some(_) => Reading::Changes,
+        None => Reading::Everything,
+    };
     let begun = customer.begin(Purpose::Backup, Some((vm, point)))?;
     // The capture after the `begin`: the instant lies inside of the session.
     let result = source
-        .open(&since)
+        .open(&since, reading)
         .map_err(JobError::from)
         .and_then(|capture| {
             let pass = Pass {
@@ -157,6 +162,8 @@ fn attempt(
             let result = pass.write(vm, point, notes);
             let outcome = match &result {
                 Ok(_) => Outcome::Committed,
+                // It may stand: what either outcome needs of the tracking is kept.
+                Err(error) if error.is_uncertain() => Outcome::Unknown,
                 Err(_) => Outcome::Abandoned,
             };
             match (result, capture.close(outcome)) {
@@ -215,6 +222,7 @@ impl Pass<'_> {
             .session(self.begun, trust_of(kind, self.begun.begun_at))?;
         let reader = Reader::with_index(self.customer, session.index().clone());
         let mut notes = notes.to_vec();
+        notes.extend_from_slice(self.capture.notes());
         let mut scratch = ReadScratch::new()?;
         let captured = self.capture.disks();
         let works = captured
@@ -245,7 +253,7 @@ impl Pass<'_> {
             vm: vm.clone(),
             kind,
             base: self.base.map(|base| base.point),
-            consistency: "image".to_string(),
+            consistency: self.capture.consistency().as_str().to_string(),
             notes: notes.clone(),
             definition: self
                 .capture

@@ -160,6 +160,7 @@ mod tests {
         SinceMark {
             disk: DiskName::new("vda").unwrap(),
             size_bytes: 3,
+            alignment_bytes: 65536,
             mark,
         }
     }

@@ -21,7 +21,8 @@ mod raw;
 
 use super::runtime_folder;
 use super::{
-    Capture, CaptureError, CaptureErrorKind, CapturedDisk, Hypervisor, Outcome, SinceMark,
+    Capture, CaptureError, CaptureErrorKind, CapturedDisk, Consistency, Hypervisor, Outcome,
+    Reading, SinceMark,
 };
 use crate::model::DiskName;
 use jiff::Timestamp;
@@ -75,7 +76,8 @@ impl ImageSource {
 }
 
 impl Hypervisor for ImageSource {
-    fn open(&self, since: &[SinceMark]) -> Result<Box<dyn Capture>, CaptureError> {
+    /// Images are read wherever they are asked to be.
+    fn open(&self, since: &[SinceMark], _: Reading) -> Result<Box<dyn Capture>, CaptureError> {
         let Some(first) = self.disks.first() else {
             return Err(CaptureError::new(
                 CaptureErrorKind::Invalid,
@@ -116,6 +118,11 @@ impl Hypervisor for ImageSource {
     fn recover(&self) -> Result<(), CaptureError> {
         runtime_folder::remove_dead(&self.runtime_dir)
     }
+
+    /// The marks of images are kept in restore points only.
+    fn release(&self) -> Result<Vec<String>, CaptureError> {
+        Ok(Vec::new())
+    }
 }
 
 /// A captured disk of this source.
@@ -139,13 +146,21 @@ impl Capture for ImageCapture {
         None
     }
 
+    fn consistency(&self) -> Consistency {
+        Consistency::Image
+    }
+
+    fn notes(&self) -> &[String] {
+        &[]
+    }
+
     fn still_consistent(&self) -> Result<(), CaptureError> {
         self.disks
             .iter()
             .try_for_each(|disk| disk.image().still_unchanged())
     }
 
-    /// Nothing was changed by reading, so both outcomes end alike.
+    /// Nothing was changed by reading, so all outcomes end alike.
     fn close(self: Box<Self>, _: Outcome) -> Result<(), CaptureError> {
         // Every server is ended, and the first error is told.
         let mut result = Ok(());
