@@ -47,9 +47,7 @@ pub fn verify(
     // Listed before the ledger is read: what the ledger then names and the list lacks, and is
     // still not there when asked for by name, is missing.
     let listed = customer.storage().list(customer.names().prefix())?;
-    customer.refresh()?;
-    let index = customer.load_index()?;
-    let state = customer.state();
+    let (index, state) = customer.index_and_state()?;
     verified.entries = state.seq;
     verified.points = state.roots().count();
     for (seq, reason) in &state.voids {

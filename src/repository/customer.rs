@@ -297,7 +297,7 @@ impl Customer {
 
     /// The index as of the ledger's end now.
     pub fn load_index(&self) -> Result<Arc<Index>, RepositoryError> {
-        for _ in 0..4 {
+        for _ in 0..LOAD_ATTEMPTS {
             self.refresh()?;
             let earlier = self.cached_index().clone();
             let seq = self.with_state(|state| state.seq);
@@ -322,11 +322,28 @@ impl Customer {
                 Err(error) => return Err(error),
             }
         }
-        Err(RepositoryError::new(
+        Err(self.index_changes_too_fast())
+    }
+
+    /// The index and the state of one and the same end of the ledger. Read one after the other they
+    /// may differ: other threads read on meanwhile.
+    pub fn index_and_state(&self) -> Result<(Arc<Index>, State), RepositoryError> {
+        for _ in 0..LOAD_ATTEMPTS {
+            let index = self.load_index()?;
+            let state = self.state();
+            if index.seq() == state.seq {
+                return Ok((index, state));
+            }
+        }
+        Err(self.index_changes_too_fast())
+    }
+
+    fn index_changes_too_fast(&self) -> RepositoryError {
+        RepositoryError::new(
             RepositoryErrorKind::Superseded,
             self.names.prefix(),
             "the index changes faster than it can be read",
-        ))
+        )
     }
 
     fn cached_index(&self) -> MutexGuard<'_, Option<Arc<Index>>> {
@@ -536,6 +553,9 @@ pub(super) fn counted_from(
         _ => begun_at,
     }
 }
+
+/// How often the index is loaded anew because the ledger went on meanwhile.
+const LOAD_ATTEMPTS: usize = 4;
 
 /// No session may take longer; other hosts' sessions are aborted after it.
 pub const LONGEST_SESSION_DAYS: i64 = 8;

@@ -5,8 +5,8 @@ use super::customer::Customer;
 use super::index::Index;
 use super::ledger::State;
 use crate::format::entry::Purpose;
-use crate::format::names::{CustomerNames, ObjectRole};
-use crate::model::{ObjectName, PackName, PointState};
+use crate::format::names::ObjectRole;
+use crate::model::{PackName, PointState};
 use crate::storage::{Leftover, Listed};
 use std::collections::BTreeSet;
 
@@ -102,25 +102,17 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
 pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, RepositoryError> {
     let storage = customer.storage();
     let listed = storage.list(customer.names().prefix())?;
-    customer.refresh()?;
+    let (index, state) = customer.index_and_state()?;
     // What a later version wrote may explain what this one cannot.
     customer.may_write()?;
-    let index = customer.load_index()?;
-    let state = customer.state();
     let packs = born_packs(&index);
-    // The index was loaded at the end that `state` has, or earlier; if the ledger went on between,
-    // packs born meanwhile were open sessions' when they were listed: judge again next time.
-    let current = state
-        .segments
-        .keys()
-        .all(|name| index.segment_names().any(|(known, _)| known == name));
     let mut swept = Swept {
         listed: listed.len() as u64,
         seq: state.seq,
         ..Swept::default()
     };
     for object in listed {
-        let role = role_of(customer.names(), &object.name);
+        let role = customer.names().role(&object.name);
         match explain(&role, &state, &packs) {
             Explained::Yes => {}
             Explained::Condemned => swept
@@ -136,7 +128,6 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
                         .unexplained
                         .push(format!("{} ({reason})", object.name));
                 }
-                ObjectRole::Pack(_) if !current => {}
                 ObjectRole::Point(_) => {
                     storage.destroy(&object.name)?;
                     swept.removed.push((object, reason));
@@ -150,20 +141,6 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
     }
     swept.leftovers_removed = storage.sweep_leftovers()?;
     Ok(swept)
-}
-
-/// What a name is, if it is spelled as vmkeep spells it: `+1.age` is not key 1.
-fn role_of(names: &CustomerNames, name: &ObjectName) -> ObjectRole {
-    let role = names.role(name);
-    let spelled = match &role {
-        ObjectRole::Ledger(seq) => Some(names.ledger(*seq)),
-        ObjectRole::Key(number) => Some(names.key(*number)),
-        _ => None,
-    };
-    match spelled.is_none_or(|spelled| spelled == *name) {
-        true => role,
-        false => ObjectRole::Foreign,
-    }
 }
 
 fn born_packs(index: &Index) -> BTreeSet<PackName> {

@@ -171,6 +171,51 @@ fn a_sweep_that_listed_before_a_commit_removes_nothing_of_it() {
     world.check(&sweeper);
 }
 
+#[test]
+fn a_sweep_whose_ledger_went_on_under_it_still_accounts_for_every_pack() {
+    let mut world = World::new();
+    let other = world.open_second();
+    world.backup(&other, "web", &image(&[1, 2, 3, 4, 5]), true);
+    let pack = crate::model::PackName {
+        session: crate::model::SessionId::from_bytes([8; 16]),
+        hash: crate::model::ObjectHash::from_bytes([7; 32]),
+    };
+    world
+        .memory
+        .plant(&other.names().pack(&pack), b"of no session");
+    let snapshot = world.memory.snapshot();
+    let read_of_segment = |store: &Faulty<Memory>| {
+        let log = store.log();
+        let found = log.iter().find(|line| line.name.contains("/index/"));
+        found.map(|line| line.number).unwrap()
+    };
+    rewind(&world, &snapshot);
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    sweep(
+        &world.open_on(store.clone(), &world.host).unwrap(),
+        false,
+    )
+    .unwrap();
+    let at = read_of_segment(&store);
+
+    rewind(&world, &snapshot);
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_on(store.clone(), &world.host).unwrap();
+    let gate = store.freeze_before(at);
+    let swept = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| sweep(&customer, false).unwrap());
+        assert!(gate.wait_until_reached(Duration::from_secs(10)));
+        world.backup(&other, "db", &image(&[6, 7]), true);
+        // Another thread of the same process, which shares the ledger as last read.
+        customer.refresh().unwrap();
+        gate.release();
+        thread.join().unwrap()
+    });
+    let removed: Vec<_> = swept.removed.iter().map(|(object, _)| &object.name).collect();
+    assert_eq!(removed, [&other.names().pack(&pack)]);
+    world.check(&other);
+}
+
 /// A store with two live copies of a chunk, dead frames beside each, and a point to be erased.
 fn two_copies() -> (World, PointId, Snapshot) {
     let mut world = World::new();
