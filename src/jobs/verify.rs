@@ -7,7 +7,8 @@ use crate::repository::reclaim::mark_now;
 use crate::repository::{Customer, Index, Unreachable, open_live, scrub_packs};
 use crate::storage::{Listed, StorageErrorKind};
 use jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +99,7 @@ fn open_everything(
     stop: &AtomicBool,
 ) -> Result<(), JobError> {
     watch.stage(&format!("{} data", customer.name()), 0);
-    let known = customer.with_state(|state| state.damaged.clone());
+    let known = Known::of(customer)?;
     let opened = open_live(customer, request.threads, stop, &|bytes| {
         watch.advance(bytes)
     })?;
@@ -107,24 +108,26 @@ fn open_everything(
     }
     verified.packs_read = opened.whole.len();
     verified.read_bytes = opened.bytes;
+    let told: HashSet<(PackName, Tag)> = opened.damaged.iter().copied().collect();
     for (pack, tag) in &opened.damaged {
         let what = format!(
             "{} (tag {tag}): a frame does not open",
             customer.names().pack(pack)
         );
-        tell_frame(customer, &known, (pack, tag), what, verified)?;
+        known.tell(pack, tag, what, verified);
     }
     tell_unreadable(customer, &opened.unreadable, &mut verified.damage);
     // What nothing reaches, and what is below a node that does not open: by its checksum, or a
     // later backup would rely on it.
+    let whole: HashSet<PackName> = opened.whole.iter().copied().collect();
     let rest: Vec<(PackName, u64)> = customer
         .load_index()?
         .packs()
         .iter()
-        .filter(|info| !info.condemned && !opened.whole.contains(&info.row.name))
+        .filter(|info| !info.condemned && !whole.contains(&info.row.name))
         .map(|info| (info.row.name, info.row.size_bytes))
         .collect();
-    read_each(customer, &rest, request, verified, watch, stop)?;
+    read_each(customer, &rest, &told, request, verified, watch, stop)?;
     if !(opened.whole.is_empty() && opened.damaged.is_empty()) {
         customer.note_verification(VerifyMethod::Opened, &opened.whole, &opened.damaged)?;
     }
@@ -138,24 +141,33 @@ fn check_trees(customer: &Customer, damage: &mut Vec<String>) -> Result<(), JobE
     Ok(())
 }
 
-/// A frame that is damaged. One that was known before and whose content stands elsewhere by now
-/// harms nobody: its pack loses it when it is rewritten.
-fn tell_frame(
-    customer: &Customer,
-    known: &BTreeSet<(PackName, Tag)>,
-    (pack, tag): (&PackName, &Tag),
-    what: String,
-    verified: &mut Verified,
-) -> Result<(), JobError> {
-    let healed =
-        known.contains(&(*pack, *tag)) && customer.load_index()?.sound_places(tag).next().is_some();
-    match healed {
-        true => verified
-            .notes
-            .push(format!("{what}; known, and healed by a later backup")),
-        false => verified.damage.push(what),
+/// What was known to be damaged before this verification, and where its content stands by now.
+struct Known {
+    damaged: BTreeSet<(PackName, Tag)>,
+    index: Arc<Index>,
+}
+
+impl Known {
+    fn of(customer: &Customer) -> Result<Self, JobError> {
+        let (index, state) = customer.index_and_state()?;
+        Ok(Known {
+            damaged: state.damaged,
+            index,
+        })
     }
-    Ok(())
+
+    /// Tells of a damaged frame. One that was known before and whose content stands elsewhere by
+    /// now harms nobody: its pack loses it when it is rewritten.
+    fn tell(&self, pack: &PackName, tag: &Tag, what: String, verified: &mut Verified) {
+        let healed =
+            self.damaged.contains(&(*pack, *tag)) && self.index.sound_places(tag).next().is_some();
+        match healed {
+            true => verified
+                .notes
+                .push(format!("{what}; known, and healed by a later backup")),
+            false => verified.damage.push(what),
+        }
+    }
 }
 
 /// What cannot be read, with the restore point that needs it.
@@ -250,13 +262,23 @@ fn read_packs(
         .into_iter()
         .map(|(_, name, size)| (name, size))
         .collect();
-    read_each(customer, &packs, request, verified, watch, stop)
+    read_each(
+        customer,
+        &packs,
+        &HashSet::new(),
+        request,
+        verified,
+        watch,
+        stop,
+    )
 }
 
-/// Reads packs in full and checks every frame by its checksum.
+/// Reads packs in full and checks every frame by its checksum. `told`: frames that were found to be
+/// damaged, and told of, before.
 fn read_each(
     customer: &Customer,
     packs: &[(PackName, u64)],
+    told: &HashSet<(PackName, Tag)>,
     request: VerifyRequest,
     verified: &mut Verified,
     watch: &dyn Watch,
@@ -268,20 +290,22 @@ fn read_each(
     let total = packs.iter().map(|(_, size)| size).sum();
     watch.stage(&format!("{} read", customer.name()), total);
     let names: Vec<PackName> = packs.iter().map(|(name, _)| *name).collect();
-    let known = customer.with_state(|state| state.damaged.clone());
+    let known = Known::of(customer)?;
     let scrubbed = scrub_packs(customer, &names, request.threads, stop, &|bytes| {
         watch.advance(bytes);
     })?;
     verified.packs_read += scrubbed.whole.len() + scrubbed.broken.len();
     verified.read_bytes += scrubbed.read_bytes;
-    for (pack, tag) in &scrubbed.damaged {
-        let place = format!("{} (tag {tag})", customer.names().pack(pack));
-        // One that was opened before this is known already.
-        let told = |lines: &[String]| lines.iter().any(|line| line.starts_with(&place));
-        if !told(&verified.damage) && !told(&verified.notes) {
-            let what = format!("{place}: a frame does not match its checksum");
-            tell_frame(customer, &known, (pack, tag), what, verified)?;
-        }
+    for (pack, tag) in scrubbed
+        .damaged
+        .iter()
+        .filter(|frame| !told.contains(*frame))
+    {
+        let what = format!(
+            "{} (tag {tag}): a frame does not match its checksum",
+            customer.names().pack(pack)
+        );
+        known.tell(pack, tag, what, verified);
     }
     for (pack, reason) in &scrubbed.broken {
         verified

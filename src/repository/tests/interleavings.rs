@@ -191,11 +191,7 @@ fn a_sweep_whose_ledger_went_on_under_it_still_accounts_for_every_pack() {
     };
     rewind(&world, &snapshot);
     let store = Arc::new(Faulty::new(world.memory.clone()));
-    sweep(
-        &world.open_on(store.clone(), &world.host).unwrap(),
-        false,
-    )
-    .unwrap();
+    sweep(&world.open_on(store.clone(), &world.host).unwrap(), false).unwrap();
     let at = read_of_segment(&store);
 
     rewind(&world, &snapshot);
@@ -211,7 +207,11 @@ fn a_sweep_whose_ledger_went_on_under_it_still_accounts_for_every_pack() {
         gate.release();
         thread.join().unwrap()
     });
-    let removed: Vec<_> = swept.removed.iter().map(|(object, _)| &object.name).collect();
+    let removed: Vec<_> = swept
+        .removed
+        .iter()
+        .map(|(object, _)| &object.name)
+        .collect();
     assert_eq!(removed, [&other.names().pack(&pack)]);
     world.check(&other);
 }
