@@ -8,6 +8,9 @@ fn object(name: String) -> ObjectName {
     ObjectName::new(&name).expect("parts are checked names, hexadecimal digits and numbers")
 }
 
+/// Everything below this belongs to one customer or another.
+pub const CUSTOMERS: &str = "customers/";
+
 pub fn repository_file() -> ObjectName {
     object("vmkeep.json".to_string())
 }
@@ -36,7 +39,7 @@ pub enum ObjectRole {
 impl CustomerNames {
     pub fn new(customer: &CustomerName) -> Self {
         CustomerNames {
-            prefix: format!("customers/{customer}"),
+            prefix: format!("{CUSTOMERS}{customer}"),
         }
     }
 

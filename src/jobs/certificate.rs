@@ -39,11 +39,11 @@ pub(super) fn certify(
     objects_listed: u64,
 ) -> Result<Option<Certified>, JobError> {
     let state = customer.state();
-    let destroyed = destroyed(&state);
-    let erased = newly_erased(&state);
-    if destroyed.is_empty() && erased.is_empty() {
+    if !is_due(&state) {
         return Ok(None);
     }
+    let destroyed = destroyed(&state);
+    let erased = newly_erased(&state);
     let begun = customer.begin(Purpose::Prove, None)?;
     let written = write(
         customer,
@@ -67,6 +67,11 @@ pub(super) fn certify(
             }
         }
     }
+}
+
+/// Whether there is anything that no certificate says yet.
+pub(super) fn is_due(state: &State) -> bool {
+    !(destroyed(state).is_empty() && newly_erased(state).is_empty())
 }
 
 fn newly_erased(state: &State) -> Vec<PointId> {
@@ -144,9 +149,9 @@ fn write(
         hash: hash_of(&bytes),
         signature_hash: hash_of(signature.as_bytes()),
     };
-    customer.append(|now| {
+    customer.append(|end| {
         // Another prune may have certified or reclaimed meanwhile: then this one says nothing new.
-        if now.certified_at != state.certified_at || now.marked_at != state.marked_at {
+        if end.certified_at != state.certified_at || end.marked_at != state.marked_at {
             return Err(RepositoryError::new(
                 RepositoryErrorKind::Superseded,
                 customer.names().prefix(),
@@ -155,9 +160,9 @@ fn write(
         }
         Ok(Body::Reclaimed(ReclaimedBody {
             session: Some(session),
-            marked_at: now.marked_at,
+            marked_at: end.marked_at,
             deleted: Vec::new(),
-            // They stand: rows only ever replace.
+            // None: the rows of the ledger stay as they are until a later mark says otherwise.
             marks: Vec::new(),
             certificate: Some(reference.clone()),
             destroyed: destroyed.to_vec(),

@@ -3,7 +3,7 @@
 //! Every step is decided by `policy` from the ledger's state, checked again by the entry that
 //! does it, and can be repeated by anybody: a prune that was killed is gone on with by the next.
 
-use super::certificate::{Certified, certify};
+use super::certificate::{Certified, certify, is_due};
 use super::{JobError, JobErrorKind, LocalHost, Watch};
 use crate::format::entry::{Body, ClockBody, ClockEvent, PointReason, PointsBody};
 use crate::model::{PointId, PointState};
@@ -287,7 +287,7 @@ fn prove(
     pruned: &mut Pruned,
 ) -> Result<(), JobError> {
     let first = sweep(customer, request.confirm)?;
-    let removed = first.removed.clone();
+    let (removed, leftovers) = (first.removed.clone(), first.leftovers_removed.clone());
     // What was removed must be seen to be gone.
     let swept = match removed.is_empty() {
         true => first,
@@ -295,7 +295,10 @@ fn prove(
     };
     let clean = swept.unexplained.is_empty() && swept.removed.is_empty();
     pruned.swept = swept;
-    pruned.swept.removed.extend(removed);
+    if !removed.is_empty() {
+        pruned.swept.removed.extend(removed);
+        pruned.swept.leftovers_removed.extend(leftovers);
+    }
     for problem in &pruned.swept.unexplained {
         pruned
             .notes
@@ -306,6 +309,16 @@ fn prove(
             "no deletion certificate was signed: the store holds what the ledger does not explain"
                 .to_string(),
         );
+        return Ok(());
+    }
+    if let Some(leftover) = pruned.swept.leftovers.first() {
+        if is_due(&customer.state()) {
+            pruned.notes.push(format!(
+                "no deletion certificate was signed: {} is in the store; a file that is being \
+                 written is gone by the next prune, any other must be moved away",
+                leftover.place
+            ));
+        }
         return Ok(());
     }
     pruned.certificate = certify(customer, host, now, pruned.swept.listed)?;

@@ -16,7 +16,7 @@ pub mod reclaim;
 mod scrub;
 mod sweep;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod tree;

@@ -5,7 +5,7 @@ use super::customer::Customer;
 use super::index::Index;
 use super::ledger::State;
 use crate::format::entry::Purpose;
-use crate::format::names::ObjectRole;
+use crate::format::names::{CUSTOMERS, ObjectRole};
 use crate::model::{PackName, PointState};
 use crate::storage::{Leftover, Listed};
 use std::collections::BTreeSet;
@@ -29,6 +29,9 @@ pub struct Swept {
     pub listed: u64,
     pub removed: Vec<(Listed, &'static str)>,
     pub leftovers_removed: Vec<Leftover>,
+    /// What is in the store beside all customers, no listing shows it, and it was not removed: a
+    /// living writer's temporary file, or what somebody put there. Whose it is cannot be told.
+    pub leftovers: Vec<Leftover>,
     /// What is left and could not be explained or removed.
     pub unexplained: Vec<String>,
     /// The ledger's end that the listing was judged by.
@@ -101,6 +104,11 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
 /// name. Unasked, such objects are only reported: somebody put them there.
 pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, RepositoryError> {
     let storage = customer.storage();
+    customer.refresh()?;
+    customer.may_write()?;
+    let leftovers_removed = storage.sweep_leftovers()?;
+    // Before the listing: what a writer finishes between the two is listed, and nothing is missed.
+    let leftovers = storage.leftovers()?;
     let listed = storage.list(customer.names().prefix())?;
     let (index, state) = customer.index_and_state()?;
     // What a later version wrote may explain what this one cannot.
@@ -109,8 +117,20 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
     let mut swept = Swept {
         listed: listed.len() as u64,
         seq: state.seq,
+        leftovers_removed,
         ..Swept::default()
     };
+    let own = format!("{}/", customer.names().prefix());
+    for leftover in leftovers {
+        match leftover.place.starts_with(&own) {
+            true => swept
+                .unexplained
+                .push(format!("{} (no object can have this name)", leftover.place)),
+            // Another customer's is for that one's sweep.
+            false if leftover.place.starts_with(CUSTOMERS) => {}
+            false => swept.leftovers.push(leftover),
+        }
+    }
     for object in listed {
         let role = customer.names().role(&object.name);
         match explain(&role, &state, &packs) {
@@ -139,7 +159,6 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
             },
         }
     }
-    swept.leftovers_removed = storage.sweep_leftovers()?;
     Ok(swept)
 }
 

@@ -105,6 +105,8 @@ pub fn pruned_document(customer: &CustomerName, pruned: &Pruned) -> Value {
             "name": object.name.as_str(), "reason": reason,
         })).collect::<Vec<_>>(),
         "unexplained": pruned.swept.unexplained,
+        "leftovers": pruned.swept.leftovers.iter().map(|leftover| leftover.place.as_str())
+            .collect::<Vec<_>>(),
         "certificate": pruned.certificate.as_ref().map(|certificate| json!({
             "id": certificate.id,
             "object": certificate.object.as_str(),

@@ -1,0 +1,133 @@
+//! Hosts with a set clock and real state folders on one store, for tests of the jobs.
+
+use super::*;
+use crate::format::entry::Body;
+use crate::model::{Clock, ClockReading, PointId};
+use crate::policy::{HostClock, PolicyTerms};
+use crate::repository::testing::{CHUNK, Time, customer_name};
+use crate::repository::{Customer, Host, NewCustomer, WriteSettings, create_repository};
+use crate::storage::Storage;
+use jiff::{SignedDuration, Timestamp};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+struct SetClock(Time);
+
+impl Clock for SetClock {
+    fn read(&self) -> ClockReading {
+        ClockReading {
+            wall: self.0.now(),
+            synchronised: false,
+            boot: None,
+        }
+    }
+}
+
+/// A store with one customer, `acme`, and the two hosts that use it.
+pub struct Lab {
+    pub storage: Arc<dyn Storage>,
+    pub time: Time,
+    pub host: Arc<LocalHost>,
+    pub second: Arc<LocalHost>,
+    repository: crate::model::RepositoryId,
+    _folders: [tempfile::TempDir; 2],
+}
+
+impl Lab {
+    pub fn new(storage: Arc<dyn Storage>, terms: &PolicyTerms) -> Self {
+        let time = Time::new();
+        let file = create_repository(&*storage, time.now(), CHUNK as u32).unwrap();
+        let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [host, second] = [0, 1].map(|at: usize| {
+            let folder = StateFolder::create(folders[at].path()).unwrap();
+            let (identity, _) = folder.ensure_identity("a test").unwrap();
+            let clock = Arc::new(SetClock(time.clone()));
+            let name = format!("host{at}");
+            LocalHost::new(identity, name, folder, clock, HostClock::Trusted)
+        });
+        let new = NewCustomer {
+            repository: file.repository,
+            name: &customer_name(),
+            host: host.body(),
+            recipients: vec![host.identity().recipient(), second.identity().recipient()],
+            terms,
+        };
+        // The operator confirms the time at `init`; the host that goes on is another process.
+        let folder = StateFolder::create(folders[0].path()).unwrap();
+        let (identity, _) = folder.ensure_identity("a test").unwrap();
+        let clock = Arc::new(SetClock(time.clone()));
+        let init = LocalHost::new(
+            identity,
+            "host0".to_string(),
+            folder,
+            clock,
+            HostClock::Trusted,
+        );
+        init.vouch_for_clock();
+        Customer::create(&storage, &new, &init).unwrap();
+        let lab = Lab {
+            storage,
+            time,
+            host: Arc::new(host),
+            second: Arc::new(second),
+            repository: file.repository,
+            _folders: folders,
+        };
+        let body = lab.second.body();
+        lab.open().append(|_| Ok(Body::Host(body.clone()))).unwrap();
+        lab
+    }
+
+    pub fn open(&self) -> Customer {
+        self.open_on(self.storage.clone(), &self.host)
+    }
+
+    pub fn open_second(&self) -> Customer {
+        self.open_on(self.storage.clone(), &self.second)
+    }
+
+    pub fn open_on(&self, storage: Arc<dyn Storage>, host: &Arc<LocalHost>) -> Customer {
+        let settings = WriteSettings {
+            pack_bytes: 4 * CHUNK,
+            compression_level: 1,
+        };
+        let host_of_customer: Arc<dyn Host> = host.clone();
+        Customer::open(
+            storage,
+            &customer_name(),
+            self.repository,
+            host.identity(),
+            host_of_customer,
+            settings,
+        )
+        .unwrap()
+    }
+
+    pub fn pass(&self, time: SignedDuration) {
+        self.time.pass(time);
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.time.now()
+    }
+
+    pub fn prune(&self, customer: &Customer) -> Result<Pruned, JobError> {
+        prune_with(customer, &self.host, PruneRequest::default())
+    }
+}
+
+pub fn prune_with(
+    customer: &Customer,
+    host: &LocalHost,
+    request: PruneRequest,
+) -> Result<Pruned, JobError> {
+    let stop = AtomicBool::new(false);
+    prune(customer, host, request, false, &Quiet, &stop)
+}
+
+/// Backs up, and says which point was committed.
+pub fn back_up(customer: &Customer, vm: &str, bytes: &[u8], full: bool) -> PointId {
+    let (point, result) = crate::repository::testing::backup(customer, vm, bytes, full);
+    result.unwrap();
+    point
+}
