@@ -459,6 +459,11 @@
 //! Then every row gets the `erase` entries up to `marked_at` that no mark had seen, with the earliest deadline
 //! of their points: what is dead may be theirs. A reader needs none of this.
 //!
+//! A reclaim copies what was live when its session began. So its packs may hold bytes of any later `erase`
+//! entry, also of one that a mark has seen before the session was adopted: the first row of such a pack
+//! gets those entries, and until a mark has seen the packs (`marked_at` at or after the `condemn`), or while
+//! such a session is open, no point that was erased after its `begin` counts as destroyed.
+//!
 //! # 13. Certificates
 //!
 //! `certificates/<id>.json` is JSON for people and programs; `<id>.json.minisig` its signature. Both count

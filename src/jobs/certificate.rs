@@ -1,6 +1,6 @@
 //! The deletion certificate: what was destroyed, signed so that outsiders can check it.
 
-use super::prune::{destroyed, earliest_deadline};
+use super::prune::earliest_deadline;
 use super::{JobError, JobErrorKind, LocalHost};
 use crate::codec::minisign;
 use crate::codec::random_bytes;
@@ -42,7 +42,7 @@ pub(super) fn certify(
     if !is_due(&state) {
         return Ok(None);
     }
-    let destroyed = destroyed(&state);
+    let destroyed = state.destroyed();
     let erased = newly_erased(&state);
     let begun = customer.begin(Purpose::Prove, None)?;
     let written = write(
@@ -71,7 +71,7 @@ pub(super) fn certify(
 
 /// Whether there is anything that no certificate says yet.
 pub(super) fn is_due(state: &State) -> bool {
-    !(destroyed(state).is_empty() && newly_erased(state).is_empty())
+    !(state.destroyed().is_empty() && newly_erased(state).is_empty())
 }
 
 fn newly_erased(state: &State) -> Vec<PointId> {

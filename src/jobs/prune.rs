@@ -6,13 +6,12 @@
 use super::certificate::{Certified, certify, is_due};
 use super::{JobError, JobErrorKind, LocalHost, Watch};
 use crate::format::entry::{Body, ClockBody, ClockEvent, PointReason, PointsBody};
-use crate::model::{PointId, PointState};
+use crate::model::PointId;
 use crate::policy::{Action, Decision, Deletion, PointFacts, plan};
 use crate::repository::reclaim::{Reclaimed, merge_segments, reclaim};
 use crate::repository::{Customer, RepositoryError, RepositoryErrorKind, State, Swept, sweep};
 use crate::storage::StorageErrorKind;
 use jiff::{SignedDuration, Timestamp};
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Points named in one entry: its body stays far below 1 MiB.
@@ -343,28 +342,4 @@ pub fn undo(customer: &Customer, point: PointId, reason: &str) -> Result<(), Job
         )),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Erased points of which no byte is left, as the marks of the ledger say.
-pub(super) fn destroyed(state: &State) -> Vec<PointId> {
-    // Not deleted yet, or its tags still stand in the index.
-    if !state.condemned.is_empty() {
-        return Vec::new();
-    }
-    let left: BTreeSet<u64> = state
-        .marks
-        .values()
-        .flat_map(|mark| mark.erases.iter().copied())
-        .collect();
-    state
-        .points
-        .iter()
-        .filter(|(_, point)| point.state == PointState::Erased)
-        .filter(|(_, point)| {
-            point
-                .erase_seq
-                .is_some_and(|seq| seq <= state.marked_at && !left.contains(&seq))
-        })
-        .map(|(id, _)| *id)
-        .collect()
 }

@@ -321,24 +321,24 @@ impl World {
 pub fn no_false_certificate(world: &World, customer: &Customer) {
     customer.refresh().unwrap();
     let state = customer.state();
-    if state.condemned.values().any(|row| !row.deleted) {
+    let certain: BTreeSet<PointId> = state.without_bytes().into_iter().collect();
+    if certain.is_empty() {
         return;
     }
-    let left: BTreeSet<u64> = state
-        .marks
-        .values()
-        .flat_map(|mark| mark.erases.iter().copied())
-        .collect();
     let mark = reclaim::mark_now(customer, false).unwrap();
     let mut stored = BTreeSet::new();
     for name in world.packs() {
         // What a dead session uploaded anew is not what the point left; a sweep removes it, and no
-        // certificate is signed before.
-        let born = match customer.names().role(&name) {
-            crate::format::names::ObjectRole::Pack(pack) => state.born.contains_key(&pack.session),
+        // certificate is signed before. What a reclaim copied is.
+        let counts = match customer.names().role(&name) {
+            crate::format::names::ObjectRole::Pack(pack) => {
+                let open = state.open.get(&pack.session);
+                state.born.contains_key(&pack.session)
+                    || open.is_some_and(|open| open.purpose == Purpose::Reclaim)
+            }
             _ => false,
         };
-        if !born {
+        if !counts {
             continue;
         }
         let bytes = world.memory.read(&name, u64::MAX).unwrap();
@@ -353,21 +353,14 @@ pub fn no_false_certificate(world: &World, customer: &Customer) {
             .map(|plain| keys.tag(&keys.id(crate::model::PieceKind::Chunk, plain)))
             .collect()
     };
-    let certain = |row: &Point| {
-        row.erase_seq
-            .is_some_and(|seq| seq <= state.marked_at && !left.contains(&seq))
-    };
     // What another dead point needed as well is that one's, until it counts as destroyed too.
     let others: BTreeSet<crate::model::Tag> = state
         .points
         .iter()
-        .filter(|(_, row)| !certain(row))
+        .filter(|(point, _)| !certain.contains(*point))
         .flat_map(|(point, _)| tags_of(point))
         .collect();
-    for (point, row) in &state.points {
-        if !certain(row) {
-            continue;
-        }
+    for point in &certain {
         for tag in tags_of(point) {
             assert!(
                 mark.is_live(&tag) || others.contains(&tag) || !stored.contains(&tag),

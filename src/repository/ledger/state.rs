@@ -76,6 +76,14 @@ pub struct Condemned {
     pub deleted: bool,
 }
 
+/// A reclaim's session whose packs no mark has seen yet. It copied what was live when it began, so
+/// they may hold bytes of every point that was erased since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Copied {
+    begun: u64,
+    adopted: u64,
+}
+
 /// When and how a pack was last read in full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verified {
@@ -107,6 +115,7 @@ pub struct State {
     pub segments: BTreeMap<SegmentName, Timestamp>,
     pub condemned: BTreeMap<PackName, Condemned>,
     pub marks: BTreeMap<PackName, PackMark>,
+    copied: BTreeMap<SessionId, Copied>,
     /// The last mark saw the ledger up to here: later erasures have left no mark yet.
     pub marked_at: u64,
     pub verified: BTreeMap<PackName, Verified>,
@@ -463,6 +472,13 @@ impl State {
                 }
             }
             Body::Condemn(body) => {
+                if let Some(open) = self.open.get(&body.session) {
+                    let copied = Copied {
+                        begun: open.seq,
+                        adopted: entry.seq,
+                    };
+                    self.copied.insert(body.session, copied);
+                }
                 self.adopt(&body.session, &body.segments, entry.time);
                 for pack in &body.packs {
                     let row = Condemned {
@@ -563,6 +579,8 @@ impl State {
             }
         }
         self.marked_at = self.marked_at.max(body.marked_at);
+        let marked_at = self.marked_at;
+        self.copied.retain(|_, copied| copied.adopted > marked_at);
     }
 
     /// A commit that breaks a rule is still a root until its time is over: two versions that
@@ -644,15 +662,81 @@ impl State {
 
     /// Of those, the ones that a mark of the ledger up to `marked_at` has seen.
     pub fn unmarked_erasures_until(&self, marked_at: u64) -> BTreeMap<u64, Timestamp> {
+        self.erasures_between(self.marked_at, marked_at)
+    }
+
+    /// `erase` entries up to `marked_at` whose bytes a reclaim's session may have copied, although
+    /// an earlier mark has seen the entries: it is not known to have seen the copies.
+    pub fn copied_erasures_until(
+        &self,
+        session: &SessionId,
+        marked_at: u64,
+    ) -> BTreeMap<u64, Timestamp> {
+        match self.copied.get(session) {
+            Some(copied) => self.erasures_between(copied.begun, marked_at),
+            None => BTreeMap::new(),
+        }
+    }
+
+    /// Whether reclaims up to `marked_at` copied what no mark has seen yet.
+    pub fn has_unmarked_copies(&self, marked_at: u64) -> bool {
+        self.copied
+            .values()
+            .any(|copied| copied.adopted <= marked_at)
+    }
+
+    fn erasures_between(&self, after: u64, until: u64) -> BTreeMap<u64, Timestamp> {
         let mut erasures: BTreeMap<u64, Timestamp> = BTreeMap::new();
         for point in self.points.values() {
-            let unmarked = |seq: &u64| *seq > self.marked_at && *seq <= marked_at;
-            if let Some(seq) = point.erase_seq.filter(unmarked) {
+            let between = |seq: &u64| *seq > after && *seq <= until;
+            if let Some(seq) = point.erase_seq.filter(between) {
                 let deadline = erasures.entry(seq).or_insert(point.deadline);
                 *deadline = (*deadline).min(point.deadline);
             }
         }
         erasures
+    }
+
+    /// Erased points of which nothing is left, neither bytes nor tags.
+    pub fn destroyed(&self) -> Vec<PointId> {
+        // The tags of a condemned pack stand in the index until it is forgotten, and a merge under
+        // way may have written them once more.
+        let merging = |open: &OpenSession| open.purpose == Purpose::Merge;
+        match self.condemned.is_empty() && !self.open.values().any(merging) {
+            true => self.without_bytes(),
+            false => Vec::new(),
+        }
+    }
+
+    /// Erased points of which no byte is left, as far as the last mark and what came after it say.
+    pub fn without_bytes(&self) -> Vec<PointId> {
+        if self.condemned.values().any(|row| !row.deleted) {
+            return Vec::new();
+        }
+        let left: BTreeSet<u64> = self
+            .marks
+            .values()
+            .flat_map(|mark| mark.erases.iter().copied())
+            .collect();
+        // Whoever began to copy before the erasure may have copied what it erased.
+        let reclaiming = self
+            .open
+            .values()
+            .filter(|open| open.purpose == Purpose::Reclaim)
+            .map(|open| open.seq);
+        let copied = self.copied.values().map(|copied| copied.begun);
+        let oldest_copy = reclaiming.chain(copied).min();
+        let gone = |seq: u64| {
+            seq <= self.marked_at
+                && !left.contains(&seq)
+                && oldest_copy.is_none_or(|begun| seq < begun)
+        };
+        self.points
+            .iter()
+            .filter(|(_, point)| point.state == PointState::Erased)
+            .filter(|(_, point)| point.erase_seq.is_some_and(gone))
+            .map(|(id, _)| *id)
+            .collect()
     }
 }
 

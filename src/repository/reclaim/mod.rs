@@ -138,12 +138,13 @@ pub fn survey(customer: &Customer, mark: &Mark, now: Timestamp) -> Vec<PackFacts
                 let dead = frame_bytes > usage.live_bytes;
                 let earlier = state.marks.get(&info.row.name);
                 let earlier = earlier.map(|mark| mark.earliest_deadline);
+                let session = &info.row.name.session;
+                let copied = state.copied_erasures_until(session, mark.began_at());
+                let copied = copied.values().min().copied();
                 // Any dead byte may be one of the latest erasures, also where their sum is that of
                 // the last mark: frames come back to life as well.
-                let deadline = match (earlier, unmarked) {
-                    (Some(a), Some(b)) => a.min(b),
-                    (a, b) => a.or(b).unwrap_or(fallback),
-                };
+                let known = [earlier, unmarked, copied].into_iter().flatten().min();
+                let deadline = known.unwrap_or(fallback);
                 PackFacts {
                     number: number as PackNumber,
                     name: info.row.name,

@@ -37,10 +37,13 @@ impl Pass<'_> {
                     }),
                     (dead_bytes, earlier) => {
                         let before = earlier.map(|mark| mark.erases.iter());
+                        let session = &facts.name.session;
+                        let copied = state.copied_erasures_until(session, mark.began_at());
                         let erases: BTreeSet<u64> = before
                             .into_iter()
                             .flatten()
                             .chain(unmarked.keys())
+                            .chain(copied.keys())
                             .copied()
                             .collect();
                         rows.push(PackMark {
@@ -112,8 +115,10 @@ impl Customer {
                 bytes = 0;
             }
         }
-        let unmarked =
-            self.with_state(|state| !state.unmarked_erasures_until(marked_at).is_empty());
+        let unmarked = self.with_state(|state| {
+            !state.unmarked_erasures_until(marked_at).is_empty()
+                || state.has_unmarked_copies(marked_at)
+        });
         if !part.is_empty() || (parts.is_empty() && unmarked) {
             parts.push((Vec::new(), part));
         }

@@ -5,7 +5,7 @@ use super::super::*;
 use crate::format::entry::Body;
 use crate::model::ObjectName;
 use crate::model::PointId;
-use crate::storage::{Faulty, Memory, Snapshot};
+use crate::storage::{Fault, Faulty, Memory, Snapshot, Verb};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -313,6 +313,83 @@ fn an_erasure_at_any_moment_of_a_reclaim_is_never_certified_before_its_bytes_are
     at_every_operation(&mut world, &snapshot, reclaim_some, |world, other| {
         world.erase(other, dying);
     });
+}
+
+/// One pack that holds three chunks that stay, a small one that is dead, and one that only the
+/// returned point needs.
+fn mostly_alive() -> (World, PointId, Snapshot) {
+    let mut world = World::new();
+    let customer = world.open();
+    let with =
+        |small: u8, last: u32| [image(&[1, 2, 5]), vec![small; CHUNK], image(&[last])].concat();
+    let dead = world.backup(&customer, "web", &with(7, 3), true);
+    let dying = world.backup(&customer, "web", &with(0, 3), false);
+    world.backup(&customer, "web", &with(0, 4), false);
+    world.erase(&customer, dead);
+    let snapshot = world.memory.snapshot();
+    (world, dying, snapshot)
+}
+
+fn reclaim_within(world: &World, customer: &Customer, budget: jiff::SignedDuration) {
+    match reclaim::reclaim(customer, world.now(), budget, false) {
+        Ok(done) => {
+            customer.note_reclaimed(&done).unwrap();
+        }
+        Err(error) => assert_eq!(error.kind, RepositoryErrorKind::Superseded, "{error}"),
+    }
+}
+
+#[test]
+fn what_a_frozen_reclaim_copied_is_not_certified_as_gone_while_its_session_is_open() {
+    let (mut world, dying, snapshot) = mostly_alive();
+    let all = |world: &World, customer: &Customer| reclaim_within(world, customer, DAY * 4000);
+    at_every_operation(&mut world, &snapshot, all, |world, other| {
+        world.erase(other, dying);
+        all(world, other);
+        no_false_certificate(world, other);
+    });
+}
+
+#[test]
+fn what_a_reclaim_copied_of_a_point_that_was_erased_meanwhile_is_not_certified_as_gone() {
+    let (world, dying, snapshot) = mostly_alive();
+    let on = |store: &Arc<Faulty<Memory>>| world.open_on(store.clone(), &world.host).unwrap();
+    rewind(&world, &snapshot);
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    reclaim_within(&world, &on(&store), DAY * 4000);
+    let log = store.log();
+    let deletion = log.iter().rposition(|line| line.verb == Verb::Delete);
+    let condemnation = log[..deletion.unwrap()]
+        .iter()
+        .rfind(|line| line.verb == Verb::Create && line.name.contains("/ledger/"));
+    let condemnation = condemnation.unwrap().number;
+    for crash in condemnation + 1..condemnation + 80 {
+        rewind(&world, &snapshot);
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let (customer, other) = (on(&store), world.open_second());
+        // Its clock is ahead: it rewrites for a deadline that is not near for the other.
+        let gate = store.freeze_before(condemnation);
+        std::thread::scope(|scope| {
+            let ahead = || reclaim::reclaim(&customer, world.now(), DAY * 4000, false);
+            let thread = scope.spawn(ahead);
+            assert!(gate.wait_until_reached(Duration::from_secs(10)));
+            world.erase(&other, dying);
+            reclaim_within(&world, &other, DAY * 20);
+            store.add(Fault::CrashAt {
+                at: crash,
+                applied: false,
+            });
+            gate.release();
+            let _died = thread.join().unwrap();
+        });
+        no_false_certificate(&world, &other);
+        reclaim_within(&world, &other, DAY * 20);
+        no_false_certificate(&world, &other);
+        other.abort_dead_sessions(world.now()).unwrap();
+        world.open().abort_dead_sessions(world.now()).unwrap();
+        world.check(&other);
+        world.quiesce(&other);
+    }
 }
 
 #[test]
