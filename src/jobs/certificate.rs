@@ -150,8 +150,14 @@ fn write(
         signature_hash: hash_of(signature.as_bytes()),
     };
     customer.append(|end| {
-        // Another prune may have certified or reclaimed meanwhile: then this one says nothing new.
-        if end.certified_at != state.certified_at || end.marked_at != state.marked_at {
+        // What another prune erased, deleted or certified meanwhile is not in this certificate, and
+        // would be in no later one: the next counts from this entry.
+        let same = end.certified_at == state.certified_at
+            && end.marked_at == state.marked_at
+            && end.uncertified_packs == state.uncertified_packs
+            && newly_erased(end) == erased
+            && end.destroyed() == destroyed;
+        if !same {
             return Err(RepositoryError::new(
                 RepositoryErrorKind::Superseded,
                 customer.names().prefix(),

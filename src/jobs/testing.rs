@@ -7,7 +7,7 @@ use crate::policy::{HostClock, PolicyTerms};
 use crate::repository::testing::{CHUNK, Time, customer_name};
 use crate::repository::{Customer, Host, NewCustomer, WriteSettings, create_repository};
 use crate::storage::Storage;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -105,10 +105,6 @@ impl Lab {
 
     pub fn pass(&self, time: SignedDuration) {
         self.time.pass(time);
-    }
-
-    pub fn now(&self) -> Timestamp {
-        self.time.now()
     }
 
     pub fn prune(&self, customer: &Customer) -> Result<Pruned, JobError> {
