@@ -83,6 +83,10 @@ impl CustomerNames {
         object(format!("{}/points/{point}", self.prefix))
     }
 
+    pub fn points_prefix(&self) -> String {
+        format!("{}/points", self.prefix)
+    }
+
     /// A file of a certificate: `<id>.json` or `<id>.json.minisig`.
     pub fn certificate(&self, file: &str) -> Result<ObjectName, NameError> {
         ObjectName::new(&format!("{}/certificates/{file}", self.prefix))

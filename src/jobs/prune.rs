@@ -6,8 +6,9 @@
 use super::certificate::{Certified, certify, is_due};
 use super::{JobError, JobErrorKind, LocalHost, Watch};
 use crate::format::entry::{Body, ClockBody, ClockEvent, PointReason, PointsBody};
-use crate::model::PointId;
-use crate::policy::{Action, Decision, Deletion, PointFacts, plan};
+use crate::format::names::ObjectRole;
+use crate::model::{PointId, PointState};
+use crate::policy::{Action, Decision, Deletion, PointFacts, next_prune_ends, plan};
 use crate::repository::reclaim::{Reclaimed, merge_segments, reclaim};
 use crate::repository::{Customer, RepositoryError, RepositoryErrorKind, State, Swept, sweep};
 use crate::storage::StorageErrorKind;
@@ -16,9 +17,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Points named in one entry: its body stays far below 1 MiB.
 const POINTS_IN_ENTRY: usize = 2000;
-/// Damage stops a reclaim no longer when a deadline is this near: never over the maximum.
-const DEADLINE_BEATS_DAMAGE: SignedDuration = SignedDuration::from_hours(24);
-
 const MOST_MERGES: usize = 16;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -153,6 +151,8 @@ fn pass(
         trust_clock(customer)?;
     }
     let now = admit_clock(customer, host)?;
+    customer.may_write()?;
+    destroy_erased_records(customer)?;
     pruned.aborted_sessions += customer.abort_dead_sessions(now)?;
     // Twice: a point at its last chance is expired and erased in the same prune.
     for _ in 0..2 {
@@ -169,13 +169,12 @@ fn pass(
     go_on()?;
 
     let (budget, force) = customer.with_state(|state| {
-        let days = state
-            .policy
-            .as_ref()
-            .map_or(1, |policy| policy.effective().erase_budget_days);
-        let nearest = earliest_deadline(state);
-        let pressing =
-            nearest.is_some_and(|deadline| deadline.duration_since(now) <= DEADLINE_BEATS_DAMAGE);
+        let policy = state.policy.as_ref();
+        let days = policy.map_or(1, |policy| policy.effective().erase_budget_days);
+        // Damage stops a reclaim no longer when the next prune may end after a deadline: never over
+        // the maximum.
+        let next = policy.map_or(now, |policy| next_prune_ends(policy, now));
+        let pressing = earliest_deadline(state).is_some_and(|deadline| deadline < next);
         (
             SignedDuration::from_hours(24 * i64::from(days)),
             request.confirm || pressing,
@@ -274,6 +273,26 @@ fn erase(
         customer.storage().destroy(&customer.names().point(point))?;
     }
     Ok(erased)
+}
+
+/// Destroys the records of erased points whose eraser died, or that came back: before anything that
+/// may fail for want of room or for a pack that cannot be read.
+fn destroy_erased_records(customer: &Customer) -> Result<(), JobError> {
+    let listed = customer.storage().list(&customer.names().points_prefix())?;
+    let erased = |point: &PointId| {
+        customer.with_state(|state| {
+            let row = state.points.get(point);
+            row.is_some_and(|row| row.state == PointState::Erased)
+        })
+    };
+    for object in listed {
+        if let ObjectRole::Point(point) = customer.names().role(&object.name)
+            && erased(&point)
+        {
+            customer.storage().destroy(&object.name)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes what the ledger does not explain, and certifies what was destroyed if then everything

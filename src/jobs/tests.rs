@@ -6,9 +6,10 @@ use crate::format::entry::Body;
 use crate::format::names::CustomerNames;
 use crate::model::PointId;
 use crate::policy::PolicyTerms;
-use crate::repository::Ledger;
-use crate::repository::testing::{DAY, change, image};
-use crate::storage::{Directory, Faulty, Memory, Storage};
+use crate::repository::testing::{DAY, change, image, vm};
+use crate::repository::{Customer, Ledger};
+use crate::storage::{Directory, Fault, Faulty, Memory, Storage, StorageErrorKind};
+use jiff::SignedDuration;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,5 +132,71 @@ fn an_erasure_at_any_moment_of_another_hosts_certificate_gets_into_one() {
         let (erased, certified) = erased_and_certified(&lab);
         assert!(erased.contains(&point));
         assert_eq!(erased, certified, "before operation {at} of {total}");
+    }
+}
+
+#[test]
+fn a_record_whose_erasure_was_cut_short_goes_at_once_even_if_nothing_can_be_reclaimed() {
+    // Somebody died between the entry and the record.
+    let ready = || {
+        let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+        nights(&lab, 3);
+        let customer = lab.open();
+        let point = customer.base(&vm("web")).unwrap();
+        change(&customer, point, Body::Expire).unwrap();
+        change(&customer, point, Body::Erase).unwrap();
+        (lab, customer.names().point(&point))
+    };
+    let (lab, _) = ready();
+    let store = Arc::new(Faulty::new(lab.storage.clone()));
+    lab.prune(&lab.open_on(store.clone(), &lab.host)).unwrap();
+    let log = store.log();
+    let first_pack = log.iter().find(|line| line.name.contains("/packs/"));
+    let at = first_pack.unwrap().number;
+
+    let (lab, record) = ready();
+    let kind = StorageErrorKind::Denied;
+    let fault = Fault::FailBefore { at, kind };
+    let store = Arc::new(Faulty::with_faults(lab.storage.clone(), vec![fault]));
+    let result = lab.prune(&lab.open_on(store, &lab.host));
+    assert!(result.is_err());
+    let left = lab.storage.size_bytes(&record).map_err(|error| error.kind);
+    assert_eq!(left, Err(StorageErrorKind::NotFound));
+}
+
+/// A VM that was erased in part, with a node of what is left that does not open.
+fn damaged(lab: &Lab) -> Customer {
+    nights(lab, 1);
+    let customer = lab.open();
+    let first = customer.base(&vm("web")).unwrap();
+    back_up(&customer, "web", &image(&[1, 2, 200]), false);
+    back_up(&customer, "db", &image(&[7, 8]), true);
+    change(&customer, first, Body::Expire).unwrap();
+    change(&customer, first, Body::Erase).unwrap();
+    let record = customer.base(&vm("db")).unwrap();
+    let record = customer.names().point(&record);
+    lab.storage.delete(&record).unwrap();
+    lab.storage.create(&record, b"damaged").unwrap();
+    customer
+}
+
+#[test]
+fn damage_holds_a_reclaim_back_until_the_next_prune_may_come_too_late() {
+    // Both are at ten in the evening; the next night's window ends at six, its prune at eight.
+    for (hours, held_back) in [(25, false), (49, true)] {
+        let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+        let customer = damaged(&lab);
+        let deadline = customer.with_state(|state| {
+            let erased = state
+                .points
+                .values()
+                .find(|point| point.erase_seq.is_some());
+            erased.map(|point| point.deadline)
+        });
+        let left = deadline.unwrap().duration_since(lab.time.now());
+        lab.pass(left - SignedDuration::from_hours(hours));
+        lab.vouch();
+        let pruned = lab.prune(&customer).unwrap();
+        assert_eq!(pruned.damage.is_some(), held_back, "{hours} h");
     }
 }

@@ -28,8 +28,8 @@ pub use night::{IsoWeek, night_of, window_of};
 pub use period::{Period, PeriodUnit};
 pub use retention::{
     Action, ChosenAs, Decision, Expiry, LastPointWarning, PointFacts, Reason, after_policy_change,
-    expiry, last_point_warnings, needs_confirmation, plan, prune_needs_confirmation,
-    shortening_impact,
+    expiry, last_point_warnings, needs_confirmation, next_prune_ends, plan,
+    prune_needs_confirmation, shortening_impact,
 };
 pub use schedule::{Coverage, Due, DueReason, Night, NightState, What, coverage, due, full_day_of};
 pub use terms::{

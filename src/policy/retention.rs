@@ -284,6 +284,15 @@ pub fn plan(points: &[PointFacts], policy: &Policy, now: Timestamp) -> Vec<Decis
         .collect()
 }
 
+/// By when the next night's prune has surely ended: what must be done earlier is done now.
+pub fn next_prune_ends(policy: &Policy, now: Timestamp) -> Timestamp {
+    let tonight = night_of(now, policy);
+    let next = days_after(tonight, 1);
+    // Not beyond the start of the night after: for a window of nearly a day this keeps the last chance of a
+    // night's points out of their restore window.
+    later(window_of(next, policy).1, PRUNE_TIME).min(start_of(days_after(next, 1), policy))
+}
+
 struct Planner<'a> {
     policy: &'a Policy,
     now: Timestamp,
@@ -301,16 +310,10 @@ struct Week<'a> {
 
 impl<'a> Planner<'a> {
     fn new(points: &'a [PointFacts], policy: &'a Policy, now: Timestamp) -> Self {
-        let tonight = night_of(now, policy);
-        let next = days_after(tonight, 1);
-        // Not beyond the start of the night after: for a window of nearly a day this keeps the last chance of a
-        // night's points out of their restore window.
-        let next_prune =
-            later(window_of(next, policy).1, PRUNE_TIME).min(start_of(days_after(next, 1), policy));
         let mut planner = Planner {
             policy,
             now,
-            next_prune,
+            next_prune: next_prune_ends(policy, now),
             weeks: BTreeMap::new(),
         };
         if policy.keep_after_window() == KeepAfterWindow::Weekly {
