@@ -53,7 +53,7 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
             state.keys.iter().any(|row| row.object == *object)
                 // A customer being made: its key is named in a moment.
                 || state.keys.is_empty(),
-            "a key file the ledger does not name",
+            "a key file the ledger does not name: unless an init is under way, move it away",
         ),
         ObjectRole::Pack(pack) if state.open.contains_key(&pack.session) => Explained::Yes,
         ObjectRole::Pack(pack) => match state.condemned.get(pack) {
@@ -100,8 +100,8 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
 /// The order matters: what was listed before the ledger was read and is under no session of it
 /// was uploaded without a `begin`, and can never be committed.
 ///
-/// `remove_foreign`: also what vmkeep cannot have written, and key files that the ledger does not
-/// name. Unasked, such objects are only reported: somebody put them there.
+/// `remove_foreign`: also what vmkeep cannot have written. Unasked, such objects are only reported:
+/// somebody put them there.
 pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, RepositoryError> {
     let storage = customer.storage();
     customer.refresh()?;
@@ -139,11 +139,12 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
                 .unexplained
                 .push(format!("{} (condemned, not deleted yet)", object.name)),
             Explained::No(reason) => match role {
-                // Evidence: a person must look at it.
-                ObjectRole::Ledger(_) => swept
+                // Evidence: a person must look at it. A key file may be named by its maker's entry
+                // in a moment, and no session says so: removed, it would lock out whom it is for.
+                ObjectRole::Ledger(_) | ObjectRole::Key(_) => swept
                     .unexplained
                     .push(format!("{} ({reason})", object.name)),
-                ObjectRole::Foreign | ObjectRole::Key(_) if !remove_foreign => {
+                ObjectRole::Foreign if !remove_foreign => {
                     swept
                         .unexplained
                         .push(format!("{} ({reason})", object.name));

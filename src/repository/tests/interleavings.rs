@@ -216,6 +216,32 @@ fn a_sweep_whose_ledger_went_on_under_it_still_accounts_for_every_pack() {
     world.check(&other);
 }
 
+#[test]
+fn a_sweep_at_any_moment_of_wrapping_the_key_anew_takes_no_key_file() {
+    let stranger = crate::codec::HostIdentity::generate().unwrap_or_else(|_| panic!("an identity"));
+    let recipients = [stranger.recipient()];
+    for step in 1..=8 {
+        let world = World::new();
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_on(store.clone(), &world.host).unwrap();
+        let sweeper = world.open_second();
+        let gate = store.freeze_before(store.operations() + step);
+        std::thread::scope(|scope| {
+            let wrap = || customer.wrap_key_for(&world.host.identity, &recipients);
+            let thread = scope.spawn(wrap);
+            let _reached = gate.wait_until_reached(Duration::from_millis(200));
+            sweep(&sweeper, true).unwrap();
+            gate.release();
+            thread.join().unwrap().unwrap();
+        });
+        for row in customer.state().keys {
+            let name = customer.names().key(row.object);
+            let stored = world.memory.read(&name, u64::MAX);
+            assert!(stored.is_ok(), "{name} is gone, before step {step}");
+        }
+    }
+}
+
 /// A store with two live copies of a chunk, dead frames beside each, and a point to be erased.
 fn two_copies() -> (World, PointId, Snapshot) {
     let mut world = World::new();
