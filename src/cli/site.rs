@@ -58,23 +58,7 @@ impl Site {
         })?);
         let file = open_repository(&*storage)?;
         let folder = StateFolder::create(&config.host.state_dir)?;
-        if let Some(known) = folder.repository()?
-            && known != file.repository
-        {
-            return Err(Failure::new(
-                Exit::Failed,
-                format!(
-                    "{} holds another repository ({}) than the one this host uses ({known})",
-                    storage.location(),
-                    file.repository
-                ),
-            )
-            .hint("is the right disk mounted, and is [repository] url right?")
-            .hint(format!(
-                "if this host is to move to it for good: remove {}",
-                folder.path().join("repository").display()
-            )));
-        }
+        refuse_another_repository(&folder, &*storage, &file)?;
         let identity = folder.identity().map_err(|error| match error.kind {
             io::ErrorKind::NotFound => Failure::new(
                 Exit::WrongKey,
@@ -191,6 +175,30 @@ impl Site {
                 self.host.now(),
             )),
         }
+    }
+}
+
+/// A host uses one repository: another one in its place is a disk that is not mounted, or a mistake.
+pub fn refuse_another_repository(
+    folder: &StateFolder,
+    storage: &dyn Storage,
+    file: &RepositoryFile,
+) -> Result<(), Failure> {
+    match folder.repository()? {
+        Some(known) if known != file.repository => Err(Failure::new(
+            Exit::Failed,
+            format!(
+                "{} holds another repository ({}) than the one this host uses ({known})",
+                storage.location(),
+                file.repository
+            ),
+        )
+        .hint("is the right disk mounted, and is [repository] url right?")
+        .hint(format!(
+            "if this host is to move to it for good: remove {}",
+            folder.path().join("repository").display()
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -3,7 +3,7 @@ use crate::cli::args::InitArgs;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
-use crate::cli::site::host_clock;
+use crate::cli::site::{host_clock, refuse_another_repository};
 use crate::codec::age::AgeRecipient;
 use crate::codec::minisign;
 use crate::config::Config;
@@ -36,20 +36,8 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
         }
         Err(error) => return Err(error.into()),
     };
-    match folder.repository()? {
-        Some(known) if known != file.repository => {
-            return Err(Failure::new(
-                Exit::Failed,
-                format!(
-                    "{} holds another repository ({}) than the one this host uses ({known})",
-                    storage.location(),
-                    file.repository
-                ),
-            )
-            .hint("is the right disk mounted, and is [repository] url right?"));
-        }
-        _ => folder.remember_repository(file.repository)?,
-    }
+    refuse_another_repository(&folder, &*storage, &file)?;
+    folder.remember_repository(file.repository)?;
     let host = Arc::new(LocalHost::new(
         identity,
         config.host.name.clone(),

@@ -13,6 +13,7 @@ mod restore;
 mod run;
 mod selection;
 mod status;
+mod tally;
 mod verify;
 
 use super::answer::Answer;

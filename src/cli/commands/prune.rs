@@ -1,4 +1,5 @@
 use super::report::{action_word, decision_document, pruned_document, pruned_text, short};
+use super::tally::Tally;
 use crate::cli::answer::Answer;
 use crate::cli::args::{PointSelector, PruneArgs};
 use crate::cli::exit::{Exit, Failure};
@@ -27,9 +28,7 @@ pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure>
     if args.dry_run {
         return dry_run(&site, request);
     }
-    let mut text = String::new();
-    let mut documents = Vec::new();
-    let mut worst: Option<Failure> = None;
+    let mut tally = Tally::default();
     for config in &site.config.customers {
         let outcome = site.customer(config).and_then(|open| {
             site.probe(&open.customer)?;
@@ -55,33 +54,19 @@ pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure>
         });
         match outcome {
             Ok((pruned, open)) => {
-                text.push_str(&plan_text(&pruned.decisions, &open));
+                let mut text = plan_text(&pruned.decisions, &open);
                 text.push_str(&pruned_text(
                     &config.name,
                     &pruned,
                     &site.storage.location(),
                 ));
-                documents.push(pruned_document(&config.name, &pruned));
-                worst = worse(worst, verdict(&pruned));
+                let document = pruned_document(&config.name, &pruned);
+                tally.add(&text, document, verdict(&pruned));
             }
-            Err(failure) if failure.exit == Exit::Interrupted => return Err(failure),
-            Err(failure) => {
-                let _ = write!(text, "{}: {}", config.name, failure.message);
-                text.push('\n');
-                invocation.terminal.warn(&failure.text());
-                documents.push(json!({
-                    "customer": config.name.as_str(),
-                    "error": failure.document()["error"],
-                }));
-                worst = worse(worst, Some(failure));
-            }
+            Err(failure) => tally.failed(invocation, &config.name, failure)?,
         }
     }
-    let mut answer = Answer::done(text, json!({ "customers": documents }));
-    if let Some(failure) = worst {
-        answer.exit = failure.exit;
-    }
-    Ok(answer)
+    Ok(tally.answer(|customers| json!({ "customers": customers })))
 }
 
 /// A prune goes by the ledger's policy; a configured one that differs is told, or taken over if

@@ -4,6 +4,7 @@ use super::report::{
     verified_text,
 };
 use super::status::look;
+use super::tally::Tally;
 use crate::cli::answer::Answer;
 use crate::cli::args::RunArgs;
 use crate::cli::exit::{Exit, Failure};
@@ -29,9 +30,7 @@ pub fn run(invocation: &Invocation, args: &RunArgs) -> Result<Answer, Failure> {
                 .hint("nothing is wrong: it does what is due; vmkeep status shows how far it is"),
         );
     };
-    let mut text = String::new();
-    let mut documents = Vec::new();
-    let mut worst: Option<Failure> = None;
+    let mut tally = Tally::default();
     for config in &site.config.customers {
         let outcome = site.customer(config).and_then(|open| {
             site.probe(&open.customer)?;
@@ -55,31 +54,16 @@ pub fn run(invocation: &Invocation, args: &RunArgs) -> Result<Answer, Failure> {
         match outcome {
             Ok((done, open)) => {
                 let (part, document, failure) = report(invocation, &site, &open, &done);
-                text.push_str(&part);
-                documents.push(document);
-                worst = worse(worst, failure);
+                tally.add(&part, document, failure);
             }
-            Err(failure) if failure.exit == Exit::Interrupted => return Err(failure),
-            Err(failure) => {
-                let _ = writeln!(text, "{}: {}", config.name, failure.message);
-                invocation.terminal.warn(&failure.text());
-                documents.push(json!({
-                    "customer": config.name.as_str(),
-                    "error": failure.document()["error"],
-                }));
-                worst = worse(worst, Some(failure));
-            }
+            Err(failure) => tally.failed(invocation, &config.name, failure)?,
         }
     }
     // Under cron (-q) a run that did everything has nothing to say.
-    if invocation.general.quiet && worst.is_none() {
-        text.clear();
+    if invocation.general.quiet && tally.worst.is_none() {
+        tally.text.clear();
     }
-    let mut answer = Answer::done(text, json!({ "customers": documents }));
-    if let Some(failure) = worst {
-        answer.exit = failure.exit;
-    }
-    Ok(answer)
+    Ok(tally.answer(|customers| json!({ "customers": customers })))
 }
 
 /// Every VM, the prune and the alarms of one customer, and the worst of it.

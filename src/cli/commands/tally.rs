@@ -1,0 +1,58 @@
+//! What a command says of several customers, one after the other.
+
+use super::prune::worse;
+use crate::cli::answer::Answer;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::invocation::Invocation;
+use crate::model::CustomerName;
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+/// The text, the documents and the worst failure so far.
+#[derive(Default)]
+pub struct Tally {
+    pub text: String,
+    pub documents: Vec<Value>,
+    pub worst: Option<Failure>,
+}
+
+impl Tally {
+    pub fn add(&mut self, text: &str, document: Value, failure: Option<Failure>) {
+        self.text.push_str(text);
+        self.documents.push(document);
+        self.meet(failure);
+    }
+
+    pub fn meet(&mut self, failure: Option<Failure>) {
+        self.worst = worse(self.worst.take(), failure);
+    }
+
+    /// One customer's failure is told and never stops the next one's turn; an interruption does.
+    pub fn failed(
+        &mut self,
+        invocation: &Invocation,
+        customer: &CustomerName,
+        failure: Failure,
+    ) -> Result<(), Failure> {
+        if failure.exit == Exit::Interrupted {
+            return Err(failure);
+        }
+        let _ = writeln!(self.text, "{customer}: {}", failure.message);
+        invocation.terminal.warn(&failure.text());
+        self.documents.push(json!({
+            "customer": customer.as_str(),
+            "error": failure.document()["error"],
+        }));
+        self.meet(Some(failure));
+        Ok(())
+    }
+
+    /// `document` is given the documents of the customers.
+    pub fn answer(self, document: impl FnOnce(Vec<Value>) -> Value) -> Answer {
+        let mut answer = Answer::done(self.text, document(self.documents));
+        if let Some(failure) = self.worst {
+            answer.exit = failure.exit;
+        }
+        answer
+    }
+}
