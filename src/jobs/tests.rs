@@ -6,7 +6,7 @@ use crate::format::entry::Body;
 use crate::format::names::CustomerNames;
 use crate::model::PointId;
 use crate::policy::PolicyTerms;
-use crate::repository::testing::{DAY, change, image, vm};
+use crate::repository::testing::{DAY, change, image, restore, vm};
 use crate::repository::{Customer, Ledger};
 use crate::storage::{Directory, Fault, Faulty, Memory, Storage, StorageErrorKind};
 use jiff::SignedDuration;
@@ -198,5 +198,44 @@ fn damage_holds_a_reclaim_back_until_the_next_prune_may_come_too_late() {
         lab.vouch();
         let pruned = lab.prune(&customer).unwrap();
         assert_eq!(pruned.damage.is_some(), held_back, "{hours} h");
+    }
+}
+
+#[test]
+fn a_prune_that_dies_at_any_operation_is_gone_on_with_by_the_next() {
+    let ready = || {
+        let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+        nights(&lab, 7);
+        lab
+    };
+    let lab = ready();
+    let store = Arc::new(Faulty::new(lab.storage.clone()));
+    let customer = lab.open_on(store.clone(), &lab.host);
+    let before = store.operations();
+    lab.prune(&customer).unwrap();
+    let total = store.operations();
+    for (at, applied) in (before + 1..=total)
+        .step_by(3)
+        .zip([true, false].into_iter().cycle())
+    {
+        let lab = ready();
+        let fault = Fault::CrashAt { at, applied };
+        let store = Arc::new(Faulty::with_faults(lab.storage.clone(), vec![fault]));
+        let _died = lab.prune(&lab.open_on(store, &lab.host));
+        let customer = lab.open();
+        let pruned = lab.prune(&customer).unwrap();
+        let place = format!("operation {at} of {total}, applied: {applied}");
+        assert_eq!(pruned.swept.unexplained, Vec::<String>::new(), "{place}");
+        assert!(pruned.damage.is_none(), "{place}");
+        let (erased, certified) = erased_and_certified(&lab);
+        assert_eq!(erased, certified, "{place}");
+        assert!(!erased.is_empty(), "{place}");
+        let records = lab.storage.list(&customer.names().points_prefix()).unwrap();
+        let state = customer.state();
+        assert_eq!(records.len(), state.roots().count(), "{place}");
+        for (point, _) in state.live() {
+            assert!(restore(&customer, point).is_ok(), "{place}");
+        }
+        assert!(state.open.is_empty(), "{place}");
     }
 }
