@@ -7,7 +7,7 @@ use super::ledger::State;
 use crate::format::entry::Purpose;
 use crate::format::names::{CUSTOMERS, ObjectRole};
 use crate::model::{PackName, PointState};
-use crate::storage::{Leftover, Listed};
+use crate::storage::{Leftover, Listed, MAX_PROBE_BYTES};
 use std::collections::BTreeSet;
 
 /// What the ledger says of one object.
@@ -132,7 +132,11 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
         }
     }
     for object in listed {
-        let role = customer.names().role(&object.name);
+        let role = match customer.names().role(&object.name) {
+            // Under a name that is never looked at anything could lie.
+            ObjectRole::Probe if object.size_bytes > MAX_PROBE_BYTES => ObjectRole::Foreign,
+            role => role,
+        };
         match explain(&role, &state, &packs) {
             Explained::Yes => {}
             Explained::Condemned => swept

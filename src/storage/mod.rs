@@ -11,7 +11,7 @@ mod probe;
 pub use directory::Directory;
 pub use fault::{Fault, Faulty, Frozen, Operation, Verb};
 pub use memory::{Memory, Snapshot};
-pub use probe::{Probe, probe};
+pub use probe::{MAX_PROBE_BYTES, Probe, probe};
 
 use crate::model::ObjectName;
 use std::fmt;

@@ -20,7 +20,7 @@ pub enum Probe {
 /// A writer whose reply is lost asks again this often before the probe gives up.
 const ATTEMPTS: u32 = 8;
 /// Probe objects are this small; anything larger under their name is not ours.
-const MAX_PROBE_BYTES: u64 = 1024;
+pub const MAX_PROBE_BYTES: u64 = 1024;
 
 /// Creates one object twice, then lets `writers` threads race for a name, `rounds` times, all below
 /// `<prefix>/probe/`. Removes what it created. `rounds` of 0 leaves the sequential part only.

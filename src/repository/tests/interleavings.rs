@@ -217,6 +217,20 @@ fn a_sweep_whose_ledger_went_on_under_it_still_accounts_for_every_pack() {
 }
 
 #[test]
+fn what_is_too_large_for_a_probe_is_not_taken_for_one() {
+    let world = World::new();
+    let customer = world.open();
+    let probe = |name: &str, size: usize| {
+        let name = ObjectName::new(&format!("customers/acme/probe/{name}")).unwrap();
+        world.memory.plant(&name, &vec![7; size]);
+    };
+    probe("of-a-process-that-died", 32);
+    assert!(sweep(&customer, false).unwrap().unexplained.is_empty());
+    probe("copy-of-a-pack", 5000);
+    assert_eq!(sweep(&customer, false).unwrap().unexplained.len(), 1);
+}
+
+#[test]
 fn a_sweep_at_any_moment_of_wrapping_the_key_anew_takes_no_key_file() {
     let stranger = crate::codec::HostIdentity::generate().unwrap_or_else(|_| panic!("an identity"));
     let recipients = [stranger.recipient()];
