@@ -50,7 +50,9 @@
 //! - A prune goes by the policy in the ledger. A configuration that differs is applied by `run`, and a
 //!   shortening that would expire more than one night at once only by `prune --confirm`.
 //! - Objects that vmkeep cannot have written are reported by a prune and removed by
-//!   `prune --confirm` only; until then no certificate is signed.
+//!   `prune --confirm` only; until then no certificate is signed. Key files that the ledger does not
+//!   name, and files under names that no object can have, are for a person to move away. Nor is one
+//!   signed while another process's unfinished file is in the store: the next prune signs it.
 
 pub mod cli;
 pub mod codec;
