@@ -23,6 +23,10 @@ mod report;
 mod restore;
 mod run;
 mod state_folder;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod watch;
 
