@@ -198,6 +198,12 @@ fn report(
         // repeat.
         if matches!(alarm, Alarm::OverMaximum | Alarm::Distrusted) {
             let failure = Failure::new(Exit::PromiseBroken, format!("{customer}: {what}"));
+            let failure = match alarm {
+                Alarm::Distrusted => failure
+                    .hint("vmkeep points marks the restore points that may lack some of them")
+                    .hint("find out who writes to the disk behind the hypervisor's back"),
+                _ => failure,
+            };
             fail(failure, &mut worst);
         }
     }
