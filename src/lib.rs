@@ -32,6 +32,10 @@
 //! up, else compressed and sealed → packs, opened again before they are sent → index segment → point
 //! record → `commit` in the next free slot of the ledger, checked against the entries before it.
 //!
+//! A full reads everything, and is held against what the newest point and the changes since it imply
+//! (the *audit*). What differs shows that tracking lies: the incrementals of that week are suspect, and
+//! every night is a full until an audit is clean.
+//!
 //! Then the prune: *expire* (an entry), *erase* (an entry, then the record is destroyed, and with it
 //! the only way to what no other point reaches), *reclaim* (mark from the records that are left,
 //! survivors into new packs, `condemn`, delete; the index forgets what was deleted) and *prove* (list

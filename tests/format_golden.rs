@@ -697,6 +697,7 @@ impl Generator {
             consistency: "image".to_string(),
             notes: vec!["a note, \"quoted\": ünïcödé".to_string()],
             definition: Some(("domain.xml".to_string(), b"<domain>web01</domain>".to_vec())),
+            audit: None,
         };
         self.customer
             .commit(&begun, &session, draft, results)

@@ -365,6 +365,7 @@ KINDS = {
         "segments": "objects",
         "consistency": TEXT,
         "notes?": LIST,
+        "audit?": "audit",
     },
     "abort": {"session": 16, "reason": TEXT},
     "expire": {"points": LIST},
@@ -404,6 +405,13 @@ def check_value(kind, value):
             session_object(name)
     elif kind == "host":
         check_body("host", value)
+    elif kind == "audit":
+        need(set(value) == {"against", "disks"}, "fields of an audit")
+        unhex(value["against"], 16)
+        for disk in value["disks"]:
+            need(set(disk) == {"name", "differing_bytes"}, "fields of an audited disk")
+            need(NAME.fullmatch(disk["name"]), "name of an audited disk")
+            need(type(disk["differing_bytes"]) is int, "differing bytes")
     else:
         need(type(value) is kind, "type of a field")
 

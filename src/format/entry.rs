@@ -134,6 +134,26 @@ pub struct DiskBody {
     pub size_bytes: u64,
 }
 
+/// What a full found where it held what it read against what tracking said had not changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditBody {
+    /// The VM's newest point, on which an incremental would have been built.
+    #[serde(with = "text")]
+    pub against: PointId,
+    /// The disks that could be compared.
+    pub disks: Vec<AuditedDisk>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditedDisk {
+    #[serde(with = "text")]
+    pub name: DiskName,
+    /// To the chunk; 0: the audit of this disk is clean.
+    pub differing_bytes: u64,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommitBody {
@@ -172,6 +192,9 @@ pub struct CommitBody {
     pub consistency: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// Of a full, where at least one disk could be compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditBody>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -721,6 +744,64 @@ mod tests {
         let mut entry = sample();
         entry.time = "2026-11-21T22:00:00.25Z".parse().unwrap();
         assert!(entry.seal(|_| [9; 64]).is_err());
+    }
+
+    #[test]
+    fn the_audit_of_a_full_has_one_shape_and_is_left_out_where_there_was_none() {
+        let mut entry = sample();
+        let at = entry.time;
+        let mut commit = CommitBody {
+            session: SessionId::from_bytes([4; 16]),
+            vm: VmName::new("web01").unwrap(),
+            point: PointId::from_bytes([5; 16]),
+            record_hash: ObjectHash::from_bytes([6; 32]),
+            point_kind: PointKind::Full,
+            base: None,
+            taken_at: at,
+            expires_at: at,
+            deadline: at,
+            disks: Vec::new(),
+            stored_bytes: 0,
+            pack_count: 0,
+            packs_hash: packs_hash([]),
+            segments: Vec::new(),
+            consistency: "image".to_string(),
+            notes: Vec::new(),
+            audit: None,
+        };
+        let mut spelled = |commit: &CommitBody| {
+            entry.body = Body::Commit(commit.clone());
+            let stored = entry.seal(|_| [9; 64]).unwrap();
+            let opened = Entry::open(&stored, |_, _, _| true).unwrap();
+            assert_eq!(opened, entry);
+            String::from_utf8(stored).unwrap()
+        };
+        assert!(!spelled(&commit).contains("audit"));
+        commit.audit = Some(AuditBody {
+            against: PointId::from_bytes([7; 16]),
+            disks: vec![AuditedDisk {
+                name: DiskName::new("vda").unwrap(),
+                differing_bytes: 65536,
+            }],
+        });
+        let stored = spelled(&commit);
+        assert!(
+            stored.contains(
+                "\"audit\":{\"against\":\"07070707070707070707070707070707\",\
+                 \"disks\":[{\"differing_bytes\":65536,\"name\":\"vda\"}]},"
+            ),
+            "{stored}"
+        );
+        for (from, to) in [
+            ("\"differing_bytes\":65536,", ""),
+            ("\"differing_bytes\":65536,", "\"differing_bytes\":-1,"),
+            ("\"against\"", "\"a\":1,\"against\""),
+        ] {
+            let other = stored.replacen(from, to, 1);
+            assert_ne!(other, stored);
+            let body = Entry::open(other.as_bytes(), |_, _, _| true).unwrap().body;
+            assert!(matches!(body, Body::Unknown { .. }), "{body:?}");
+        }
     }
 
     #[test]

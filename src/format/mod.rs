@@ -364,6 +364,7 @@
 //! | | `segments` | segment names; their pack sections are the session's packs |
 //! | | `consistency` | what the instant shows: `image` (stopped VM), `crash` (running, as after a loss of power) or `filesystem` (running, file systems frozen by the guest agent) |
 //! | | `notes`? | list of texts; left out when empty |
+//! | | `audit`? | with `full`: object `against` (point id), `disks` (list of objects `name`, `differing_bytes`): 12.6. For reading it means nothing |
 //! | `abort` | `session`, `reason` | |
 //! | `expire`, `undo`, `erase` | `points` | list of objects `point`, `reason` |
 //! | `merge` | `session` | |
@@ -399,7 +400,8 @@
 //! Hosts with roles · keys · policy · *open* sessions (host, purpose, VM, point, time of `begin`) ·
 //! *aborted* sessions · *born* sessions (time) · points (all fields of the commit, state `live`, `expired`
 //! or `erased`, void or not) · newest committed point of each VM · *current* segments · condemned packs
-//! (deleted or not) · marks · verified packs and damaged frames · witnessed times.
+//! (deleted or not) · marks · verified packs and damaged frames · witnessed times · suspect points and
+//! disks whose tracking is distrusted.
 //!
 //! ## 12.2 Rules
 //!
@@ -463,6 +465,26 @@
 //! entry, also of one that a mark has seen before the session was adopted: the first row of such a pack
 //! gets those entries, and until a mark has seen the packs (`marked_at` at or after the `condemn`), or while
 //! such a session is open, no point that was erased after its `begin` counts as destroyed.
+//!
+//! ## 12.6 Audits
+//!
+//! A full reads everything, whatever is known of changes. Where the source also told the changes since
+//! `against`, the VM's newest point at that time, each chunk that they do not touch must be as it was in that
+//! point. `differing_bytes` counts those that are not, each by its length. A disk is named if it could be
+//! compared: its changes were known, it has the size and chunk size that it had, and every node that was
+//! needed opened. `audit` stands only where a disk is named. It never has a part in whether an entry is valid.
+//!
+//! What differs was changed after the last full before `against` (a full holds what was read, so what was
+//! hidden before it is in it), unseen by the tracking of one of the nights since. So when a valid full
+//! says that a disk differs, all incrementals that stand on the same full as `against` are *suspect*: their
+//! chunks are those that were stored, but may not be those of the disk at that instant. An incremental
+//! stands on the full that its `base` is or stands on. Fulls are never suspect, nor are the points of a
+//! week that no differing audit has spoken of: a clean audit is no proof for them, and none is claimed.
+//!
+//! From then on the tracking of that disk is *distrusted*, and a writer takes fulls of the VM only, until a
+//! valid full says that the disk does not differ, against the point that is the VM's newest at that entry;
+//! or has no such disk. An incremental that is committed in between all the same is suspect. Void commits
+//! have no part in this. A reader may restore a suspect point, and tells that it is one.
 //!
 //! # 13. Certificates
 //!

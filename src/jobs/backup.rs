@@ -4,12 +4,12 @@
 //! the packs that wait for the store.
 
 use super::{JobError, JobErrorKind, Watch};
-use crate::format::entry::{Purpose, VerifyMethod};
+use crate::format::entry::{AuditBody, AuditedDisk, Purpose, VerifyMethod};
 use crate::hypervisor::{Capture, CapturedDisk, Changes, Hypervisor, Outcome, Reading, SinceMark};
 use crate::model::{Extent, PointId, PointKind, TreeShape, VmName};
 use crate::repository::{
-    Begun, Committed, Customer, DiskDraft, PointDraft, PointReader, ReadScratch, Reader,
-    RepositoryError, Session, SpanDraft, Worker, span_extent, trust_of,
+    Begun, Committed, Customer, Difference, DiskAudit, DiskDraft, PointDraft, PointReader,
+    ReadScratch, Reader, RepositoryError, Session, SpanDraft, Worker, span_extent, trust_of,
 };
 use jiff::Timestamp;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -40,9 +40,12 @@ pub struct BackedUp {
     pub seconds: u64,
     /// What an administrator should know: why a disk was read in full, and the like.
     pub notes: Vec<String>,
+    /// What a full found of the tracking of changes, where it could be compared.
+    pub audit: Option<AuditBody>,
 }
 
-/// Backs up a VM. An incremental whose base has gone meanwhile, or cannot be read, becomes a full.
+/// Backs up a VM. An incremental whose base has gone meanwhile, or cannot be read, becomes a full;
+/// so does one of a VM whose tracking is distrusted.
 ///
 /// On any error nothing of the attempt is listed, and its session is aborted in the ledger unless
 /// its outcome is not known; then the next run decides.
@@ -59,13 +62,19 @@ pub fn backup_vm(
     customer.refresh()?;
     let mut notes = Vec::new();
     if kind == PointKind::Incremental {
+        let distrusted = customer.with_state(|state| state.is_distrusted(vm));
         match base(customer, vm) {
+            Ok(Some(_)) if distrusted => notes.push(
+                "taken as a full: the tracking of changes hid some, and no audit has been clean \
+                 since"
+                    .to_string(),
+            ),
             Ok(Some(base)) => {
                 let attempt = attempt(
                     customer,
                     vm,
                     source,
-                    Some(&base),
+                    Before::Base(&base),
                     &notes,
                     settings,
                     watch,
@@ -88,12 +97,68 @@ pub fn backup_vm(
             Err(error) => return Err(error.into()),
         }
     }
-    match attempt(customer, vm, source, None, &notes, settings, watch, stop) {
+    let full = || {
+        let mut notes = notes.clone();
+        let audited = audited(customer, vm, &mut notes);
+        let before = audited.as_ref().map_or(Before::Nothing, Before::Audited);
+        attempt(customer, vm, source, before, &notes, settings, watch, stop)
+    };
+    match full() {
         // Packs it deduplicated against were condemned meanwhile: once more, against what is left.
-        Err(error) if error.is_superseded() => {
-            attempt(customer, vm, source, None, &notes, settings, watch, stop)
-        }
+        Err(error) if error.is_superseded() => full(),
         other => other,
+    }
+}
+
+/// The VM's newest point, as far as it matters to the next one.
+#[derive(Clone, Copy)]
+enum Before<'a> {
+    Nothing,
+    /// An incremental is built on it.
+    Base(&'a PointReader),
+    /// A full is held against it, to see whether an incremental would have been right.
+    Audited(&'a PointReader),
+}
+
+impl<'a> Before<'a> {
+    fn base(self) -> Option<&'a PointReader> {
+        match self {
+            Before::Base(base) => Some(base),
+            Before::Nothing | Before::Audited(_) => None,
+        }
+    }
+
+    /// What the source is told of it. A full reads in chunks of its own, whatever was before.
+    fn since(self, full_chunk_bytes: u32) -> Vec<SinceMark> {
+        let (point, alignment_bytes) = match self {
+            Before::Nothing => return Vec::new(),
+            Before::Base(base) => (base, None),
+            Before::Audited(point) => (point, Some(full_chunk_bytes)),
+        };
+        point
+            .disks
+            .iter()
+            .map(|disk| SinceMark {
+                disk: disk.name().clone(),
+                size_bytes: disk.shape().size_bytes,
+                alignment_bytes: alignment_bytes.unwrap_or(disk.shape().chunk_bytes),
+                mark: disk.mark().map(str::to_string),
+            })
+            .collect()
+    }
+}
+
+/// The point that a full is held against, if changes were tracked since. A full never fails for
+/// want of it.
+fn audited(customer: &Customer, vm: &VmName, notes: &mut Vec<String>) -> Option<PointReader> {
+    match base(customer, vm) {
+        Ok(point) => point.filter(|point| point.disks.iter().any(|disk| disk.mark().is_some())),
+        Err(error) => {
+            notes.push(format!(
+                "tracking not audited: the newest restore point cannot be opened ({error})"
+            ));
+            None
+        }
     }
 }
 
@@ -118,7 +183,7 @@ fn attempt(
     customer: &Customer,
     vm: &VmName,
     source: &dyn Hypervisor,
-    base: Option<&PointReader>,
+    before: Before<'_>,
     notes: &[String],
     settings: &BackupSettings,
     watch: &dyn Watch,
@@ -126,22 +191,10 @@ fn attempt(
 ) -> Result<BackedUp, JobError> {
     let started = Instant::now();
     let point = PointId::from_bytes(crate::codec::random_bytes());
-    let since: Vec<SinceMark> = base
-        .map(|base| {
-            base.disks
-                .iter()
-                .map(|disk| SinceMark {
-                    disk: disk.name().clone(),
-                    size_bytes: disk.shape().size_bytes,
-                    alignment_bytes: disk.shape().chunk_bytes,
-                    mark: disk.mark().map(str::to_string),
-                })
-                .collect()
-        })
-        .unwrap_or_default();
-    let reading = match base {
-        Some(_) => Reading::Changes,
-        None => Reading::Everything,
+    let since = before.since(settings.chunk_bytes);
+    let reading = match before {
+        Before::Base(_) => Reading::Changes,
+        Before::Nothing | Before::Audited(_) => Reading::Everything,
     };
     let begun = customer.begin(Purpose::Backup, Some((vm, point)))?;
     // The capture after the `begin`: the instant lies inside of the session.
@@ -153,7 +206,7 @@ fn attempt(
                 customer,
                 begun: &begun,
                 capture: &*capture,
-                base,
+                before,
                 settings,
                 watch,
                 stop,
@@ -196,7 +249,7 @@ struct Pass<'a> {
     customer: &'a Customer,
     begun: &'a Begun,
     capture: &'a dyn Capture,
-    base: Option<&'a PointReader>,
+    before: Before<'a>,
     settings: &'a BackupSettings,
     watch: &'a dyn Watch,
     stop: &'a AtomicBool,
@@ -209,11 +262,13 @@ struct DiskWork<'a> {
     draft: DiskDraft,
     /// `None`: everything. Rounded to whole chunks, sorted, disjoint.
     changed: Option<Vec<Extent>>,
+    /// Of a full, if what tracking implies is known.
+    audit: Option<DiskAudit>,
 }
 
 impl Pass<'_> {
     fn write(&self, vm: &VmName, point: PointId, notes: &[String]) -> Result<BackedUp, JobError> {
-        let kind = match self.base {
+        let kind = match self.before.base() {
             Some(_) => PointKind::Incremental,
             None => PointKind::Full,
         };
@@ -225,12 +280,13 @@ impl Pass<'_> {
         notes.extend_from_slice(self.capture.notes());
         let mut scratch = ReadScratch::new()?;
         let captured = self.capture.disks();
-        let works = captured
+        let mut works = captured
             .iter()
             .map(|disk| self.plan_disk(*disk, &reader, &mut scratch, &mut notes))
             .collect::<Result<Vec<DiskWork<'_>>, JobError>>()?;
         let read_bytes = self.write_spans(vm, &session, &reader, &works)?;
         self.capture.still_consistent()?;
+        let audit = self.finish_audits(&mut works, &mut notes);
 
         let mut worker = session.worker()?;
         let disks_bytes = works.iter().map(|work| work.disk.size_bytes()).sum();
@@ -252,13 +308,14 @@ impl Pass<'_> {
             point,
             vm: vm.clone(),
             kind,
-            base: self.base.map(|base| base.point),
+            base: self.before.base().map(|base| base.point),
             consistency: self.capture.consistency().as_str().to_string(),
             notes: notes.clone(),
             definition: self
                 .capture
                 .definition()
                 .map(|(name, content)| (name.to_string(), content.to_vec())),
+            audit: audit.clone(),
         };
         let committed: Committed = self.customer.commit(self.begun, &session, draft, disks)?;
         if !(whole.is_empty() && damaged.is_empty())
@@ -281,6 +338,7 @@ impl Pass<'_> {
             disks_bytes,
             seconds: self.started.elapsed().as_secs(),
             notes,
+            audit,
         })
     }
 
@@ -292,9 +350,9 @@ impl Pass<'_> {
         scratch: &mut ReadScratch,
         notes: &mut Vec<String>,
     ) -> Result<DiskWork<'d>, JobError> {
-        let before = self
-            .base
-            .and_then(|base| base.disks.iter().find(|known| known.name() == disk.name()));
+        let base = self.before.base();
+        let before =
+            base.and_then(|base| base.disks.iter().find(|known| known.name() == disk.name()));
         let shape = TreeShape {
             size_bytes: disk.size_bytes(),
             chunk_bytes: before
@@ -308,10 +366,12 @@ impl Pass<'_> {
                 disk,
                 draft: DiskDraft::new(shape, None)?,
                 changed: None,
+                audit: None,
             })
         };
-        if self.base.is_none() {
-            return full(None, notes);
+        if base.is_none() {
+            let audit = self.plan_audit(disk, &shape, reader, scratch, notes);
+            return full(None, notes).map(|work| DiskWork { audit, ..work });
         }
         let Some(before) = before else {
             return full(Some("a new disk".to_string()), notes);
@@ -324,9 +384,75 @@ impl Pass<'_> {
                     disk,
                     draft: DiskDraft::new(shape, Some(row))?,
                     changed: Some(whole_chunks(extents, &shape)),
+                    audit: None,
                 }),
             },
         }
+    }
+
+    /// What a disk of a full is held against: what the newest point and the changes since imply.
+    fn plan_audit(
+        &self,
+        disk: &dyn CapturedDisk,
+        shape: &TreeShape,
+        reader: &Reader<'_>,
+        scratch: &mut ReadScratch,
+        notes: &mut Vec<String>,
+    ) -> Option<DiskAudit> {
+        let Before::Audited(point) = self.before else {
+            return None;
+        };
+        let known = point
+            .disks
+            .iter()
+            .find(|known| known.name() == disk.name() && known.mark().is_some())?;
+        let reason = match disk.changes() {
+            Changes::Unknown(reason) => reason.clone(),
+            Changes::Extents(extents) => match known.row(reader, scratch, shape) {
+                Ok(Some(row)) => {
+                    let changed = whole_chunks(extents, shape);
+                    return Some(DiskAudit::new(*shape, row, changed));
+                }
+                Ok(None) => "its size or chunk size changed".to_string(),
+                Err(error) => error.to_string(),
+            },
+        };
+        notes.push(format!("{}: tracking not audited ({reason})", disk.name()));
+        None
+    }
+
+    /// What the audits of all disks found; `None` where none could be done.
+    fn finish_audits(
+        &self,
+        works: &mut [DiskWork<'_>],
+        notes: &mut Vec<String>,
+    ) -> Option<AuditBody> {
+        let Before::Audited(point) = self.before else {
+            return None;
+        };
+        let mut disks = Vec::new();
+        for work in works {
+            let Some(audit) = work.audit.take() else {
+                continue;
+            };
+            let name = work.disk.name();
+            match audit.finish() {
+                Ok(difference) => {
+                    if difference.bytes > 0 {
+                        notes.push(format!("{name}: {}", hidden(&difference)));
+                    }
+                    disks.push(AuditedDisk {
+                        name: name.clone(),
+                        differing_bytes: difference.bytes,
+                    });
+                }
+                Err(error) => notes.push(format!("{name}: tracking not audited ({error})")),
+            }
+        }
+        (!disks.is_empty()).then_some(AuditBody {
+            against: point.point,
+            disks,
+        })
     }
 
     /// Threads take spans of all disks in order. Returns how many bytes were read.
@@ -466,7 +592,10 @@ impl<'a> SpanWriter<'a> {
                 read += self.write_run(work.disk, shape, &run, &mut draft)?;
             }
         }
-        work.draft.end_span(self.session, &mut self.worker, draft)?;
+        let ended = work.draft.end_span(self.session, &mut self.worker, draft)?;
+        if let Some(audit) = &work.audit {
+            audit.compare(self.reader, &mut self.scratch, &ended);
+        }
         Ok(read)
     }
 
@@ -495,6 +624,24 @@ impl<'a> SpanWriter<'a> {
         }
         Ok(run.length)
     }
+}
+
+/// Says what an audit found, with the first places of it.
+fn hidden(difference: &Difference) -> String {
+    let told: u64 = difference.extents.iter().map(|extent| extent.length).sum();
+    let mut places: Vec<String> = difference
+        .extents
+        .iter()
+        .map(|extent| format!("{}+{}", extent.offset, extent.length))
+        .collect();
+    if told < difference.bytes {
+        places.push("…".to_string());
+    }
+    format!(
+        "tracking hid changes: {} bytes differ outside of what it reported (offset+length: {})",
+        difference.bytes,
+        places.join(", ")
+    )
 }
 
 /// The place of a chunk among the children of its lowest node.

@@ -16,6 +16,8 @@ mod admission;
 mod backup;
 mod certificate;
 mod error;
+#[cfg(test)]
+mod fake_vm;
 mod host;
 mod points;
 mod prune;
@@ -35,7 +37,7 @@ pub use backup::{BackedUp, BackupSettings, backup_vm};
 pub use certificate::Certified;
 pub use error::{JobError, JobErrorKind};
 pub use host::LocalHost;
-pub use points::{Choice, choose, listed};
+pub use points::{Choice, choose, good_instead, listed};
 pub use prune::{PruneRequest, Pruned, plan_prune, prune, undo};
 pub use report::{Alarm, VmStatus, alarms, status};
 pub use restore::{RestoreTarget, Restored, note_restore, restore};

@@ -46,3 +46,22 @@ pub fn choose(points: &[(PointId, &Point)], vm: &VmName, bound: Option<Timestamp
         None => Choice::None,
     }
 }
+
+/// The point to take instead of a suspect one: the next that is not suspect, or, where none came
+/// after it, the newest before it.
+pub fn good_instead<'a>(
+    points: &[(PointId, &'a Point)],
+    suspect: &PointId,
+) -> Option<(PointId, &'a Point)> {
+    let (_, of) = points.iter().find(|(id, _)| id == suspect)?;
+    let good = || {
+        points
+            .iter()
+            .filter(|(_, point)| point.vm == of.vm && !point.suspect)
+    };
+    let after = good()
+        .filter(|(_, point)| point.taken_at > of.taken_at)
+        .min_by_key(|(id, point)| (point.taken_at, *id));
+    let before = || good().max_by_key(|(id, point)| (point.taken_at, *id));
+    after.or_else(before).copied()
+}

@@ -2,8 +2,8 @@
 
 use super::points::listed;
 use super::prune::{earliest_deadline, facts};
-use crate::model::{PointKind, PointState, VmName};
-use crate::policy::{Coverage, PointFacts, coverage, last_point_warnings};
+use crate::model::{DiskName, PointKind, PointState, VmName};
+use crate::policy::{Coverage, NightState, PointFacts, coverage, last_point_warnings};
 use crate::repository::State;
 use jiff::{SignedDuration, Timestamp};
 
@@ -16,6 +16,8 @@ pub struct VmStatus {
     pub coverage: Option<Coverage>,
     pub next_expiry: Option<Timestamp>,
     pub stored_bytes: u64,
+    /// Disks whose tracking hid changes; until an audit is clean the VM gets fulls.
+    pub distrusted: Vec<DiskName>,
     /// It is in the configuration; otherwise only its points are left.
     pub configured: bool,
 }
@@ -25,6 +27,11 @@ pub struct VmStatus {
 pub enum Alarm {
     /// Something should be done before it breaks.
     Warning,
+    /// A night of the restore window has only points that may lack what tracking hid. It stays so
+    /// until the window has passed.
+    Suspect,
+    /// Tracking hid changes, and no audit has been clean since.
+    Distrusted,
     /// A night of the restore window has no point. It stays so until the window has passed.
     Hole,
     /// Something is kept longer than promised.
@@ -56,6 +63,11 @@ pub fn status(state: &State, configured: &[VmName], now: Timestamp) -> Vec<VmSta
                     .map(|policy| coverage(&own, policy, now, first)),
                 next_expiry: mine.iter().map(|(_, point)| point.expires_at).min(),
                 stored_bytes: mine.iter().map(|(_, point)| point.stored_bytes).sum(),
+                distrusted: state
+                    .distrusted
+                    .get(&vm)
+                    .map(|disks| disks.keys().cloned().collect())
+                    .unwrap_or_default(),
                 configured: configured.contains(&vm),
                 vm,
             }
@@ -78,21 +90,16 @@ pub fn alarms(
         } else if let Some(coverage) = &vm.coverage
             && coverage.missing > 0
         {
-            let nights: Vec<String> = coverage
-                .nights
-                .iter()
-                .filter(|night| night.state == crate::policy::NightState::Missing)
-                .map(|night| night.date.to_string())
-                .collect();
             alarms.push((
                 Alarm::Hole,
                 format!(
                     "{}: no restore point for the night of {}",
                     vm.vm,
-                    nights.join(", ")
+                    nights(coverage, NightState::Missing)
                 ),
             ));
         }
+        tracking(state, vm, &mut alarms);
     }
     over_maximum(state, now, &mut alarms);
     for warning in last_point_warnings(&facts(state), now) {
@@ -137,6 +144,44 @@ pub fn alarms(
     }
     alarms.sort();
     alarms
+}
+
+/// The nights of the window in this state.
+fn nights(coverage: &Coverage, state: NightState) -> String {
+    let dates: Vec<String> = coverage
+        .nights
+        .iter()
+        .filter(|night| night.state == state)
+        .map(|night| night.date.to_string())
+        .collect();
+    dates.join(", ")
+}
+
+/// What audits found of a VM: what hid changes, and which nights may lack some.
+fn tracking(state: &State, vm: &VmStatus, alarms: &mut Vec<(Alarm, String)>) {
+    for (disk, hidden) in state.distrusted.get(&vm.vm).into_iter().flatten() {
+        alarms.push((
+            Alarm::Distrusted,
+            format!(
+                "tracking of {}/{disk} hid changes: {} bytes outside of what it reported, found by \
+                 the full of {}; fulls until an audit is clean",
+                vm.vm, hidden.bytes, hidden.found_at
+            ),
+        ));
+    }
+    if let Some(coverage) = &vm.coverage
+        && coverage.suspect > 0
+    {
+        alarms.push((
+            Alarm::Suspect,
+            format!(
+                "{}: the restore point of the night of {} is suspect: it may lack changes that \
+                 tracking hid",
+                vm.vm,
+                nights(coverage, NightState::Suspect)
+            ),
+        ));
+    }
 }
 
 /// What is kept too long, or soon will be.

@@ -7,7 +7,9 @@ use super::{JobError, JobErrorKind, LocalHost, Watch};
 use crate::format::entry::{Body, PolicyBody};
 use crate::hypervisor::Hypervisor;
 use crate::model::{PointKind, VmName};
-use crate::policy::{Due, Policy, PolicyTerms, What, due, needs_confirmation, shortening_impact};
+use crate::policy::{
+    Due, Policy, PolicyTerms, Tracking, What, due, needs_confirmation, shortening_impact,
+};
 use crate::repository::{Customer, RepositoryError, RepositoryErrorKind, State, terms_map};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
@@ -70,7 +72,19 @@ pub struct CustomerRun {
 /// What is due for a VM now, by the ledger's policy.
 pub fn due_now(customer: &Customer, state: &State, vm: &VmName, now: Timestamp) -> Option<Due> {
     let policy = state.policy.as_ref()?;
-    Some(due(customer.uid(), vm, &facts(state), policy, now, false))
+    let tracking = match state.is_distrusted(vm) {
+        true => Tracking::Distrusted,
+        false => Tracking::Trusted,
+    };
+    Some(due(
+        customer.uid(),
+        vm,
+        &facts(state),
+        tracking,
+        policy,
+        now,
+        false,
+    ))
 }
 
 /// Brings the configured policy into the ledger. A shortening that would expire more than one

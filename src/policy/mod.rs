@@ -31,7 +31,9 @@ pub use retention::{
     expiry, last_point_warnings, needs_confirmation, next_prune_ends, plan,
     prune_needs_confirmation, shortening_impact,
 };
-pub use schedule::{Coverage, Due, DueReason, Night, NightState, What, coverage, due, full_day_of};
+pub use schedule::{
+    Coverage, Due, DueReason, Night, NightState, Tracking, What, coverage, due, full_day_of,
+};
 pub use terms::{
     Effective, FullDay, KeepAfterWindow, Override, Policy, PolicyError, PolicyErrors, PolicyTerms,
     expected_rewriting,

@@ -23,6 +23,15 @@ pub enum What {
     Full,
 }
 
+/// What the last audit said of the tracking of a VM's changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tracking {
+    /// Nothing against it.
+    Trusted,
+    /// It hid changes, and no audit has been clean since.
+    Distrusted,
+}
+
 /// Why; shown in the report of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DueReason {
@@ -40,6 +49,8 @@ pub enum DueReason {
     FullDay { night: Date, since: Date },
     /// A point is suspect and no good full was taken after it.
     Suspect { night: Date },
+    /// Tracking hid changes, so an incremental would lack what it hides next.
+    Distrusted { night: Date },
     /// The newest committed point is expired or erased, so it cannot be a base.
     NoBase { night: Date },
 }
@@ -63,6 +74,9 @@ impl fmt::Display for DueReason {
             DueReason::Suspect { .. } => {
                 f.write_str("a full repairs what a suspect restore point may lack")
             }
+            DueReason::Distrusted { .. } => f.write_str(
+                "a full, because the tracking of changes hid some and no audit has been clean since",
+            ),
             DueReason::NoBase { .. } => f.write_str(
                 "a full, because the newest restore point is expired and cannot be a base",
             ),
@@ -98,11 +112,14 @@ pub fn full_day_of(customer: CustomerUid, vm: &VmName, policy: &Policy) -> Weekd
 /// ignored. Each night gets one point, inside the window or caught up until the next window starts; the missed full
 /// of a week is caught up with the next point. Between two fulls are seven nights at most, and what catching up takes.
 ///
+/// While tracking is distrusted, what is due is a full.
+///
 /// `force_full` asks for a full now, even where the night has its point.
 pub fn due(
     customer: CustomerUid,
     vm: &VmName,
     points: &[PointFacts],
+    tracking: Tracking,
     policy: &Policy,
     now: Timestamp,
     force_full: bool,
@@ -136,6 +153,9 @@ pub fn due(
             what: What::Nothing,
             reason: DueReason::HasPoint { night },
         };
+    }
+    if tracking == Tracking::Distrusted {
+        return full(DueReason::Distrusted { night });
     }
     if needs_repair(&mine) {
         return full(DueReason::Suspect { night });
@@ -309,7 +329,12 @@ mod tests {
 
     /// 2026-11-08 is a Sunday.
     fn what(points: &[PointFacts], now: &str) -> (What, String) {
-        let due = due(CUSTOMER, &vm(), points, &policy("sunday"), at(now), false);
+        what_with(Tracking::Trusted, points, now)
+    }
+
+    fn what_with(tracking: Tracking, points: &[PointFacts], now: &str) -> (What, String) {
+        let policy = policy("sunday");
+        let due = due(CUSTOMER, &vm(), points, tracking, &policy, at(now), false);
         (due.what, due.reason.to_string())
     }
 
@@ -395,6 +420,25 @@ mod tests {
     }
 
     #[test]
+    fn while_tracking_is_distrusted_every_night_is_a_full_and_no_night_is_two() {
+        let mut points = vec![
+            point("2026-11-08T23:00", PointKind::Full),
+            point("2026-11-09T23:00", PointKind::Incremental),
+        ];
+        points[1].suspect = true;
+        for night in 10..20 {
+            let now = format!("2026-11-{night}T23:00");
+            let (what, reason) = what_with(Tracking::Distrusted, &points, &now);
+            assert_eq!(what, What::Full);
+            assert!(reason.contains("no audit has been clean"), "{reason}");
+            points.push(point(&now, PointKind::Full));
+            let again = what_with(Tracking::Distrusted, &points, &now);
+            assert_eq!(again.0, What::Nothing);
+        }
+        assert_eq!(what(&points, "2026-11-20T23:00").0, What::Incremental);
+    }
+
+    #[test]
     fn an_expired_base_asks_for_a_full() {
         let mut points = vec![
             point("2026-11-08T23:00", PointKind::Full),
@@ -423,7 +467,16 @@ mod tests {
     fn a_full_that_is_asked_for_is_due_at_any_time() {
         let points = [point("2026-11-08T23:00", PointKind::Full)];
         let now = at("2026-11-08T23:30");
-        let due = due(CUSTOMER, &vm(), &points, &policy("auto"), now, true);
+        let policy = policy("auto");
+        let due = due(
+            CUSTOMER,
+            &vm(),
+            &points,
+            Tracking::Trusted,
+            &policy,
+            now,
+            true,
+        );
         assert_eq!((due.what, due.reason), (What::Full, DueReason::Asked));
     }
 

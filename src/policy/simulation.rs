@@ -106,7 +106,15 @@ impl Simulation {
     }
 
     fn back_up(&mut self, vm: &VmName, night: Date, at: Timestamp) {
-        let due = due(CUSTOMER, vm, &self.points, &self.policy, at, false);
+        let due = due(
+            CUSTOMER,
+            vm,
+            &self.points,
+            Tracking::Trusted,
+            &self.policy,
+            at,
+            false,
+        );
         let kind = match due.what {
             What::Nothing => panic!("{vm} owes the night of {night}: {due:?}"),
             What::Full => PointKind::Full,

@@ -3,6 +3,7 @@
 //! What is absent: disks and hypervisors, configuration, printing, the clock (times come with
 //! [`Host`]), and any choice of a store.
 
+mod audit;
 mod customer;
 mod error;
 mod host;
@@ -22,18 +23,19 @@ mod tests;
 mod tree;
 mod writer;
 
+pub use audit::{Difference, DiskAudit, TOLD_EXTENTS};
 pub use customer::{Begun, Customer, LONGEST_SESSION_DAYS, NewCustomer, WriteSettings, terms_map};
 pub use error::{RepositoryError, RepositoryErrorKind};
 pub use host::{Head, Host, Stamp};
 pub use index::{Index, PackInfo};
-pub use ledger::{Condemned, Ledger, OpenSession, Point, State, Verified};
+pub use ledger::{Condemned, Hidden, Ledger, OpenSession, Point, State, Verified};
 pub use mark::{Mark, Unreachable};
 pub use opening::{Opened, open_live};
 pub use point::{Committed, DiskResult, PointDraft, PointReader, RestoredDisk, trust_of};
 pub use reader::{ReadScratch, Reader};
 pub use scrub::{Scrubbed, scrub_packs};
 pub use sweep::{Explained, Swept, explain, sweep};
-pub use tree::{DiskDraft, DiskView, Row, SpanDraft, span_extent};
+pub use tree::{DiskDraft, DiskView, EndedSpan, Row, SpanDraft, span_extent};
 pub use writer::{FRESH_DAYS, Session, Trust, Uploaded, Worker};
 
 use crate::codec::random_bytes;

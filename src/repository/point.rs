@@ -8,7 +8,7 @@ use super::tree::{DiskDraft, DiskView, Row};
 use super::writer::{Session, Trust, Worker};
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{DiskRecord, PointRecord, RecordDefinition};
-use crate::format::entry::{Body, CommitBody, DiskBody, packs_hash};
+use crate::format::entry::{AuditBody, Body, CommitBody, DiskBody, packs_hash};
 use crate::format::pack::parse_frame;
 use crate::model::{DiskName, PackName, PointId, PointKind, PointState, Tag, TreeShape, VmName};
 use crate::policy::expiry;
@@ -29,6 +29,8 @@ pub struct PointDraft {
     pub consistency: String,
     pub notes: Vec<String>,
     pub definition: Option<(String, Vec<u8>)>,
+    /// What a full found of tracking.
+    pub audit: Option<AuditBody>,
 }
 
 /// What a commit said.
@@ -143,6 +145,7 @@ impl Customer {
                     segments: uploaded.segments.clone(),
                     consistency: draft.consistency.clone(),
                     notes: draft.notes.clone(),
+                    audit: draft.audit.clone(),
                 }))
             });
             match result {

@@ -434,6 +434,7 @@ impl<'a> Running<'a> {
                 consistency: "test".to_string(),
                 notes: Vec::new(),
                 definition: None,
+                audit: None,
             },
             disks,
         })

@@ -28,6 +28,10 @@ impl Row {
         self.nodes.len()
     }
 
+    pub(super) fn node(&self, span: usize) -> Option<Id> {
+        self.nodes.get(span).copied().flatten()
+    }
+
     pub fn is_hole(&self, span: usize) -> bool {
         self.nodes.get(span).is_none_or(Option::is_none)
     }
@@ -88,6 +92,13 @@ pub struct SpanDraft {
     children: Vec<Option<Id>>,
 }
 
+/// A span as it was written. Opaque: it holds ids.
+pub struct EndedSpan {
+    pub(super) span: usize,
+    pub(super) node: Option<Id>,
+    pub(super) children: Vec<Option<Id>>,
+}
+
 impl DiskDraft {
     /// `base`: the row of the same disk in the point this one builds on; must be of the same shape.
     pub fn new(shape: TreeShape, base: Option<Row>) -> Result<Self, RepositoryError> {
@@ -144,13 +155,18 @@ impl DiskDraft {
         session: &Session<'_>,
         worker: &mut Worker,
         span: SpanDraft,
-    ) -> Result<(), RepositoryError> {
-        let id = put_node(session, worker, 1, &span.children)?;
+    ) -> Result<EndedSpan, RepositoryError> {
+        let SpanDraft { span, children } = span;
+        let id = put_node(session, worker, 1, &children)?;
         let mut row = self.row.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(node) = row.nodes.get_mut(span.span) {
+        if let Some(node) = row.nodes.get_mut(span) {
             *node = id;
         }
-        Ok(())
+        Ok(EndedSpan {
+            span,
+            node: id,
+            children,
+        })
     }
 
     /// Writes the upper nodes; the result is the disk's root (`None`: all hole).

@@ -8,7 +8,7 @@ use crate::cli::site::Site;
 use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
 use crate::jobs::listed;
-use crate::model::VmName;
+use crate::model::{PointKind, VmName};
 use serde_json::json;
 use std::collections::BTreeSet;
 
@@ -43,9 +43,11 @@ pub fn run(invocation: &Invocation, args: &PointsArgs) -> Result<Answer, Failure
                 table.row([
                     format!("{customer}/{}", point.vm),
                     figures::minute(point.taken_at, &zone),
-                    match point.kind {
-                        crate::model::PointKind::Full => "full".to_string(),
-                        crate::model::PointKind::Incremental => "incr".to_string(),
+                    match (point.kind, point.suspect) {
+                        (PointKind::Full, false) => "full".to_string(),
+                        (PointKind::Incremental, false) => "incr".to_string(),
+                        (PointKind::Full, true) => "full, suspect".to_string(),
+                        (PointKind::Incremental, true) => "incr, suspect".to_string(),
                     },
                     figures::bytes(point.disks.iter().map(|disk| disk.size_bytes).sum()),
                     figures::bytes(point.stored_bytes),
@@ -67,6 +69,7 @@ pub fn run(invocation: &Invocation, args: &PointsArgs) -> Result<Answer, Failure
                     "stored_bytes": point.stored_bytes,
                     "consistency": point.consistency,
                     "notes": point.notes,
+                    "suspect": point.suspect,
                 }));
             }
         });

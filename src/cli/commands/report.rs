@@ -1,6 +1,7 @@
 //! Lines and documents that several commands share.
 
 use crate::cli::figures;
+use crate::format::entry::AuditBody;
 use crate::jobs::{BackedUp, Pruned, Verified};
 use crate::model::{CustomerName, VmName};
 use crate::policy::Action;
@@ -36,6 +37,23 @@ pub fn backed_up_document(customer: &CustomerName, vm: &VmName, done: &BackedUp)
         "disks_bytes": done.disks_bytes,
         "seconds": done.seconds,
         "notes": done.notes,
+        "audit": done.audit.as_ref().map(audit_document),
+    })
+}
+
+/// What a full found of the tracking of changes.
+fn audit_document(audit: &AuditBody) -> Value {
+    let differs = audit.disks.iter().any(|disk| disk.differing_bytes > 0);
+    json!({
+        "result": match differs {
+            true => "differs",
+            false => "clean",
+        },
+        "against": audit.against.to_string(),
+        "disks": audit.disks.iter().map(|disk| json!({
+            "name": disk.name.as_str(),
+            "differing_bytes": disk.differing_bytes,
+        })).collect::<Vec<_>>(),
     })
 }
 

@@ -7,10 +7,10 @@ use crate::cli::figures;
 use crate::cli::invocation::Invocation;
 use crate::cli::site::{OpenCustomer, Site, Watching};
 use crate::hypervisor::target::{DeviceTarget, ImageTarget, Qcow2Target, RawTarget};
-use crate::jobs::{Choice, JobError, JobErrorKind, RestoreTarget, choose, listed};
+use crate::jobs::{Choice, JobError, JobErrorKind, RestoreTarget, choose, good_instead, listed};
 use crate::jobs::{note_restore, restore};
 use crate::model::{DiskName, PointId};
-use crate::repository::{PointReader, RepositoryErrorKind};
+use crate::repository::{Point, PointReader, RepositoryErrorKind};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::json;
@@ -30,7 +30,11 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
     let point = PointReader::open(customer, &chosen)?;
     let names = chosen_disks(&point, &args.disks)?;
     let targets = targets(&site, args, &point, &names)?;
-    let notes = take_down(&site, &open, &point, &names, args)?;
+    let mut notes = take_down(&site, &open, &point, &names, args)?;
+    let suspect = open
+        .customer
+        .with_state(|state| suspicion(&listed(state, now), &chosen, args, &zone));
+    notes.extend(suspect.clone());
     for note in &notes {
         invocation
             .terminal
@@ -88,6 +92,7 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
         "disks_bytes": restored.disks_bytes,
         "data_bytes": restored.data_bytes,
         "notes": notes,
+        "suspect": suspect.is_some(),
     });
     Ok(Answer::done(text, document))
 }
@@ -174,6 +179,38 @@ fn choose_point(
         )
         .hint("vmkeep points lists what can be restored")),
     }
+}
+
+/// What to know of a suspect point: its bytes are those that were stored, and may not be those of
+/// the disks at that instant.
+fn suspicion(
+    points: &[(PointId, &Point)],
+    chosen: &PointId,
+    args: &RestoreArgs,
+    zone: &TimeZone,
+) -> Option<String> {
+    let (_, point) = points
+        .iter()
+        .find(|(id, point)| id == chosen && point.suspect)?;
+    let instead = match good_instead(points, chosen) {
+        None => "there is no good one of this VM".to_string(),
+        Some((_, good)) => format!(
+            "{} is of {}: vmkeep restore {} --at {} --to {}",
+            match good.taken_at > point.taken_at {
+                true => "the next good one",
+                false => "no good one is later; the newest",
+            },
+            figures::second(good.taken_at, zone),
+            args.vm,
+            good.taken_at,
+            args.to.display()
+        ),
+    };
+    Some(format!(
+        "restore point {} is suspect: a later full found that the tracking of changes had hidden \
+         some, and it may lack them; {instead}",
+        short(&chosen.to_string())
+    ))
 }
 
 fn chosen_disks(point: &PointReader, wanted: &[DiskName]) -> Result<Vec<DiskName>, Failure> {

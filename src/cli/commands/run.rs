@@ -178,9 +178,16 @@ fn report(
     let (_, alarms) = look(open, site.host.now());
     for (alarm, what) in &alarms {
         let _ = writeln!(text, "{customer}: {what}");
-        // A hole in the window stays one for two weeks: that is for `status` to repeat.
-        if *alarm == Alarm::OverMaximum {
+        // A hole in the window or a suspect night stays one for two weeks: that is for `status` to
+        // repeat.
+        if matches!(alarm, Alarm::OverMaximum | Alarm::Distrusted) {
             let failure = Failure::new(Exit::PromiseBroken, format!("{customer}: {what}"));
+            let failure = match alarm {
+                Alarm::Distrusted => failure
+                    .hint("vmkeep points marks the restore points that may lack some of them")
+                    .hint("find out who writes to the disk behind the hypervisor's back"),
+                _ => failure,
+            };
             fail(failure, &mut worst);
         }
     }

@@ -41,7 +41,10 @@ pub fn run(invocation: &Invocation, _args: &StatusArgs) -> Result<Answer, Failur
                 for (alarm, text) in found {
                     let of = match alarm {
                         Alarm::Warning => Exit::Done,
-                        Alarm::Hole | Alarm::OverMaximum => Exit::PromiseBroken,
+                        // Who goes back to a suspect night may not find it: that was promised too.
+                        Alarm::Suspect | Alarm::Distrusted | Alarm::Hole | Alarm::OverMaximum => {
+                            Exit::PromiseBroken
+                        }
                         Alarm::Damage => Exit::DamageFound,
                     };
                     if rank(of) > rank(exit) {
@@ -110,6 +113,7 @@ pub fn look(open: &OpenCustomer<'_>, now: Timestamp) -> (Vec<VmStatus>, Vec<(Ala
 fn word(alarm: Alarm) -> &'static str {
     match alarm {
         Alarm::Warning => "warning",
+        Alarm::Suspect | Alarm::Distrusted => "suspect",
         Alarm::Hole | Alarm::OverMaximum => "broken",
         Alarm::Damage => "damage",
     }
@@ -176,8 +180,10 @@ fn vm_document(customer: &str, row: &VmStatus) -> Value {
         "last_kind": row.last.map(|(_, kind)| kind.to_string()),
         "nights_covered": row.coverage.as_ref().map(|coverage| coverage.covered),
         "nights_missing": row.coverage.as_ref().map(|coverage| coverage.missing),
+        "nights_suspect": row.coverage.as_ref().map(|coverage| coverage.suspect),
         "nights": nights,
         "next_expiry": row.next_expiry.map(|at| at.to_string()),
         "stored_bytes": row.stored_bytes,
+        "distrusted_disks": row.distrusted.iter().map(|disk| disk.as_str()).collect::<Vec<_>>(),
     })
 }

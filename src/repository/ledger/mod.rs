@@ -1,7 +1,9 @@
 //! The ledger of one customer: reading it to its end, and taking the next slot.
 
+mod audit;
 mod state;
 
+pub use audit::Hidden;
 pub use state::{Condemned, OpenSession, Point, State, Verified};
 
 use super::{Head, Host, RepositoryError, RepositoryErrorKind, Stamp};

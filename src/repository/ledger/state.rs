@@ -1,12 +1,13 @@
 //! What the entries of a ledger add up to: a pure function of the entries, in order.
 
+use super::audit::Hidden;
 use crate::format::entry::{
     Attestation, Body, CertificateRef, ClockEvent, CommitBody, DiskBody, Entry, HostBody, KeyBody,
     PackMark, Purpose, ReclaimedBody, Role, VerifyMethod,
 };
 use crate::format::repository_file::FORMAT_VERSION;
 use crate::model::{
-    CustomerUid, EntryHash, HostId, ObjectHash, PackName, PointId, PointKind, PointState,
+    CustomerUid, DiskName, EntryHash, HostId, ObjectHash, PackName, PointId, PointKind, PointState,
     RepositoryId, SegmentName, SessionId, Tag, VmName,
 };
 use crate::policy::{PointFacts, after_policy_change};
@@ -68,6 +69,10 @@ pub struct Point {
     pub notes: Vec<String>,
     /// Its commit broke a rule: a root until its time is over, but never listed or restored.
     pub void: bool,
+    /// The entry of the full that it is or stands on.
+    pub full_seq: u64,
+    /// An audit found that tracking hid changes which it may lack.
+    pub suspect: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +117,8 @@ pub struct State {
     pub newest: BTreeMap<VmName, PointId>,
     /// When each VM's first point was taken, however long that point is gone.
     pub first_taken: BTreeMap<VmName, Timestamp>,
+    /// The disks whose tracking hid changes, as the last audit of each found.
+    pub distrusted: BTreeMap<VmName, BTreeMap<DiskName, Hidden>>,
     pub segments: BTreeMap<SegmentName, Timestamp>,
     pub condemned: BTreeMap<PackName, Condemned>,
     pub marks: BTreeMap<PackName, PackMark>,
@@ -426,8 +433,14 @@ impl State {
             }
             Body::Commit(body) => {
                 self.adopt(&body.session, &body.segments, entry.time);
-                self.points
-                    .insert(body.point, Point::new(entry, body, false));
+                self.take_in_audit(body);
+                let point = Point {
+                    full_seq: self.full_below(body, entry.seq),
+                    suspect: body.point_kind == PointKind::Incremental
+                        && self.is_distrusted(&body.vm),
+                    ..Point::new(entry, body, false)
+                };
+                self.points.insert(body.point, point);
                 self.newest.insert(body.vm.clone(), body.point);
                 self.first_taken
                     .entry(body.vm.clone())
@@ -754,7 +767,7 @@ impl Point {
             expired_at: self.expired_at,
             clock_alone: self.clock_alone,
             witnessed_since: self.witnessed_since,
-            suspect: false,
+            suspect: self.suspect,
             held: false,
         }
     }
@@ -780,6 +793,8 @@ impl Point {
             consistency: body.consistency.clone(),
             notes: body.notes.clone(),
             void,
+            full_seq: entry.seq,
+            suspect: false,
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Prunes of whole customers on real state folders.
 
-use super::testing::{Lab, back_up};
 use crate::format::certificate::Certificate;
 use crate::format::entry::Body;
 use crate::format::names::CustomerNames;
+use crate::jobs::testing::{Lab, back_up};
 use crate::model::PointId;
 use crate::policy::PolicyTerms;
 use crate::repository::testing::{DAY, change, image, restore, vm};
