@@ -4,10 +4,14 @@
 //! What is absent: chunks, keys, stores, the ledger. A source never decides whether a point is
 //! full or incremental; it only says what it knows to have changed.
 
+pub mod guard;
+mod guest_agent;
 pub mod image;
 pub mod nbd;
+mod nbd_disk;
 mod qemu_lock;
 mod qemu_nbd;
+pub mod qmp;
 mod runtime_folder;
 pub mod target;
 

@@ -1,4 +1,4 @@
-//! Private folders for the sockets of the servers we start. A folder belongs to whoever holds
+//! Private folders for the sockets of the servers that we start or ask for, and for overlays. A folder belongs to whoever holds
 //! the lock on it, and the kernel drops the lock with its holder: a folder whose lock is free was
 //! left by an agent that died.
 
@@ -16,6 +16,7 @@ use std::time::Duration;
 const PREFIX: &str = "nbd-";
 const SOCKET: &str = "s";
 const LOG: &str = "log";
+const OVERLAY: &str = "overlay-";
 /// Length of `sun_path` with its final zero.
 const LONGEST_SOCKET_PATH: usize = 107;
 
@@ -74,6 +75,16 @@ impl RuntimeFolder {
     pub(super) fn log(&self) -> PathBuf {
         self.path.join(LOG)
     }
+
+    /// Where the overlay of the `number`-th disk of a capture lies.
+    pub(super) fn overlay(&self, number: usize) -> PathBuf {
+        self.path.join(format!("{OVERLAY}{number}"))
+    }
+
+    /// Lets another user in: a QEMU that does not run as root.
+    pub(super) fn give_to(&self, user: u32, group: u32) -> io::Result<()> {
+        std::os::unix::fs::chown(&self.path, Some(user), Some(group))
+    }
 }
 
 impl Drop for RuntimeFolder {
@@ -106,7 +117,16 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
 }
 
 fn remove(path: &Path) -> io::Result<()> {
-    for name in [SOCKET, LOG] {
+    for entry in fs::read_dir(path)? {
+        let name = entry?.file_name();
+        let ours = name.to_str().is_some_and(|name| {
+            let number = name.strip_prefix(OVERLAY).unwrap_or("");
+            name == SOCKET || name == LOG || number.parse::<usize>().is_ok()
+        });
+        if !ours {
+            continue;
+        }
+        // A server takes its socket away by itself, maybe now.
         match fs::remove_file(path.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

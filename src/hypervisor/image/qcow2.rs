@@ -6,7 +6,8 @@
 use super::ImageReader;
 use super::header::Header;
 use super::opened::OpenedImage;
-use crate::hypervisor::nbd::{BASE_ALLOCATION, NbdError, STATUS_ZERO};
+use crate::hypervisor::nbd::{BASE_ALLOCATION, NbdError};
+use crate::hypervisor::nbd_disk;
 use crate::hypervisor::qemu_nbd::{Access, QemuNbd};
 use crate::hypervisor::{CaptureError, CaptureErrorKind, CapturedDisk, Changes, SinceMark};
 use crate::model::{DiskName, Extent};
@@ -80,26 +81,7 @@ impl CapturedDisk for Qcow2Disk {
         let Some(range) = range.intersection(&disk) else {
             return Ok(Vec::new());
         };
-        let status = self
-            .server
-            .client()?
-            .status(BASE_ALLOCATION, range)
-            .map_err(|error| self.nbd(error))?;
-        let mut found: Vec<Extent> = Vec::new();
-        for status in status {
-            // Only ZERO speaks of content; a HOLE without it can read as anything.
-            if status.flags & STATUS_ZERO != 0 {
-                continue;
-            }
-            match found
-                .last_mut()
-                .filter(|last| last.end() == status.extent.offset)
-            {
-                Some(last) => last.length += status.extent.length,
-                None => found.push(status.extent),
-            }
-        }
-        Ok(found)
+        nbd_disk::allocated(self.server.client()?, range).map_err(|error| self.nbd(error))
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), CaptureError> {

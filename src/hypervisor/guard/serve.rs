@@ -1,0 +1,186 @@
+//! The guard's own process.
+
+use super::{Order, thaw_at};
+use crate::hypervisor::guest_agent::GuestAgent;
+use crate::hypervisor::qmp;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// How long a dead agent's hold on the monitor may last.
+const RESUME_LIMIT: Duration = Duration::from_secs(30);
+
+/// What the guest is held by.
+struct Held {
+    order: Order,
+    agent: Option<GuestAgent>,
+    frozen_until: Option<Instant>,
+    paused_until: Option<Instant>,
+    /// The limit passed while it was frozen.
+    thawed_before: bool,
+}
+
+/// Serves one agent until its input ends. `parent`: the agent's process.
+///
+/// Returns an error only where the guest could not be let go.
+pub fn serve(
+    input: impl Read + Send + 'static,
+    mut output: impl Write,
+    parent: Option<rustix::process::Pid>,
+) -> Result<(), String> {
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(input).lines() {
+            let Ok(line) = line else { break };
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let order = lines
+        .recv_timeout(Duration::from_secs(10))
+        .map_err(|_| "no order came".to_string())?;
+    let order: Order = serde_json::from_str(&order).map_err(|error| error.to_string())?;
+    let mut held = Held {
+        order,
+        agent: None,
+        frozen_until: None,
+        paused_until: None,
+        thawed_before: false,
+    };
+    let mut say = |text: &str| {
+        // An agent that has died does not read; the end of its input follows.
+        let _ = writeln!(output, "{text}").and_then(|()| output.flush());
+    };
+    say("ready");
+    loop {
+        let now = Instant::now();
+        let wait = [held.frozen_until, held.paused_until]
+            .into_iter()
+            .flatten()
+            .min()
+            .map_or(Duration::from_secs(3600), |until| {
+                until.saturating_duration_since(now)
+            });
+        match lines.recv_timeout(wait) {
+            Ok(line) => match line.as_str() {
+                "freeze" => match held.freeze() {
+                    Ok(()) => say("frozen"),
+                    Err(detail) => say(&detail.replace('\n', " ")),
+                },
+                "thaw" => match held.thaw() {
+                    Ok(()) if held.thawed_before => say("before"),
+                    Ok(()) => say("thawed"),
+                    Err(detail) => say(&detail.replace('\n', " ")),
+                },
+                "pause" => {
+                    held.paused_until = Some(Instant::now() + held.limit());
+                    say("ok");
+                }
+                "resumed" => {
+                    held.paused_until = None;
+                    say("ok");
+                }
+                _ => say("unknown"),
+            },
+            Err(RecvTimeoutError::Timeout) => {
+                let now = Instant::now();
+                if held.frozen_until.is_some_and(|until| until <= now) {
+                    held.thawed_before = true;
+                    held.thaw()?;
+                }
+                if held.paused_until.is_some_and(|until| until <= now) {
+                    // Its connection is what keeps us from the monitor.
+                    if let Some(parent) = parent {
+                        let _ =
+                            rustix::process::kill_process(parent, rustix::process::Signal::KILL);
+                    }
+                    held.resume()?;
+                }
+            }
+            // The agent has gone.
+            Err(RecvTimeoutError::Disconnected) => {
+                let thawed = held.thaw();
+                let resumed = held.resume();
+                return thawed.and(resumed);
+            }
+        }
+    }
+}
+
+impl Held {
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.order.limit_seconds)
+    }
+
+    fn freeze(&mut self) -> Result<(), String> {
+        let socket = self
+            .order
+            .agent
+            .as_deref()
+            .ok_or("no guest agent is configured")?;
+        let mut agent = GuestAgent::connect(socket, nonce()).map_err(|error| error.to_string())?;
+        // From here on it may be frozen, whatever is answered.
+        self.frozen_until = Some(Instant::now() + self.limit());
+        match agent.freeze(self.limit()) {
+            Ok(_) => {
+                self.agent = Some(agent);
+                Ok(())
+            }
+            Err(error) => {
+                drop(agent);
+                let detail = error.to_string();
+                // Part of it may be frozen. An agent that does not answer cannot thaw either.
+                match self.thaw() {
+                    Ok(()) => Err(detail),
+                    Err(second) => Err(format!("{detail}; {second}")),
+                }
+            }
+        }
+    }
+
+    fn thaw(&mut self) -> Result<(), String> {
+        if self.frozen_until.is_none() {
+            return Ok(());
+        }
+        let thawed = self
+            .agent
+            .take()
+            .is_some_and(|mut agent| agent.thaw().is_ok());
+        if !thawed {
+            let socket: &Path = self.order.agent.as_deref().unwrap_or(Path::new(""));
+            thaw_at(socket).map_err(|error| error.to_string())?;
+        }
+        self.frozen_until = None;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), String> {
+        if self.paused_until.is_none() {
+            return Ok(());
+        }
+        let monitor = self
+            .order
+            .monitor
+            .as_deref()
+            .ok_or("no monitor is configured")?;
+        let deadline = Instant::now() + RESUME_LIMIT;
+        loop {
+            match qmp::resume(monitor) {
+                Ok(()) => break,
+                Err(error) if Instant::now() >= deadline => return Err(error.to_string()),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+        self.paused_until = None;
+        Ok(())
+    }
+}
+
+pub(super) fn nonce() -> u32 {
+    let mut bytes = [0; 4];
+    // Where there is no randomness yet, the delimiter alone keeps answers apart.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    u32::from_ne_bytes(bytes)
+}

@@ -1,0 +1,213 @@
+//! Taking out of QEMU what a capture put in: after each capture, and after one whose agent died.
+
+use super::connection::Connection;
+use super::fleece::{Role, set_drive};
+use super::machine::{Machine, children, rows, text};
+use super::plan;
+use super::{QmpError, QmpSettings, QmpSource};
+use crate::hypervisor::guard::{self};
+use crate::hypervisor::{CaptureError, CaptureErrorKind, runtime_folder};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Time for a job to end after it was told to.
+const JOB_LIMIT: Duration = Duration::from_secs(30);
+
+/// A note of what a guest is held by, on disk before it is: for the next run, in case that both
+/// the agent and its guard are killed while it stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct HeldNote {
+    pub paused: bool,
+    pub frozen: bool,
+}
+
+impl HeldNote {
+    fn path(settings: &QmpSettings) -> PathBuf {
+        settings
+            .runtime_dir
+            .join(format!("held-{}", settings.owner))
+    }
+
+    pub(super) fn write(self, settings: &QmpSettings) -> Result<(), CaptureError> {
+        let path = Self::path(settings);
+        let failed =
+            |error: io::Error| CaptureError::new(CaptureErrorKind::Io, path.display(), error);
+        fs::create_dir_all(&settings.runtime_dir).map_err(failed)?;
+        let text = serde_json::to_vec(&self).map_err(|error| failed(error.into()))?;
+        fs::write(&path, text).map_err(failed)
+    }
+
+    pub(super) fn remove(settings: &QmpSettings) {
+        // One that stays makes the next run look, and do nothing.
+        let _ = fs::remove_file(Self::path(settings));
+    }
+
+    fn read(settings: &QmpSettings) -> Option<Self> {
+        let text = fs::read(Self::path(settings)).ok()?;
+        // A note that was cut short is one all the same.
+        Some(serde_json::from_slice(&text).unwrap_or(HeldNote {
+            paused: true,
+            frozen: true,
+        }))
+    }
+}
+
+pub(super) fn recover(source: &QmpSource) -> Result<(), CaptureError> {
+    let settings = &source.settings;
+    match source.connect() {
+        Ok(mut connection) => {
+            if let Some(note) = HeldNote::read(settings) {
+                if note.paused {
+                    let machine = Machine::look(&mut connection).map_err(|e| source.failed(e))?;
+                    if machine.status == "paused" {
+                        connection
+                            .run("cont", Value::Null)
+                            .map_err(|error| source.failed(error))?;
+                    }
+                }
+                if note.frozen
+                    && let Some(agent) = &settings.agent
+                {
+                    guard::thaw_at(agent)?;
+                }
+                HeldNote::remove(settings);
+            }
+            clean(&mut connection, settings).map_err(|error| source.failed(error))?;
+        }
+        // Nobody there: nothing of ours is either.
+        Err(error) if error.kind == CaptureErrorKind::Missing => HeldNote::remove(settings),
+        Err(error) => return Err(error),
+    }
+    runtime_folder::remove_dead(&settings.overlay_dir)
+}
+
+/// Removes the exports, jobs, filters and overlays of this owner. What the guest stands on
+/// afterwards is its image again. Bitmaps are left: only the newest point tells which count.
+pub(super) fn clean(connection: &mut Connection, settings: &QmpSettings) -> Result<(), QmpError> {
+    let owner = &settings.owner;
+    remove_exports(connection, owner)?;
+    end_jobs(connection, owner)?;
+    let machine = Machine::look(connection)?;
+    let ours = |role: Role| {
+        let prefix = role.prefix(owner);
+        machine
+            .nodes
+            .keys()
+            .filter(move |name| name.starts_with(&prefix))
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    for access in ours(Role::Access) {
+        remove_node(connection, &access)?;
+    }
+    let filters = ours(Role::Filter);
+    if !filters.is_empty() {
+        let below = children(connection, "file")?;
+        for device in machine
+            .devices
+            .iter()
+            .filter(|device| filters.contains(&device.node))
+        {
+            let image = below.get(&device.node).ok_or_else(|| {
+                QmpError::Protocol(format!("what is below {} is not told", device.node))
+            })?;
+            set_drive(connection, &device.path, image)?;
+        }
+        for filter in filters {
+            remove_node(connection, &filter)?;
+        }
+    }
+    for overlay in ours(Role::Overlay) {
+        remove_node(connection, &overlay)?;
+    }
+    Ok(())
+}
+
+fn remove_node(connection: &mut Connection, node: &str) -> Result<(), QmpError> {
+    connection
+        .run("blockdev-del", json!({ "node-name": node }))
+        .map(drop)
+}
+
+fn remove_exports(connection: &mut Connection, owner: &str) -> Result<(), QmpError> {
+    let exports = connection.run("query-block-exports", Value::Null)?;
+    let prefix = Role::Export.prefix(owner);
+    let names = rows(&exports)?
+        .iter()
+        .map(|row| text(row, "id"))
+        .collect::<Result<Vec<String>, QmpError>>()?;
+    let (ours, others): (Vec<_>, Vec<_>) = names
+        .into_iter()
+        .partition(|name| name.starts_with(&prefix));
+    match (ours.is_empty(), others.is_empty()) {
+        (true, _) => Ok(()),
+        (false, true) => connection.run("nbd-server-stop", Value::Null).map(drop),
+        (false, false) => {
+            for name in ours {
+                connection.run("block-export-del", json!({"id": name, "mode": "hard"}))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn end_jobs(connection: &mut Connection, owner: &str) -> Result<(), QmpError> {
+    let prefix = Role::Job.prefix(owner);
+    let deadline = Instant::now() + JOB_LIMIT;
+    loop {
+        let jobs = connection.run("query-jobs", Value::Null)?;
+        let mut left = false;
+        for job in rows(&jobs)? {
+            let id = text(job, "id")?;
+            if !id.starts_with(&prefix) {
+                continue;
+            }
+            left = true;
+            let order = match text(job, "status")?.as_str() {
+                "concluded" => "job-dismiss",
+                "aborting" | "null" => continue,
+                _ => "job-cancel",
+            };
+            match connection.run(order, json!({ "id": id })) {
+                // It may have ended in between.
+                Err(error) if !error.is_refused() => return Err(error),
+                _ => {}
+            }
+        }
+        if !left {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(QmpError::TimedOut);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Removes everything of this owner, bitmaps too.
+pub(super) fn release(source: &QmpSource) -> Result<Vec<String>, CaptureError> {
+    recover(source)?;
+    let mut connection = source.connect()?;
+    let failed = |error: QmpError| source.failed(error);
+    let machine = Machine::look(&mut connection).map_err(failed)?;
+    let prefix = plan::prefix(&source.settings.owner);
+    let mut released = Vec::new();
+    for (name, node) in &machine.nodes {
+        for bitmap in &node.bitmaps {
+            if bitmap.name.starts_with(&prefix) {
+                connection
+                    .run(
+                        "block-dirty-bitmap-remove",
+                        json!({"node": name, "name": bitmap.name}),
+                    )
+                    .map_err(failed)?;
+                released.push(format!("bitmap {} of {}", bitmap.name, node.filename));
+            }
+        }
+    }
+    Ok(released)
+}
