@@ -63,8 +63,33 @@ pub enum Command {
     /// Shows or verifies the signed, hash-chained record of everything that was done
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// Gives up the tracking of changes in running VMs
+    #[command(subcommand)]
+    Tracking(TrackingCommand),
     Completions(CompletionsArgs),
     Man(ManArgs),
+    /// Lets a guest go on whose backup was killed (started by vmkeep itself)
+    #[command(hide = true)]
+    Guard,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum TrackingCommand {
+    /// Removes vmkeep's bitmaps from running VMs, so that nothing of it stands in their way
+    #[command(after_help = "\
+QEMU refuses to revert a VM to an internal snapshot (loadvm) while a disk carries a bitmap.
+Nothing is lost: the next night reads the disks in full, and tracking starts anew.
+
+Example:
+  vmkeep tracking release db01")]
+    Release(ReleaseArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ReleaseArgs {
+    /// VMs: NAME, or CUSTOMER/NAME where the name is not unique
+    #[arg(required = true, value_name = "VM")]
+    pub vms: Vec<VmSelector>,
 }
 
 /// Creates the repository and this host's keys, and says what to put in escrow

@@ -3,14 +3,17 @@
 use super::exit::{Exit, Failure};
 use super::invocation::Invocation;
 use super::progress::Progress;
-use crate::config::{self, Config, DiskFormat};
+use crate::config::{self, Config, DiskFormat, FsFreeze, VmSource};
 use crate::format::repository_file::RepositoryFile;
+use crate::hypervisor::Hypervisor;
+use crate::hypervisor::guard::{Freeze, GuardCommand};
 use crate::hypervisor::image::{ImageDisk, ImageFormat, ImageSource};
+use crate::hypervisor::qmp::{QmpSettings, QmpSource};
 use crate::jobs::{
     BackupSettings, JobError, JobErrorKind, LocalHost, PruneRequest, StateError, StateFolder,
     VmTask,
 };
-use crate::model::Clock;
+use crate::model::{Clock, VmName};
 use crate::policy::HostClock;
 use crate::repository::{
     Customer, RepositoryError, RepositoryErrorKind, WriteSettings, open_repository,
@@ -154,27 +157,73 @@ impl Site {
     }
 
     /// The way to the disks of a VM.
-    pub fn task(&self, vm: &config::Vm) -> VmTask {
-        let disks = vm
-            .disks
-            .iter()
-            .map(|disk| ImageDisk {
-                name: disk.name.clone(),
-                path: disk.path.clone(),
-                format: match disk.format {
-                    DiskFormat::Raw => ImageFormat::Raw,
-                    DiskFormat::Qcow2 => ImageFormat::Qcow2,
-                },
-            })
-            .collect();
+    pub fn task(&self, customer: &OpenCustomer<'_>, vm: &config::Vm) -> VmTask {
+        let runtime_dir = self.host.folder().runtime_dir();
+        let host = &self.config.host;
+        let source: Box<dyn Hypervisor> = match &vm.source {
+            VmSource::Images(disks) => {
+                let disks = disks.iter().map(image_disk).collect();
+                Box::new(ImageSource::new(disks, runtime_dir, self.host.now()))
+            }
+            VmSource::Qmp(qmp) => Box::new(QmpSource::new(QmpSettings {
+                monitor: qmp.monitor.clone(),
+                agent: qmp.guest_agent.clone(),
+                freeze: freeze(qmp.fsfreeze),
+                freeze_limit: host.freeze_limit,
+                owner: self.owner(&customer.customer, &vm.name),
+                excluded: qmp.exclude.clone(),
+                overlay_dir: host.overlay_dir.clone(),
+                overlay_bytes: host.overlay_bytes,
+                runtime_dir,
+                granularity_bytes: self.file.chunk_bytes,
+                guard: guard_command(),
+            })),
+            VmSource::Libvirt(_) => {
+                Box::new(ImageSource::new(Vec::new(), runtime_dir, self.host.now()))
+            }
+        };
         VmTask {
             vm: vm.name.clone(),
-            source: Box::new(ImageSource::new(
-                disks,
-                self.host.folder().runtime_dir(),
-                self.host.now(),
-            )),
+            source,
         }
+    }
+
+    /// What marks things of this backup in a hypervisor: another repository or customer that
+    /// backs up the same VM has another one.
+    fn owner(&self, customer: &Customer, vm: &VmName) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.file.repository.to_string().as_bytes());
+        hasher.update(customer.uid().as_bytes());
+        hasher.update(vm.as_str().as_bytes());
+        let hash = hasher.finalize().to_hex();
+        hash.chars().take(8).collect()
+    }
+}
+
+fn image_disk(disk: &config::Disk) -> ImageDisk {
+    ImageDisk {
+        name: disk.name.clone(),
+        path: disk.path.clone(),
+        format: match disk.format {
+            DiskFormat::Raw => ImageFormat::Raw,
+            DiskFormat::Qcow2 => ImageFormat::Qcow2,
+        },
+    }
+}
+
+fn freeze(fsfreeze: FsFreeze) -> Freeze {
+    match fsfreeze {
+        FsFreeze::Require => Freeze::Require,
+        FsFreeze::Try => Freeze::Try,
+        FsFreeze::Never => Freeze::Never,
+    }
+}
+
+/// This very program, also when its file was replaced by an upgrade meanwhile.
+fn guard_command() -> GuardCommand {
+    GuardCommand {
+        program: "/proc/self/exe".into(),
+        arguments: vec!["guard".to_string()],
     }
 }
 

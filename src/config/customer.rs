@@ -26,8 +26,51 @@ pub struct Customer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vm {
     pub name: VmName,
-    /// Sorted by name; at least one.
-    pub disks: Vec<Disk>,
+    pub source: VmSource,
+}
+
+/// Where a VM's disks are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmSource {
+    /// Stopped: its images. Sorted by name; at least one.
+    Images(Vec<Disk>),
+    /// Running: QEMU's monitor.
+    Qmp(QmpVm),
+    /// Running or stopped: a domain of libvirt.
+    Libvirt(LibvirtVm),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QmpVm {
+    pub monitor: PathBuf,
+    pub guest_agent: Option<PathBuf>,
+    pub fsfreeze: FsFreeze,
+    /// Disks that are left out.
+    pub exclude: Vec<DiskName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LibvirtVm {
+    pub domain: String,
+    pub fsfreeze: FsFreeze,
+}
+
+/// Whether the guest's file systems are frozen for the instant of the backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FsFreeze {
+    Require,
+    Try,
+    Never,
+}
+
+impl FsFreeze {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FsFreeze::Require => "require",
+            FsFreeze::Try => "try",
+            FsFreeze::Never => "never",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,23 +211,83 @@ fn read_vm(
             ),
         )),
     }
-    for key in ["qmp", "libvirt"] {
-        if section.text(key, problems).is_some() {
-            problems.push(section.problem(
-                key,
-                "live VMs come with a later version; use disks = { … } for a stopped VM",
-            ));
+    let source = match sources.as_slice() {
+        ["qmp"] => read_qmp(&mut section, problems).map(VmSource::Qmp),
+        ["libvirt"] => read_libvirt(&mut section, problems).map(VmSource::Libvirt),
+        ["disks"] => section
+            .table("disks", problems)
+            .map(|disks| VmSource::Images(read_disks(disks, seen, problems))),
+        _ => None,
+    };
+    let elsewhere: &[(&str, &str)] = match sources.as_slice() {
+        ["libvirt"] => &[
+            ("guest_agent", "goes with qmp only; libvirt has its own"),
+            ("exclude", "goes with qmp only"),
+        ],
+        _ => &[
+            ("guest_agent", "goes with qmp only"),
+            ("fsfreeze", "goes with qmp and libvirt"),
+            ("exclude", "goes with qmp only"),
+        ],
+    };
+    section.finish(elsewhere, problems);
+    Some(Vm {
+        name: name?,
+        source: source?,
+    })
+}
+
+fn read_qmp(section: &mut Section<'_>, problems: &mut Vec<Problem>) -> Option<QmpVm> {
+    let monitor = PathBuf::from(section.text("qmp", problems)?);
+    let guest_agent = section.text("guest_agent", problems).map(PathBuf::from);
+    let mut good = check_path(section, "qmp", &monitor, problems);
+    if let Some(agent) = &guest_agent {
+        good &= check_path(section, "guest_agent", agent, problems);
+    }
+    let fsfreeze = read_fsfreeze(section, problems);
+    if fsfreeze == FsFreeze::Require && guest_agent.is_none() {
+        problems.push(section.problem("fsfreeze", "\"require\" needs guest_agent = \"…\""));
+        good = false;
+    }
+    let exclude = section
+        .texts("exclude", problems)
+        .into_iter()
+        .filter_map(|text| {
+            DiskName::new(text)
+                .map_err(|error| problems.push(section.problem("exclude", error.to_string())))
+                .ok()
+        })
+        .collect();
+    good.then_some(QmpVm {
+        monitor,
+        guest_agent,
+        fsfreeze,
+        exclude,
+    })
+}
+
+fn read_libvirt(section: &mut Section<'_>, problems: &mut Vec<Problem>) -> Option<LibvirtVm> {
+    let domain = section.text("libvirt", problems)?.to_string();
+    let fsfreeze = read_fsfreeze(section, problems);
+    // It becomes an argument of virsh.
+    if domain.is_empty() || domain.starts_with('-') || domain.chars().any(char::is_control) {
+        problems.push(section.problem("libvirt", "is not the name of a domain"));
+        return None;
+    }
+    Some(LibvirtVm { domain, fsfreeze })
+}
+
+fn read_fsfreeze(section: &mut Section<'_>, problems: &mut Vec<Problem>) -> FsFreeze {
+    match section.text("fsfreeze", problems) {
+        None | Some("try") => FsFreeze::Try,
+        Some("require") => FsFreeze::Require,
+        Some("never") => FsFreeze::Never,
+        Some(other) => {
+            let message = format!("{other:?} is not \"require\", \"try\" or \"never\"");
+            problems.push(section.problem("fsfreeze", message));
+            FsFreeze::Try
         }
     }
-    if section.text("guest_agent", problems).is_some() && !section.contains("qmp") {
-        problems.push(section.problem("guest_agent", "goes with qmp only"));
-    }
-    let disks = section
-        .table("disks", problems)
-        .map(|disks| read_disks(disks, seen, problems))
-        .unwrap_or_default();
-    section.finish(&[], problems);
-    Some(Vm { name: name?, disks })
 }
 
 fn read_disks(section: Section<'_>, seen: &mut Seen, problems: &mut Vec<Problem>) -> Vec<Disk> {

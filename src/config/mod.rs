@@ -15,7 +15,7 @@ mod terms;
 #[cfg(test)]
 mod tests;
 
-pub use customer::{Customer, Disk, DiskFormat, Vm};
+pub use customer::{Customer, Disk, DiskFormat, FsFreeze, LibvirtVm, QmpVm, Vm, VmSource};
 pub use problem::{ConfigError, Problem};
 
 use crate::model::{DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES};
@@ -26,6 +26,7 @@ use section::Section;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use toml::de::DeTable;
 
 /// Where the configuration is, unless said otherwise.
@@ -35,6 +36,11 @@ pub const CUSTOMERS_FOLDER: &str = "customers.d";
 
 const MIB: u64 = 1 << 20;
 const DEFAULT_STATE_DIR: &str = "/var/lib/vmkeep";
+/// Below the state folder.
+const OVERLAYS: &str = "overlays";
+const DEFAULT_OVERLAY_BYTES: u64 = 10 << 30;
+const MIN_OVERLAY_BYTES: u64 = 1 << 20;
+const DEFAULT_FREEZE_LIMIT: Duration = Duration::from_secs(10);
 const DEFAULT_RESERVE_BYTES: u64 = 64 * MIB;
 const DEFAULT_PACK_BYTES: u64 = 16 * MIB;
 const MAX_PACK_BYTES: u64 = 256 * MIB;
@@ -61,6 +67,13 @@ pub struct Host {
     /// Identity, caches, locks.
     pub state_dir: PathBuf,
     pub threads: usize,
+    /// Where the overlays of running VMs may be placed while they are backed up.
+    pub overlay_dir: PathBuf,
+    /// Largest overlay of one disk.
+    pub overlay_bytes: u64,
+    /// Longest time a guest may be frozen or paused.
+    pub freeze_limit: Duration,
+    pub libvirt_uri: Option<String>,
 }
 
 /// Whether this host's clock needs a witness before anything is deleted on its word.
@@ -269,6 +282,10 @@ fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Optio
             clock: ClockTrust::Verified,
             state_dir: PathBuf::from(DEFAULT_STATE_DIR),
             threads: cores(),
+            overlay_dir: PathBuf::from(DEFAULT_STATE_DIR).join(OVERLAYS),
+            overlay_bytes: DEFAULT_OVERLAY_BYTES,
+            freeze_limit: DEFAULT_FREEZE_LIMIT,
+            libvirt_uri: None,
         });
     };
     let found = problems.len();
@@ -301,12 +318,37 @@ fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Optio
             1
         }
     };
+    let overlay_dir = section
+        .text("overlay_dir", problems)
+        .map_or_else(|| state_dir.join(OVERLAYS), PathBuf::from);
+    check_path(&section, "overlay_dir", &overlay_dir, problems);
+    let overlay_bytes = section
+        .bytes("overlay_size", problems)
+        .unwrap_or(DEFAULT_OVERLAY_BYTES);
+    if overlay_bytes < MIN_OVERLAY_BYTES {
+        problems.push(section.problem("overlay_size", "at least 1 MiB"));
+    }
+    let freeze_limit = match section.text("freeze_limit", problems) {
+        None => DEFAULT_FREEZE_LIMIT,
+        Some(text) => match humantime::parse_duration(text) {
+            Ok(limit) if (1..=60).contains(&limit.as_secs()) => limit,
+            _ => {
+                problems.push(section.problem("freeze_limit", "1s to 60s, such as \"10s\""));
+                DEFAULT_FREEZE_LIMIT
+            }
+        },
+    };
+    let libvirt_uri = section.text("libvirt_uri", problems).map(str::to_string);
     section.finish(&[], problems);
     (problems.len() == found).then_some(Host {
         name,
         clock,
         state_dir,
         threads,
+        overlay_dir,
+        overlay_bytes,
+        freeze_limit,
+        libvirt_uri,
     })
 }
 

@@ -60,7 +60,9 @@ impl<'t> Section<'t> {
     }
 
     fn get(&mut self, key: &'static str) -> Option<&'t Spanned<DeValue<'t>>> {
-        self.asked.push(key);
+        if !self.asked.contains(&key) {
+            self.asked.push(key);
+        }
         self.table.get(key)
     }
 
@@ -199,8 +201,9 @@ impl<'t> Section<'t> {
         }
     }
 
-    pub fn contains(&self, key: &str) -> bool {
-        self.table.contains_key(key)
+    /// Whether the key is there. Asked for a key that is one here, whatever becomes of its value.
+    pub fn contains(&mut self, key: &'static str) -> bool {
+        self.get(key).is_some()
     }
 
     /// Ends the reading: whatever nobody asked for is unknown. `elsewhere` says where a key that

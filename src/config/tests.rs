@@ -24,6 +24,13 @@ fn problems_of(customer: &str) -> Vec<String> {
     read_text(&format!("{POLICY}{customer}")).expect_err(customer)
 }
 
+fn images(vm: &Vm) -> &[Disk] {
+    match &vm.source {
+        VmSource::Images(disks) => disks,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn assert_one(problems: &[String], parts: &[&str]) {
     assert_eq!(problems.len(), 1, "{problems:#?}");
     for part in parts {
@@ -39,8 +46,11 @@ fn every_example_is_a_valid_configuration() {
     assert_eq!(full.customers.len(), 2);
     assert_eq!(full.customers[1].terms.max_retention, "7 days");
     assert_eq!(full.customers[1].terms.restore_window, "14 days");
-    assert_eq!(full.customers[0].vms[1].disks[0].format, DiskFormat::Qcow2);
-    assert_eq!(full.customers[0].vms[1].disks[1].format, DiskFormat::Raw);
+    assert_eq!(
+        images(&full.customers[0].vms[1])[0].format,
+        DiskFormat::Qcow2
+    );
+    assert_eq!(images(&full.customers[0].vms[1])[1].format, DiskFormat::Raw);
     load(Path::new("config/minimal.toml")).expect("config/minimal.toml");
 }
 
@@ -84,7 +94,7 @@ fn an_unknown_key_is_named_with_its_line_and_what_was_meant() {
     assert_eq!(
         problems,
         [
-            "vmkeep.toml:10: customer.acme.vm.web01.bogus: unknown key (known here: name, qmp, libvirt, guest_agent, disks)",
+            "vmkeep.toml:10: customer.acme.vm.web01.bogus: unknown key (known here: name, disks, qmp, libvirt)",
             "vmkeep.toml:13: customer.b.max_retnetion: unknown key (did you mean \"max_retention\"?)",
         ]
     );
@@ -137,12 +147,46 @@ fn a_bucket_is_refused_until_there_are_buckets() {
 }
 
 #[test]
-fn a_live_vm_is_refused_until_there_are_live_vms() {
-    for key in ["qmp", "libvirt"] {
-        assert_one(
-            &problems_of(&format!("{WEB01}{key} = \"/run/x\"\n")),
-            &["customer.acme.vm.web01", key, "later version"],
-        );
+fn a_running_vm_names_its_monitor_or_its_domain() {
+    let source_of = |own: &str| {
+        let text = format!("{WEB01}{own}\n");
+        let config = read_text(&format!("{POLICY}{text}")).expect("right");
+        config.customers[0].vms[0].source.clone()
+    };
+    assert_eq!(
+        source_of("qmp = \"/run/a.qmp\"\nguest_agent = \"/run/a.qga\"\nexclude = [\"vdb\"]"),
+        VmSource::Qmp(QmpVm {
+            monitor: "/run/a.qmp".into(),
+            guest_agent: Some("/run/a.qga".into()),
+            fsfreeze: FsFreeze::Try,
+            exclude: vec![crate::model::DiskName::new("vdb").unwrap()],
+        })
+    );
+    assert_eq!(
+        source_of("libvirt = \"mail01\"\nfsfreeze = \"never\""),
+        VmSource::Libvirt(LibvirtVm {
+            domain: "mail01".to_string(),
+            fsfreeze: FsFreeze::Never,
+        })
+    );
+    for (own, said) in [
+        ("qmp = \"a.qmp\"", "absolute"),
+        ("qmp = \"/a\"\nfsfreeze = \"require\"", "needs guest_agent"),
+        (
+            "qmp = \"/a\"\nfsfreeze = \"maybe\"",
+            "\"require\", \"try\" or \"never\"",
+        ),
+        ("libvirt = \"--all\"", "not the name of a domain"),
+        (
+            "libvirt = \"a\"\nguest_agent = \"/a\"",
+            "goes with qmp only",
+        ),
+        (
+            "disks = { vda = \"/i/a\" }\nfsfreeze = \"try\"",
+            "goes with qmp and libvirt",
+        ),
+    ] {
+        assert_one(&problems_of(&format!("{WEB01}{own}\n")), &[said]);
     }
 }
 
@@ -218,15 +262,14 @@ fn a_customer_file_has_the_keys_of_one_customer() {
     assert_eq!(customer.file, Path::new("customers.d/b.toml"));
     assert_eq!(customer.terms.max_retention, "20 days");
     assert_eq!(customer.terms.timezone, "UTC");
-    assert_eq!(customer.vms[0].disks[0].path, Path::new("/dev/vg/w"));
+    assert_eq!(images(&customer.vms[0])[0].path, Path::new("/dev/vg/w"));
 }
 
 #[test]
 fn a_format_is_said_or_follows_the_name_and_nothing_else() {
     let disks = "disks = { a = \"/i/a.qcow2\", b = \"/i/b.img\", c = { path = \"/i/c.qcow2\", format = \"raw\" } }\n";
     let config = read_text(&format!("{POLICY}{WEB01}{disks}")).expect("three disks");
-    let formats: Vec<DiskFormat> = config.customers[0].vms[0]
-        .disks
+    let formats: Vec<DiskFormat> = images(&config.customers[0].vms[0])
         .iter()
         .map(|disk| disk.format)
         .collect();

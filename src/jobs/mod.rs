@@ -43,7 +43,7 @@ pub use report::{Alarm, VmStatus, alarms, status};
 pub use restore::{RestoreTarget, Restored, note_restore, restore};
 pub use run::{
     CustomerRun, Policies, RunSettings, VmOutcome, VmRun, VmTask, apply_policy, backup_now,
-    due_now, run_customer,
+    due_now, release_tracking, run_customer,
 };
 pub use state_folder::{Lock, StateError, StateFolder};
 pub use verify::{Verified, VerifyRequest, verify};

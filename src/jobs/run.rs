@@ -225,17 +225,7 @@ pub(super) fn locked_backup(
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<BackedUp, JobError> {
-    let name = format!("{}-{}", customer.uid(), task.vm);
-    let Some(_lock) = host.folder().lock(&name)? else {
-        return Err(JobError::new(
-            JobErrorKind::Busy,
-            format!(
-                "{}/{}: another process of this host is backing it up",
-                customer.name(),
-                task.vm
-            ),
-        ));
-    };
+    let _lock = lock_vm(customer, host, task)?;
     backup_vm(
         customer,
         &task.vm,
@@ -245,6 +235,31 @@ pub(super) fn locked_backup(
         watch,
         stop,
     )
+}
+
+/// Nobody else of this host works on the VM while this is held.
+fn lock_vm(customer: &Customer, host: &LocalHost, task: &VmTask) -> Result<super::Lock, JobError> {
+    let name = format!("{}-{}", customer.uid(), task.vm);
+    host.folder().lock(&name)?.ok_or_else(|| {
+        JobError::new(
+            JobErrorKind::Busy,
+            format!(
+                "{}/{}: another process of this host is backing it up",
+                customer.name(),
+                task.vm
+            ),
+        )
+    })
+}
+
+/// Gives up the tracking of a VM's changes; what was released.
+pub fn release_tracking(
+    customer: &Customer,
+    host: &LocalHost,
+    task: &VmTask,
+) -> Result<Vec<String>, JobError> {
+    let _lock = lock_vm(customer, host, task)?;
+    Ok(task.source.release()?)
 }
 
 /// Backs a VM up now: an incremental where that is possible, unless a full is asked for.

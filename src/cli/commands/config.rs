@@ -5,7 +5,7 @@ use crate::cli::args::ConfigCommand;
 use crate::cli::exit::Failure;
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
-use crate::config::{Config, Customer};
+use crate::config::{Config, Customer, Vm, VmSource};
 use crate::policy::{Policy, PolicyTerms, expected_rewriting};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -226,17 +226,67 @@ fn customer_text(customer: &Customer) -> String {
         let _ = writeln!(text, "  {:<20}{recipient}", "escrow");
     }
     for vm in &customer.vms {
-        for disk in &vm.disks {
-            let _ = writeln!(
-                text,
-                "  {:<20}{} ({})",
-                format!("{} {}", vm.name, disk.name),
-                disk.path.display(),
-                disk.format.as_str()
-            );
+        for (label, value) in source_lines(&vm.source) {
+            let _ = writeln!(text, "  {:<20}{value}", format!("{} {label}", vm.name));
         }
     }
     text
+}
+
+/// What a VM is read by, a line each.
+fn source_lines(source: &VmSource) -> Vec<(String, String)> {
+    match source {
+        VmSource::Images(disks) => disks
+            .iter()
+            .map(|disk| {
+                let value = format!("{} ({})", disk.path.display(), disk.format.as_str());
+                (disk.name.to_string(), value)
+            })
+            .collect(),
+        VmSource::Qmp(vm) => {
+            let freeze = match vm.guest_agent {
+                Some(_) => vm.fsfreeze.as_str(),
+                None => "never",
+            };
+            vec![(
+                "qmp".to_string(),
+                format!("{} (fsfreeze {freeze})", vm.monitor.display()),
+            )]
+        }
+        VmSource::Libvirt(vm) => vec![(
+            "libvirt".to_string(),
+            format!("{} (fsfreeze {})", vm.domain, vm.fsfreeze.as_str()),
+        )],
+    }
+}
+
+fn vm_document(vm: &Vm) -> Value {
+    let mut document = json!({ "name": vm.name.as_str() });
+    match &vm.source {
+        VmSource::Images(disks) => {
+            document["disks"] = disks
+                .iter()
+                .map(|disk| {
+                    json!({
+                        "name": disk.name.as_str(),
+                        "path": disk.path,
+                        "format": disk.format.as_str(),
+                    })
+                })
+                .collect();
+        }
+        VmSource::Qmp(vm) => {
+            document["qmp"] = json!(vm.monitor);
+            document["guest_agent"] = json!(vm.guest_agent);
+            document["fsfreeze"] = vm.fsfreeze.as_str().into();
+            document["exclude"] = vm.exclude.iter().map(|disk| disk.as_str()).collect();
+        }
+        VmSource::Libvirt(vm) => {
+            document["libvirt"] = vm.domain.clone().into();
+            document["fsfreeze"] = vm.fsfreeze.as_str().into();
+        }
+    }
+    document
 }
 
 fn customer_document(customer: &Customer) -> Value {
@@ -246,14 +296,7 @@ fn customer_document(customer: &Customer) -> Value {
         "policy": terms_document(&customer.terms),
         "effective": effective_document(&customer.policy),
         "escrow": customer.escrow,
-        "vms": customer.vms.iter().map(|vm| json!({
-            "name": vm.name.as_str(),
-            "disks": vm.disks.iter().map(|disk| json!({
-                "name": disk.name.as_str(),
-                "path": disk.path,
-                "format": disk.format.as_str(),
-            })).collect::<Vec<_>>(),
-        })).collect::<Vec<_>>(),
+        "vms": customer.vms.iter().map(vm_document).collect::<Vec<_>>(),
     })
 }
 

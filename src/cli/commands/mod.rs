@@ -3,6 +3,7 @@
 mod backup;
 mod completions;
 mod config;
+mod guard;
 mod init;
 mod ledger;
 mod man;
@@ -14,6 +15,7 @@ mod run;
 mod selection;
 mod status;
 mod tally;
+mod tracking;
 mod verify;
 
 use super::answer::Answer;
@@ -33,6 +35,8 @@ pub fn run(invocation: &Invocation, command: Command) -> Result<Answer, Failure>
         Command::Verify(args) => verify::run(invocation, &args),
         Command::Status(args) => status::run(invocation, &args),
         Command::Ledger(command) => ledger::run(invocation, command),
+        Command::Tracking(command) => tracking::run(invocation, &command),
+        Command::Guard => guard::run(),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(&args),
     }

@@ -1,5 +1,5 @@
 use super::days;
-use crate::config::Config;
+use crate::config::{Config, VmSource};
 use serde_json::{Value, json};
 use std::fs;
 use std::io;
@@ -61,7 +61,10 @@ pub fn warnings_of(config: &Config) -> Vec<Warning> {
             warn("vms", format!("{name}: no VM; nothing is backed up"));
         }
         for vm in &customer.vms {
-            for disk in &vm.disks {
+            let VmSource::Images(disks) = &vm.source else {
+                continue;
+            };
+            for disk in disks {
                 if let Some(what) = no_disk(&disk.path) {
                     let path = disk.path.display();
                     let message = format!("{name}/{} {}: {path} {what}", vm.name, disk.name);
