@@ -59,12 +59,13 @@ impl GuestAgent {
         agent.stream.write_all(&[DELIMITER])?;
         agent.send("guest-sync-delimited", json!({ "id": nonce }))?;
         loop {
-            match agent.receive(deadline)? {
-                Value::Number(number) if number.as_u64() == Some(u64::from(nonce)) => {
+            match agent.receive(deadline) {
+                Ok(Value::Number(number)) if number.as_u64() == Some(u64::from(nonce)) => {
                     return Ok(agent);
                 }
-                // Late answers to an earlier client.
-                _ => {}
+                // Late answers to an earlier client, and what the agent thinks of the delimiter.
+                Ok(_) | Err(AgentError::Refused(_)) => {}
+                Err(error) => return Err(error),
             }
         }
     }

@@ -42,18 +42,21 @@ impl Connection {
             broken: false,
         };
         let deadline = Instant::now() + greeting_limit;
-        match connection.receive(deadline) {
-            Ok(Message::Greeting) => {}
-            Ok(_) => {
-                return Err(QmpError::Protocol(
-                    "the peer is not a QEMU monitor (no greeting)".to_string(),
-                ));
+        // What QEMU could not tell a client that died comes first.
+        for _ in 0..MAX_EVENTS {
+            match connection.receive(deadline) {
+                Ok(Message::Greeting) => {
+                    connection.run("qmp_capabilities", json!(null))?;
+                    return Ok(connection);
+                }
+                Ok(_) => {}
+                Err(QmpError::TimedOut) => return Err(QmpError::Busy),
+                Err(error) => return Err(error),
             }
-            Err(QmpError::TimedOut) => return Err(QmpError::Busy),
-            Err(error) => return Err(error),
         }
-        connection.run("qmp_capabilities", json!(null))?;
-        Ok(connection)
+        Err(QmpError::Protocol(
+            "the peer is not a QEMU monitor (no greeting)".to_string(),
+        ))
     }
 
     /// The process at the other end.

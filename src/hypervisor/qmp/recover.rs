@@ -196,7 +196,9 @@ pub(super) fn release(source: &QmpSource) -> Result<Vec<String>, CaptureError> {
     let machine = Machine::look(&mut connection).map_err(failed)?;
     let prefix = plan::prefix(&source.settings.owner);
     let mut released = Vec::new();
-    for (name, node) in &machine.nodes {
+    // Bitmaps below a snapshot cannot be written, and stand in nobody's way; the capture that comes
+    // after the snapshot's commit removes them.
+    for (name, node) in machine.nodes.iter().filter(|(_, node)| !node.read_only) {
         for bitmap in &node.bitmaps {
             if bitmap.name.starts_with(&prefix) {
                 connection
