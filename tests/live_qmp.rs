@@ -1,5 +1,5 @@
 //! Running guests in real QEMU, backed up over QMP by the shipped program. Each point is compared
-//! with independent copies that QEMU makes in the very transaction of the instant.
+//! with independent copies that QEMU makes at the very instant, while the guest stands still.
 
 #![forbid(unsafe_code)]
 
@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::live::{Format, Image, Proxy, Vm, VmOptions, assert_one_instant, wait_until};
+use support::live::{Format, Image, Proxy, Qmp, Vm, VmOptions, assert_one_instant, wait_until};
 use support::{Host, HostOptions, path_text, time, tool};
 
 const DISK: u64 = 64 << 20;
@@ -21,6 +21,8 @@ struct Scene {
     host: Host,
     vm: Vm,
     proxy: Proxy,
+    /// A third monitor, for what is done while the guest stands still.
+    third: PathBuf,
     now: Timestamp,
     copies: Arc<Mutex<Vec<(String, PathBuf)>>>,
 }
@@ -60,7 +62,17 @@ impl Scene {
         ];
         let mut options = VmOptions::new("g", &folder, &[&disks[0], &disks[1]]);
         options.agent = agent;
-        options.disks[1].iothread = true;
+        options.disks[1].iothread = false;
+        let third = folder.join("third.qmp");
+        options.extra = vec![
+            "-chardev".to_string(),
+            format!(
+                "socket,id=third,path={},server=on,wait=off",
+                path_text(&third)
+            ),
+            "-mon".to_string(),
+            "chardev=third,mode=control".to_string(),
+        ];
         let vm = Vm::start(options);
         let proxy = Proxy::start(folder.join("p.qmp"), &vm.qmp_socket());
         let text = format!(
@@ -82,6 +94,7 @@ impl Scene {
             host,
             vm,
             proxy,
+            third,
             now,
             copies: Arc::default(),
         }
@@ -91,80 +104,34 @@ impl Scene {
         self.now += Span::new().hours(24);
     }
 
-    /// In the transaction of the next capture, QEMU begins a full copy of each disk of its own.
+    /// While the guest stands still for the next capture, QEMU copies each of its disks for us.
     fn copy_independently(&mut self) {
         let number = self.now.as_second();
-        let mut actions = Vec::new();
-        let mut copies = Vec::new();
-        for device in self
-            .vm
-            .qmp(&json!({"execute": "query-block"}))
-            .as_array()
-            .unwrap()
-        {
-            let Some(inserted) = device.get("inserted") else {
-                continue;
-            };
-            let qdev = device["qdev"].as_str().unwrap();
-            let id = qdev
-                .split('/')
-                .rfind(|part| part.starts_with("vd"))
-                .unwrap();
-            let size = inserted["image"]["virtual-size"].as_u64().unwrap();
-            let path = self.host.path(&format!("vm/copy-{number}-{id}.raw"));
-            fs::File::create(&path).unwrap().set_len(size).unwrap();
-            let target = format!("copy-{id}");
-            // A capture that was killed left its filter; the next one takes it out first.
-            let node = match inserted["node-name"].as_str().unwrap() {
-                filter if filter.starts_with("vmkeep-") => id.replace("vd", "d"),
-                node => node.to_string(),
-            };
-            self.vm
-                .qmp(&json!({"execute": "blockdev-add", "arguments": {
-                    "driver": "raw", "node-name": target,
-                    "file": {"driver": "file", "filename": path},
-                }}));
-            actions.push(json!({"type": "blockdev-backup", "data": {
-                "job-id": target, "device": node, "target": target,
-                "sync": "full", "auto-dismiss": false,
-            }}));
-            copies.push((id.to_string(), path));
-        }
-        *self.copies.lock().unwrap() = copies;
-        self.proxy.set(move |mut command| {
-            let is_instant = command["execute"] == "transaction"
-                && command.to_string().contains("block-dirty-bitmap-add");
-            if is_instant && !actions.is_empty() {
-                let list = command["arguments"]["actions"].as_array_mut().unwrap();
-                list.append(&mut actions);
+        let folder = self.host.path("vm");
+        let third = self.third.clone();
+        let copies = self.copies.clone();
+        let mut is_instant = false;
+        self.proxy.set(move |command| {
+            // Not the `cont` that lets a guest go on which a dead agent had paused.
+            is_instant |= command.to_string().contains("block-dirty-bitmap-add");
+            if is_instant && command["execute"] == "cont" && copies.lock().unwrap().is_empty() {
+                let mut qmp = Qmp::connect(&third);
+                let made = copy_all(&mut qmp, &folder, number);
+                *copies.lock().unwrap() = made;
             }
             command
         });
     }
 
-    /// Waits for those copies.
     fn independent_copies(&mut self) -> Vec<(String, PathBuf)> {
         self.proxy.pass();
-        let copies = std::mem::take(&mut *self.copies.lock().unwrap());
-        for (id, _) in &copies {
-            let job = format!("copy-{id}");
-            until("a copy of QEMU", Duration::from_secs(60), || {
-                let jobs = self.vm.qmp(&json!({"execute": "query-jobs"}));
-                let jobs = jobs.as_array().unwrap();
-                let found = jobs.iter().find(|one| one["id"] == job.as_str()).unwrap();
-                assert!(found.get("error").is_none(), "{found}");
-                (found["status"] == "concluded").then_some(())
-            });
-            self.vm
-                .qmp(&json!({"execute": "job-dismiss", "arguments": {"id": job}}));
-            self.vm
-                .qmp(&json!({"execute": "blockdev-del", "arguments": {"node-name": job}}));
-        }
-        copies
+        std::mem::take(&mut *self.copies.lock().unwrap())
     }
 
     #[track_caller]
     fn backup(&mut self, arguments: &[&str]) -> Night {
+        // Later than an attempt of the same night, so that it is the newest in any case.
+        self.now += Span::new().minutes(10);
         self.copy_independently();
         let arguments = [&["backup", "db01"], arguments].concat();
         let document = self.host.json(&arguments, self.now)["vms"][0].take();
@@ -209,6 +176,53 @@ impl Scene {
         assert_eq!(exports, json!([]));
         assert_eq!(self.vm.status(), "running");
     }
+}
+
+/// Full copies of all disks by jobs of QEMU, one after the other.
+fn copy_all(qmp: &mut Qmp, folder: &Path, number: i64) -> Vec<(String, PathBuf)> {
+    let mut copies = Vec::new();
+    let devices = qmp.execute(&json!({"execute": "query-block"})).unwrap();
+    for device in devices.as_array().unwrap() {
+        let Some(inserted) = device.get("inserted") else {
+            continue;
+        };
+        let qdev = device["qdev"].as_str().unwrap();
+        let id = qdev
+            .split('/')
+            .rfind(|part| part.starts_with("vd"))
+            .unwrap();
+        let path = folder.join(format!("copy-{number}-{id}.raw"));
+        let size = inserted["image"]["virtual-size"].as_u64().unwrap();
+        fs::File::create(&path).unwrap().set_len(size).unwrap();
+        let name = format!("copy-{id}");
+        qmp.execute(&json!({"execute": "blockdev-add", "arguments": {
+            "driver": "raw", "node-name": name,
+            "file": {"driver": "file", "filename": path},
+        }}))
+        .unwrap();
+        qmp.execute(&json!({"execute": "blockdev-backup", "arguments": {
+            "job-id": name, "device": inserted["node-name"], "target": name,
+            "sync": "full", "auto-dismiss": false,
+        }}))
+        .unwrap();
+        until("a copy of QEMU", Duration::from_secs(60), || {
+            let jobs = qmp.execute(&json!({"execute": "query-jobs"})).unwrap();
+            let found = jobs
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|one| one["id"] == name.as_str());
+            let found = found.unwrap();
+            assert!(found.get("error").is_none(), "{found}");
+            (found["status"] == "concluded").then_some(())
+        });
+        qmp.execute(&json!({"execute": "job-dismiss", "arguments": {"id": name}}))
+            .unwrap();
+        qmp.execute(&json!({"execute": "blockdev-del", "arguments": {"node-name": name}}))
+            .unwrap();
+        copies.push((id.to_string(), path));
+    }
+    copies
 }
 
 #[track_caller]
@@ -413,6 +427,7 @@ fn an_agent_killed_at_any_command_leaves_a_guest_that_writes_on_and_an_exact_nex
             break;
         };
         assert!(ran.was_killed(), "{at}: {}", ran.stderr);
+        println!("killed at command {step}, {at}");
         // The guard lets it go on.
         until("the guest to run", Duration::from_secs(40), || {
             (scene.vm.status() == "running").then_some(())

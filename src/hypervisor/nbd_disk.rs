@@ -6,7 +6,7 @@ use crate::model::{DiskName, Extent};
 
 /// What a source knows of why reading fails, beside what the server says.
 pub(super) trait Explain: Send + Sync {
-    fn explain(&self, error: CaptureError) -> CaptureError;
+    fn explain(&self, cause: &NbdError) -> Option<String>;
 }
 
 pub(super) struct NbdDisk {
@@ -23,12 +23,21 @@ pub(super) struct NbdDisk {
 
 impl NbdDisk {
     fn failed(&self, error: NbdError) -> CaptureError {
-        let error = error.into_capture(&self.shown);
         match &self.explain {
-            Some(explain) => explain.explain(error),
-            None => error,
+            Some(explain) => explained(&**explain, error, &self.shown),
+            None => error.into_capture(&self.shown),
         }
     }
+}
+
+/// An error with what its source knows of it.
+pub(super) fn explained(explain: &dyn Explain, error: NbdError, shown: &str) -> CaptureError {
+    let known = explain.explain(&error);
+    let mut error = error.into_capture(shown);
+    if let Some(known) = known {
+        error.detail = format!("{known} ({})", error.detail);
+    }
+    error
 }
 
 /// The extents of an export whose bitmap says that they were written to.

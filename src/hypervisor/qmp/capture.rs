@@ -7,8 +7,8 @@ use super::plan::{Known, Mark, Tracking, successor, track};
 use super::recover::{HeldNote, clean};
 use super::{QmpError, QmpSettings, QmpSource};
 use crate::hypervisor::guard::{Freeze, Guard, Order, Thawed};
-use crate::hypervisor::nbd::{BASE_ALLOCATION, Endpoint, NbdClient};
-use crate::hypervisor::nbd_disk::{Explain, NbdDisk, dirty_extents};
+use crate::hypervisor::nbd::{BASE_ALLOCATION, Endpoint, NbdClient, NbdError};
+use crate::hypervisor::nbd_disk::{Explain, NbdDisk, dirty_extents, explained};
 use crate::hypervisor::runtime_folder::{RuntimeFolder, random_suffix};
 use crate::hypervisor::{
     Capture, CaptureError, CaptureErrorKind, CapturedDisk, Changes, Consistency, Outcome, Reading,
@@ -16,8 +16,6 @@ use crate::hypervisor::{
 };
 use crate::model::DiskName;
 use serde_json::{Value, json};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -214,7 +212,13 @@ impl QmpCapture {
             if let Some(context) = &context {
                 endpoint = endpoint.with_context(context);
             }
-            let nbd = |error: crate::hypervisor::nbd::NbdError| error.into_capture(&disk.shown);
+            let explain: Box<dyn Explain> = match &self.watcher {
+                Some(watcher) => Box::new(watcher.trouble.clone()),
+                None => Box::new(BrokenSnapshot {
+                    limit: fleece::limit_of(&self.settings),
+                }),
+            };
+            let nbd = |error: NbdError| explained(&*explain, error, &disk.shown);
             let client = NbdClient::connect(endpoint).map_err(nbd)?;
             if client.size_bytes() != disk.size_bytes {
                 return Err(CaptureError::new(
@@ -233,13 +237,6 @@ impl QmpCapture {
                     Changes::Extents(dirty_extents(&client, context).map_err(nbd)?)
                 }
                 (None, reason) => Changes::Unknown(reason.clone().unwrap_or_default()),
-            };
-            let explain: Box<dyn Explain> = match &self.watcher {
-                Some(watcher) => Box::new(watcher.trouble.clone()),
-                None => Box::new(OverlayLimit {
-                    path: self._folder.overlay(disk.number),
-                    limit: fleece::limit_of(&self.settings),
-                }),
             };
             self.disks.push(NbdDisk {
                 name: disk.name.clone(),
@@ -642,31 +639,30 @@ fn definition(
     serde_json::to_vec_pretty(&definition).map_err(|error| QmpError::Protocol(error.to_string()))
 }
 
-/// Says when an overlay of fixed size was full.
-struct OverlayLimit {
-    path: PathBuf,
+/// Says why the image of the instant is gone: QEMU gave it up so as not to disturb the guest.
+struct BrokenSnapshot {
     limit: u64,
 }
 
-impl Explain for OverlayLimit {
-    fn explain(&self, error: CaptureError) -> CaptureError {
-        let used = std::fs::metadata(&self.path).map_or(0, |found| found.blocks() * 512);
-        match used + (512 << 10) >= self.limit {
-            true => overlay_full(error, self.limit),
-            false => error,
+impl Explain for BrokenSnapshot {
+    fn explain(&self, cause: &NbdError) -> Option<String> {
+        // A disk that cannot be read answers with an I/O error (5); these say that there is no
+        // snapshot any more.
+        match cause {
+            NbdError::Server {
+                errno: 1 | 13 | 22, ..
+            } => Some(overlay_full(self.limit)),
+            _ => None,
         }
     }
 }
 
-fn overlay_full(error: CaptureError, limit: u64) -> CaptureError {
-    CaptureError::new(
-        error.kind,
-        error.name,
-        format!(
-            "the overlay ran full ({limit} bytes), because the guest overwrote more than that \
-             during the backup; the guest was not disturbed. Raise overlay_size ({})",
-            error.detail
-        ),
+fn overlay_full(limit: u64) -> String {
+    format!(
+        "the overlay ran full, or could not be written in time: it may have {} MiB, and the guest \
+         overwrote more than that during the backup. The guest was not disturbed. Raise [host] \
+         overlay_size, or move overlay_dir to a faster disk",
+        limit >> 20
     )
 }
 
@@ -678,11 +674,10 @@ struct Trouble {
 }
 
 impl Explain for Trouble {
-    fn explain(&self, error: CaptureError) -> CaptureError {
-        match self.full.load(Ordering::Acquire) {
-            true => overlay_full(error, self.limit),
-            false => error,
-        }
+    fn explain(&self, _: &NbdError) -> Option<String> {
+        self.full
+            .load(Ordering::Acquire)
+            .then(|| overlay_full(self.limit))
     }
 }
 
@@ -763,9 +758,11 @@ impl Capture for QmpCapture {
     fn still_consistent(&self) -> Result<(), CaptureError> {
         match &self.watcher {
             Some(watcher) if watcher.trouble.full.load(Ordering::Acquire) => {
-                let name = self.settings.monitor.display();
-                let error = CaptureError::new(CaptureErrorKind::Inconsistent, name, "given up");
-                Err(overlay_full(error, watcher.trouble.limit))
+                Err(CaptureError::new(
+                    CaptureErrorKind::Inconsistent,
+                    self.settings.monitor.display(),
+                    overlay_full(watcher.trouble.limit),
+                ))
             }
             _ => Ok(()),
         }
