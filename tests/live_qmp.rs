@@ -53,6 +53,10 @@ impl Scene {
     }
 
     fn with(own: &str, agent: bool, host_keys: &str) -> Self {
+        Self::build(own, agent, host_keys, false)
+    }
+
+    fn build(own: &str, agent: bool, host_keys: &str, iothread: bool) -> Self {
         let host = Host::new(&HostOptions::default());
         let folder = host.path("vm");
         fs::create_dir(&folder).unwrap();
@@ -62,7 +66,7 @@ impl Scene {
         ];
         let mut options = VmOptions::new("g", &folder, &[&disks[0], &disks[1]]);
         options.agent = agent;
-        options.disks[1].iothread = false;
+        options.disks[1].iothread = iothread;
         let third = folder.join("third.qmp");
         options.extra = vec![
             "-chardev".to_string(),
@@ -111,7 +115,20 @@ impl Scene {
         let third = self.third.clone();
         let copies = self.copies.clone();
         let mut is_instant = false;
-        self.proxy.set(move |command| {
+        self.proxy.set(move |mut command| {
+            if command["execute"] == "transaction"
+                && command.to_string().contains("blockdev-backup")
+            {
+                let mut qmp = Qmp::connect(&third);
+                let (made, jobs) = prepare_copies(&mut qmp, &folder, number);
+                let actions = command["arguments"]["actions"].as_array_mut().unwrap();
+                actions.extend(
+                    jobs.into_iter()
+                        .map(|job| json!({"type": "blockdev-backup", "data": job})),
+                );
+                *copies.lock().unwrap() = made;
+                return command;
+            }
             // Not the `cont` that lets a guest go on which a dead agent had paused.
             is_instant |= command.to_string().contains("block-dirty-bitmap-add");
             if is_instant && command["execute"] == "cont" && copies.lock().unwrap().is_empty() {
@@ -125,7 +142,9 @@ impl Scene {
 
     fn independent_copies(&mut self) -> Vec<(String, PathBuf)> {
         self.proxy.pass();
-        std::mem::take(&mut *self.copies.lock().unwrap())
+        let copies = std::mem::take(&mut *self.copies.lock().unwrap());
+        end_copies(&mut Qmp::connect(&self.third), &copies);
+        copies
     }
 
     #[track_caller]
@@ -178,9 +197,24 @@ impl Scene {
     }
 }
 
-/// Full copies of all disks by jobs of QEMU, one after the other.
+/// Full copies of all disks by jobs of QEMU.
 fn copy_all(qmp: &mut Qmp, folder: &Path, number: i64) -> Vec<(String, PathBuf)> {
-    let mut copies = Vec::new();
+    let (copies, jobs) = prepare_copies(qmp, folder, number);
+    for job in jobs {
+        qmp.execute(&json!({"execute": "blockdev-backup", "arguments": job}))
+            .unwrap();
+    }
+    end_copies(qmp, &copies);
+    copies
+}
+
+/// The copies, and the jobs that make them.
+fn prepare_copies(
+    qmp: &mut Qmp,
+    folder: &Path,
+    number: i64,
+) -> (Vec<(String, PathBuf)>, Vec<Value>) {
+    let (mut copies, mut jobs) = (Vec::new(), Vec::new());
     let devices = qmp.execute(&json!({"execute": "query-block"})).unwrap();
     for device in devices.as_array().unwrap() {
         let Some(inserted) = device.get("inserted") else {
@@ -200,11 +234,20 @@ fn copy_all(qmp: &mut Qmp, folder: &Path, number: i64) -> Vec<(String, PathBuf)>
             "file": {"driver": "file", "filename": path},
         }}))
         .unwrap();
-        qmp.execute(&json!({"execute": "blockdev-backup", "arguments": {
+        jobs.push(json!({
             "job-id": name, "device": inserted["node-name"], "target": name,
             "sync": "full", "auto-dismiss": false,
-        }}))
-        .unwrap();
+        }));
+        copies.push((id.to_string(), path));
+    }
+    (copies, jobs)
+}
+
+/// Waits for copies, where they have not been waited for.
+fn end_copies(qmp: &mut Qmp, copies: &[(String, PathBuf)]) {
+    for (id, _) in copies {
+        let name = format!("copy-{id}");
+        let mut there = false;
         until("a copy of QEMU", Duration::from_secs(60), || {
             let jobs = qmp.execute(&json!({"execute": "query-jobs"})).unwrap();
             let found = jobs
@@ -212,17 +255,18 @@ fn copy_all(qmp: &mut Qmp, folder: &Path, number: i64) -> Vec<(String, PathBuf)>
                 .unwrap()
                 .iter()
                 .find(|one| one["id"] == name.as_str());
-            let found = found.unwrap();
+            let Some(found) = found else { return Some(()) };
+            there = true;
             assert!(found.get("error").is_none(), "{found}");
             (found["status"] == "concluded").then_some(())
         });
-        qmp.execute(&json!({"execute": "job-dismiss", "arguments": {"id": name}}))
-            .unwrap();
-        qmp.execute(&json!({"execute": "blockdev-del", "arguments": {"node-name": name}}))
-            .unwrap();
-        copies.push((id.to_string(), path));
+        if there {
+            qmp.execute(&json!({"execute": "job-dismiss", "arguments": {"id": name}}))
+                .unwrap();
+            qmp.execute(&json!({"execute": "blockdev-del", "arguments": {"node-name": name}}))
+                .unwrap();
+        }
     }
-    copies
 }
 
 #[track_caller]
@@ -484,6 +528,64 @@ fn a_full_overlay_fails_the_backup_and_never_the_guest() {
     scene.proxy.pass();
     assert_eq!(scene.vm.status(), "running");
     assert!(scene.vm.wait_for_progress(10) > before);
+    let night = scene.backup(&[]);
+    assert_eq!(
+        (night.kind(), night.notes().as_str()),
+        ("incremental", "[]")
+    );
+    scene.assert_exact(&night);
+    scene.assert_clean();
+}
+
+#[test]
+fn a_guest_on_io_threads_is_fleeced_by_jobs_and_a_full_overlay_is_given_up_in_time() {
+    let mut scene = Scene::build("", false, "overlay_size = \"4 MiB\"", true);
+    let write = |scene: &Scene, how: &str| {
+        let line = format!("dd if=/dev/urandom of=/mnt/vdb/big bs=1M count=8 {how} 2>/dev/null");
+        let (code, _) = scene.vm.console().shell(&line);
+        assert_eq!(code, 0, "the guest can write");
+    };
+    write(&scene, "conv=fsync");
+    let full = scene.backup(&[]);
+    scene.assert_exact(&full);
+    scene.assert_clean();
+    for _ in 0..2 {
+        scene.next_night();
+        scene.vm.wait_for_progress(20);
+        let night = scene.backup(&[]);
+        assert_eq!(
+            (night.kind(), night.notes().as_str()),
+            ("incremental", "[]")
+        );
+        scene.assert_exact(&night);
+        scene.assert_clean();
+    }
+
+    // The overlay runs full while the agent stands still before it reads.
+    scene.next_night();
+    let marker = scene.host.path("vm/full");
+    let seen = marker.clone();
+    scene.proxy.set(move |command| {
+        if command["execute"] == "nbd-server-start" {
+            fs::write(&seen, "x").unwrap();
+        }
+        command
+    });
+    let running = scene.host.start(&["backup", "--full", "db01"], scene.now);
+    until("the instant", Duration::from_secs(60), || {
+        marker.exists().then_some(())
+    });
+    tool("kill", &["-STOP", &running.id().to_string()]);
+    write(&scene, "conv=notrunc,fsync");
+    tool("kill", &["-CONT", &running.id().to_string()]);
+    let ran = running.ended();
+    // It may have read everything before it was stopped.
+    if ran.code() != Some(0) {
+        ran.exits(1).says("the overlay ran full");
+    }
+    scene.proxy.pass();
+    assert_eq!(scene.vm.status(), "running");
+    scene.vm.wait_for_progress(10);
     let night = scene.backup(&[]);
     assert_eq!(
         (night.kind(), night.notes().as_str()),

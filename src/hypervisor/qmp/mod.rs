@@ -10,7 +10,8 @@
 //! An overlay that cannot be written breaks the snapshot (`break-snapshot`): the backup fails, and
 //! the guest does not notice.
 //!
-//! Where a device cannot be given such a filter, QEMU's backup job fleeces instead. There a full
+//! Where a device cannot be given such a filter, or is served by an I/O thread, QEMU's backup job
+//! fleeces instead: one transaction, on a guest that runs. There a full
 //! overlay would stop the guest, so the overlay has a write threshold that is watched, and the
 //! capture is given up when it is passed.
 //!
