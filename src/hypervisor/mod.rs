@@ -4,12 +4,17 @@
 //! What is absent: chunks, keys, stores, the ledger. A source never decides whether a point is
 //! full or incremental; it only says what it knows to have changed.
 
+mod freeze;
 pub mod image;
+pub mod libvirt;
 pub mod nbd;
+mod nbd_disk;
 mod qemu_lock;
 mod qemu_nbd;
 mod runtime_folder;
 pub mod target;
+
+pub use freeze::Freeze;
 
 use crate::model::{DiskName, Extent};
 use std::fmt;
