@@ -47,9 +47,10 @@ impl Job {
         Ok(())
     }
 
+    /// What cannot be deleted because the domain has stopped meanwhile, the next `open` does.
     fn delete(&self, checkpoint: &str) -> Result<(), CaptureError> {
         let describe = |xml: &str| self.runtime.write("redefinition.xml", xml);
-        checkpoint::delete(&*self.virsh, &self.domain, checkpoint, &describe)
+        checkpoint::delete(&*self.virsh, &self.domain, checkpoint, &describe).map(drop)
     }
 
     /// Deletes our checkpoints, all or all but the new one.

@@ -64,6 +64,14 @@ pub(super) fn list(
     }
 }
 
+/// What became of a checkpoint that was to be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Deletion {
+    Done,
+    /// The domain is not running, and libvirt deletes nothing then.
+    Later,
+}
+
 /// Deletes a checkpoint with its bitmaps.
 ///
 /// libvirt refuses as a whole if the bitmap of one disk is missing, as after a crash of QEMU.
@@ -74,11 +82,14 @@ pub(super) fn delete(
     domain: &Domain,
     checkpoint: &str,
     describe: &dyn Fn(&str) -> Result<String, CaptureError>,
-) -> Result<(), CaptureError> {
+) -> Result<Deletion, CaptureError> {
     let run = |arguments: &[&str]| virsh.run(arguments, DELETE_LIMIT);
     let plain = run(&["checkpoint-delete", &domain.uuid, checkpoint])?;
     if plain.success {
-        return Ok(());
+        return Ok(Deletion::Done);
+    }
+    if plain.stderr.contains("inactive domain") {
+        return Ok(Deletion::Later);
     }
     if !is_broken(&plain) {
         return Err(refused(
@@ -106,7 +117,7 @@ pub(super) fn delete(
             forget(virsh, domain, checkpoint)?;
         }
     }
-    Ok(())
+    Ok(Deletion::Done)
 }
 
 fn forget(virsh: &dyn Virsh, domain: &Domain, checkpoint: &str) -> Result<(), CaptureError> {

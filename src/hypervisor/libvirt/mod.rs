@@ -36,6 +36,7 @@ use super::{
     Capture, CaptureError, CaptureErrorKind, Freeze, Hypervisor, Reading, SinceMark, runtime_folder,
 };
 use capture::LibvirtCapture;
+use checkpoint::Deletion;
 use domain::Domain;
 use folder::Dead;
 use jiff::Timestamp;
@@ -135,17 +136,20 @@ impl LibvirtSource {
         Ok((DEFINITION.to_string(), reply.stdout.into_bytes()))
     }
 
-    /// Deletes checkpoints; the first error is told.
-    fn delete(&self, domain: &Domain, names: &[String]) -> Result<(), CaptureError> {
+    /// Deletes checkpoints; the first error is told. Says whether all are gone.
+    fn delete(&self, domain: &Domain, names: &[String]) -> Result<Deletion, CaptureError> {
         if names.is_empty() {
-            return Ok(());
+            return Ok(Deletion::Done);
         }
         let settings = &self.settings;
         let folder = folder::Folder::create(&settings.runtime_dir, &settings.owner, None)?;
         let describe = |xml: &str| folder.write("redefinition.xml", xml);
-        let mut result = Ok(());
+        let mut result = Ok(Deletion::Done);
         for name in names {
-            result = result.and(checkpoint::delete(&*self.virsh, domain, name, &describe));
+            let deletion = checkpoint::delete(&*self.virsh, domain, name, &describe);
+            if result == Ok(Deletion::Done) {
+                result = deletion;
+            }
         }
         result
     }
@@ -240,15 +244,14 @@ impl Hypervisor for LibvirtSource {
         let settings = &self.settings;
         let domain = self.domain()?;
         let names = checkpoint::list(&*self.virsh, &domain, &settings.owner)?;
-        if !names.is_empty() && !domain.active {
-            return Err(CaptureError::new(
+        match self.delete(&domain, &names)? {
+            Deletion::Done => Ok(names),
+            Deletion::Later => Err(CaptureError::new(
                 CaptureErrorKind::Tool,
                 &domain.name,
                 "libvirt deletes checkpoints of running domains only; start it first",
-            ));
+            )),
         }
-        self.delete(&domain, &names)?;
-        Ok(names)
     }
 }
 
