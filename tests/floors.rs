@@ -165,8 +165,10 @@ const RESERVED: &[Reserved] = &[
             "RawTarget::create",
             "Qcow2Target::create",
             "DeviceTarget::open",
+            "LibvirtSource::new",
         ],
-        only_in: &["cli/"],
+        // A domain that is shut off is read as the images it consists of.
+        only_in: &["cli/", "hypervisor/libvirt/offline.rs"],
         why: "only the top picks a concrete store, hypervisor or target",
     },
 ];

@@ -70,7 +70,18 @@ pub enum Command {
     Man(ManArgs),
     /// Lets a guest go on whose backup was killed (started by vmkeep itself)
     #[command(hide = true)]
-    Guard,
+    Guard(GuardArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct GuardArgs {
+    /// A domain of libvirt to be thawed; without one, an order is read from standard input
+    #[arg(long)]
+    pub domain: Option<String>,
+    #[arg(long, requires = "domain")]
+    pub uri: Option<String>,
+    #[arg(long, default_value_t = 10)]
+    pub limit_seconds: u64,
 }
 
 #[derive(Debug, Clone, Subcommand)]

@@ -5,10 +5,11 @@ use super::invocation::Invocation;
 use super::progress::Progress;
 use crate::config::{self, Config, DiskFormat, FsFreeze, VmSource};
 use crate::format::repository_file::RepositoryFile;
-use crate::hypervisor::Hypervisor;
-use crate::hypervisor::guard::{Freeze, GuardCommand};
+use crate::hypervisor::guard::GuardCommand;
 use crate::hypervisor::image::{ImageDisk, ImageFormat, ImageSource};
+use crate::hypervisor::libvirt::{LibvirtSettings, LibvirtSource, ThawGuard};
 use crate::hypervisor::qmp::{QmpSettings, QmpSource};
+use crate::hypervisor::{CaptureError, Freeze, Hypervisor};
 use crate::jobs::{
     BackupSettings, JobError, JobErrorKind, LocalHost, PruneRequest, StateError, StateFolder,
     VmTask,
@@ -20,8 +21,13 @@ use crate::repository::{
 };
 use crate::storage::{Directory, Probe, Storage, StorageError, StorageErrorKind, probe};
 use jiff::tz::TimeZone;
+use std::ffi::OsString;
 use std::io;
 use std::sync::Arc;
+
+/// A domain's backup is given up before less than this is free for its scratch files.
+const SCRATCH_RESERVE_BYTES: u64 = 256 << 20;
+pub const VIRSH: &str = "virsh";
 
 /// A repository that is open on this host.
 pub struct Site {
@@ -157,7 +163,7 @@ impl Site {
     }
 
     /// The way to the disks of a VM.
-    pub fn task(&self, customer: &OpenCustomer<'_>, vm: &config::Vm) -> VmTask {
+    pub fn task(&self, customer: &OpenCustomer<'_>, vm: &config::Vm) -> Result<VmTask, Failure> {
         let runtime_dir = self.host.folder().runtime_dir();
         let host = &self.config.host;
         let source: Box<dyn Hypervisor> = match &vm.source {
@@ -178,14 +184,24 @@ impl Site {
                 granularity_bytes: self.file.chunk_bytes,
                 guard: guard_command(),
             })),
-            VmSource::Libvirt(_) => {
-                Box::new(ImageSource::new(Vec::new(), runtime_dir, self.host.now()))
-            }
+            VmSource::Libvirt(libvirt) => Box::new(LibvirtSource::new(LibvirtSettings {
+                domain: libvirt.domain.clone(),
+                uri: host.libvirt_uri.clone(),
+                owner: self.owner(&customer.customer, &vm.name),
+                scratch_dir: host.overlay_dir.clone(),
+                scratch_reserve_bytes: SCRATCH_RESERVE_BYTES,
+                runtime_dir: host.overlay_dir.clone(),
+                freeze: freeze(libvirt.fsfreeze),
+                freeze_limit: host.freeze_limit,
+                guard: Some(thaw_guard(libvirt, host)),
+                virsh: VIRSH.into(),
+                now: self.host.now(),
+            })?),
         };
-        VmTask {
+        Ok(VmTask {
             vm: vm.name.clone(),
             source,
-        }
+        })
     }
 
     /// What marks things of this backup in a hypervisor: another repository or customer that
@@ -216,6 +232,20 @@ fn freeze(fsfreeze: FsFreeze) -> Freeze {
         FsFreeze::Require => Freeze::Require,
         FsFreeze::Try => Freeze::Try,
         FsFreeze::Never => Freeze::Never,
+    }
+}
+
+/// The same for a domain of libvirt.
+fn thaw_guard(vm: &config::LibvirtVm, host: &config::Host) -> ThawGuard {
+    let mut arguments: Vec<OsString> = ["guard", "--domain", &vm.domain].map(Into::into).to_vec();
+    if let Some(uri) = &host.libvirt_uri {
+        arguments.extend(["--uri".into(), uri.into()]);
+    }
+    let seconds = host.freeze_limit.as_secs().to_string();
+    arguments.extend(["--limit-seconds".into(), seconds.into()]);
+    ThawGuard {
+        program: "/proc/self/exe".into(),
+        arguments,
     }
 }
 
@@ -359,6 +389,12 @@ impl From<StateError> for Failure {
             }
             _ => failure.hint("[host] state_dir says where this host keeps its identity and locks"),
         }
+    }
+}
+
+impl From<CaptureError> for Failure {
+    fn from(error: CaptureError) -> Self {
+        Failure::new(Exit::Failed, error.to_string())
     }
 }
 

@@ -4,9 +4,11 @@
 //! What is absent: chunks, keys, stores, the ledger. A source never decides whether a point is
 //! full or incremental; it only says what it knows to have changed.
 
+mod freeze;
 pub mod guard;
 mod guest_agent;
 pub mod image;
+pub mod libvirt;
 pub mod nbd;
 mod nbd_disk;
 mod qemu_lock;
@@ -14,6 +16,8 @@ mod qemu_nbd;
 pub mod qmp;
 mod runtime_folder;
 pub mod target;
+
+pub use freeze::Freeze;
 
 use crate::model::{DiskName, Extent};
 use std::fmt;

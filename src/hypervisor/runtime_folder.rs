@@ -95,7 +95,7 @@ impl Drop for RuntimeFolder {
 }
 
 /// The open folder with its lock, if nobody else holds it and it is still the one at `path`.
-fn lock(path: &Path) -> io::Result<Option<File>> {
+pub(super) fn lock(path: &Path) -> io::Result<Option<File>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let folder = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(folder) => File::from(folder),

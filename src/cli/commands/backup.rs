@@ -25,7 +25,7 @@ pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure
             let done = backup_now(
                 &open.customer,
                 &site.host,
-                &site.task(&open, vm),
+                &site.task(&open, vm)?,
                 args.full,
                 &site.backup_settings(),
                 &watching,

@@ -36,7 +36,7 @@ pub fn run(invocation: &Invocation, command: Command) -> Result<Answer, Failure>
         Command::Status(args) => status::run(invocation, &args),
         Command::Ledger(command) => ledger::run(invocation, command),
         Command::Tracking(command) => tracking::run(invocation, &command),
-        Command::Guard => guard::run(),
+        Command::Guard(args) => guard::run(&args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(&args),
     }

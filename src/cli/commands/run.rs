@@ -34,7 +34,11 @@ pub fn run(invocation: &Invocation, args: &RunArgs) -> Result<Answer, Failure> {
     for config in &site.config.customers {
         let outcome = site.customer(config).and_then(|open| {
             site.probe(&open.customer)?;
-            let tasks: Vec<VmTask> = config.vms.iter().map(|vm| site.task(&open, vm)).collect();
+            let tasks = config
+                .vms
+                .iter()
+                .map(|vm| site.task(&open, vm))
+                .collect::<Result<Vec<VmTask>, Failure>>()?;
             let watching = Watching::new(invocation);
             let done = run_customer(
                 &open.customer,

@@ -16,7 +16,7 @@ pub fn run(invocation: &Invocation, command: &TrackingCommand) -> Result<Answer,
     for selector in &args.vms {
         let (config, vm) = selection::configured(&site.config, selector)?;
         let open = site.customer(config)?;
-        let released = release_tracking(&open.customer, &site.host, &site.task(&open, vm))?;
+        let released = release_tracking(&open.customer, &site.host, &site.task(&open, vm)?)?;
         let name = format!("{}/{}", config.name, vm.name);
         if released.is_empty() {
             let _ = writeln!(text, "{name}: nothing was tracked");

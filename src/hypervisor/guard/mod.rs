@@ -20,16 +20,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-/// Whether the guest's file systems are frozen for the instant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Freeze {
-    /// Or there is no backup.
-    Require,
-    /// Or the point is as after a loss of power, and says so.
-    Try,
-    Never,
-}
-
 /// How the guard is started: the program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuardCommand {

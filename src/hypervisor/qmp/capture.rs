@@ -6,13 +6,13 @@ use super::machine::{Device, Machine, Node, Peer, children, rows};
 use super::plan::{Known, Mark, Tracking, successor, track};
 use super::recover::{HeldNote, clean};
 use super::{QmpError, QmpSettings, QmpSource};
-use crate::hypervisor::guard::{Freeze, Guard, Order, Thawed};
+use crate::hypervisor::guard::{Guard, Order, Thawed};
 use crate::hypervisor::nbd::{BASE_ALLOCATION, Endpoint, NbdClient, NbdError};
 use crate::hypervisor::nbd_disk::{Explain, NbdDisk, dirty_extents, explained};
 use crate::hypervisor::runtime_folder::{RuntimeFolder, random_suffix};
 use crate::hypervisor::{
-    Capture, CaptureError, CaptureErrorKind, CapturedDisk, Changes, Consistency, Outcome, Reading,
-    SinceMark,
+    Capture, CaptureError, CaptureErrorKind, CapturedDisk, Changes, Consistency, Freeze, Outcome,
+    Reading, SinceMark,
 };
 use crate::model::DiskName;
 use serde_json::{Value, json};

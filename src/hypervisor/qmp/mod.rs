@@ -32,8 +32,8 @@ mod plan;
 mod recover;
 mod wire;
 
-use super::guard::{Freeze, GuardCommand};
-use super::{Capture, CaptureError, CaptureErrorKind, Hypervisor, Reading, SinceMark};
+use super::guard::GuardCommand;
+use super::{Capture, CaptureError, CaptureErrorKind, Freeze, Hypervisor, Reading, SinceMark};
 use crate::model::DiskName;
 use connection::Connection;
 use serde_json::Value;

@@ -1,0 +1,268 @@
+//! The source for domains of libvirt, through `virsh` and libvirt's own backup jobs. QEMU's
+//! monitor is never spoken to behind libvirt's back.
+//!
+//! A running domain: one backup job in pull mode over all its writable disks, served on a socket
+//! of our choosing, with a checkpoint (a bitmap a disk) made at the same instant. Each disk is told
+//! since its own mark: one whose bitmap cannot be used is of unknown changes, with the reason, and
+//! the others are not concerned. Bitmaps live in qcow2 images; a raw disk is read in full.
+//!
+//! Checkpoints are named `vmkeep-<owner>-<random>`. The one of the newest point counts; at a commit
+//! the others of this owner are deleted, an abandoned capture deletes its own, and where the outcome
+//! is unknown all stay until a mark tells. They do not depend on each other.
+//!
+//! A domain that is shut off has no backup jobs: its images are read (see `offline`).
+//!
+//! The definition is the XML that defines the domain, with its secrets: without them it could not
+//! be defined again as it was. It is sealed with the point. A UEFI firmware's variables come as a
+//! small disk named `nvram`, see `nvram`.
+
+mod capture;
+mod checkpoint;
+mod document;
+mod domain;
+mod folder;
+mod freeze;
+mod job;
+mod mark;
+mod nvram;
+mod offline;
+mod plan;
+mod scratch;
+mod virsh;
+
+pub use freeze::{ThawGuard, thaw_when_orphaned};
+
+use super::{
+    Capture, CaptureError, CaptureErrorKind, Freeze, Hypervisor, Reading, SinceMark, runtime_folder,
+};
+use capture::LibvirtCapture;
+use checkpoint::Deletion;
+use domain::Domain;
+use folder::Dead;
+use jiff::Timestamp;
+use nvram::Nvram;
+use offline::OfflineCapture;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use virsh::{Process, Reply, Virsh};
+
+/// Time for one question to libvirt. It waits up to 30 s for a domain that is busy.
+const QUERY_LIMIT: Duration = Duration::from_secs(45);
+const DEFINITION: &str = "domain.xml";
+
+#[derive(Debug, Clone)]
+pub struct LibvirtSettings {
+    /// Name or UUID.
+    pub domain: String,
+    /// `None`: as virsh decides. Must be libvirt on this host, for its sockets are used.
+    pub uri: Option<String>,
+    /// Letters and digits that no other repository, customer or VM has: whose checkpoints are
+    /// whose.
+    pub owner: String,
+    /// Where QEMU keeps what the guest overwrites meanwhile. QEMU's user must be able to pass
+    /// through.
+    pub scratch_dir: PathBuf,
+    /// A capture is given up before less than this is free there.
+    pub scratch_reserve_bytes: u64,
+    /// For sockets; QEMU's user must be able to pass through.
+    pub runtime_dir: PathBuf,
+    pub freeze: Freeze,
+    /// Longest time that the guest may be frozen.
+    pub freeze_limit: Duration,
+    /// What thaws the guest if this process dies meanwhile.
+    pub guard: Option<ThawGuard>,
+    /// The program, by name or path.
+    pub virsh: PathBuf,
+    /// A time not later than `open` is called.
+    pub now: Timestamp,
+}
+
+/// A domain of libvirt.
+pub struct LibvirtSource {
+    settings: LibvirtSettings,
+    virsh: Arc<dyn Virsh>,
+}
+
+impl LibvirtSource {
+    pub fn new(settings: LibvirtSettings) -> Result<Self, CaptureError> {
+        let invalid =
+            |detail: &str| CaptureError::new(CaptureErrorKind::Invalid, &settings.domain, detail);
+        if !checkpoint::is_owner(&settings.owner) {
+            return Err(invalid(
+                "the owner of its checkpoints must be 1 to 32 letters and digits",
+            ));
+        }
+        if settings.domain.is_empty() || settings.domain.starts_with('-') {
+            return Err(invalid("this is not the name of a domain"));
+        }
+        let scheme = settings.uri.as_deref().and_then(|uri| uri.split_once(':'));
+        if let Some((scheme, _)) = scheme
+            && scheme.contains('+')
+            && !scheme.ends_with("+unix")
+        {
+            return Err(invalid(
+                "libvirt must be on this host: a backup is read through its local socket",
+            ));
+        }
+        let virsh = Arc::new(Process {
+            program: settings.virsh.clone(),
+            uri: settings.uri.clone(),
+        });
+        Ok(LibvirtSource { settings, virsh })
+    }
+
+    fn domain(&self) -> Result<Domain, CaptureError> {
+        let wanted = &self.settings.domain;
+        let reply = self.virsh.run(&["dumpxml", wanted], QUERY_LIMIT)?;
+        if reply.success {
+            return Domain::parse(wanted, &reply.stdout);
+        }
+        let kind = match reply.stderr.contains("failed to get domain") {
+            true => CaptureErrorKind::Missing,
+            false => CaptureErrorKind::Tool,
+        };
+        Err(CaptureError::new(kind, wanted, reply.complaint()))
+    }
+
+    /// What defines the domain, secrets and all.
+    fn definition(&self, domain: &Domain) -> Result<(String, Vec<u8>), CaptureError> {
+        let arguments = ["dumpxml", &domain.uuid, "--inactive", "--security-info"];
+        let reply = self.virsh.run(&arguments, QUERY_LIMIT)?;
+        if !reply.success {
+            return Err(refused(&domain.name, "give its definition", &reply));
+        }
+        Domain::parse(&domain.uuid, &reply.stdout)?;
+        Ok((DEFINITION.to_string(), reply.stdout.into_bytes()))
+    }
+
+    /// Deletes checkpoints; the first error is told. Says whether all are gone.
+    fn delete(&self, domain: &Domain, names: &[String]) -> Result<Deletion, CaptureError> {
+        if names.is_empty() {
+            return Ok(Deletion::Done);
+        }
+        let settings = &self.settings;
+        let folder = folder::Folder::create(&settings.runtime_dir, &settings.owner, None)?;
+        let describe = |xml: &str| folder.write("redefinition.xml", xml);
+        let mut result = Ok(Deletion::Done);
+        for name in names {
+            let deletion = checkpoint::delete(&*self.virsh, domain, name, &describe);
+            if result == Ok(Deletion::Done) {
+                result = deletion;
+            }
+        }
+        result
+    }
+}
+
+impl Hypervisor for LibvirtSource {
+    fn open(
+        &self,
+        since: &[SinceMark],
+        reading: Reading,
+    ) -> Result<Box<dyn Capture>, CaptureError> {
+        let settings = &self.settings;
+        let domain = self.domain()?;
+        if domain.disks.is_empty() {
+            return Err(CaptureError::new(
+                CaptureErrorKind::Invalid,
+                &domain.name,
+                "the domain has no disks that a guest can write to",
+            ));
+        }
+        let definition = self.definition(&domain)?;
+        let mut notes = domain.skipped.clone();
+        folder::create_parent(&settings.runtime_dir)?;
+        if !domain.active {
+            let nvram = Nvram::of(&domain, &mut notes);
+            let capture = OfflineCapture::open(
+                &domain,
+                definition,
+                nvram,
+                notes,
+                settings.runtime_dir.clone(),
+                settings.now,
+                (since, reading),
+            )?;
+            return Ok(Box::new(capture));
+        }
+        // Not under the freeze: a job in the way is found before.
+        job::end_leftover(
+            &*self.virsh,
+            &domain,
+            &settings.runtime_dir,
+            &settings.owner,
+        )?;
+        let checkpoints = checkpoint::list(&*self.virsh, &domain, &settings.owner)?;
+        let plan = plan::plan(&domain, &checkpoints, since, &settings.owner);
+        if let Err(error) = self.delete(&domain, &plan.needless) {
+            notes.push(format!("a needless checkpoint stays: {error}"));
+        }
+        let capture = LibvirtCapture::open(
+            &self.virsh,
+            domain,
+            definition,
+            notes,
+            plan,
+            settings,
+            since,
+        )?;
+        Ok(Box::new(capture))
+    }
+
+    fn recover(&self) -> Result<(), CaptureError> {
+        let settings = &self.settings;
+        // Locked as long as they are held here, so nobody else takes them meanwhile.
+        let dead = folder::dead(&settings.runtime_dir, &settings.owner)?;
+        let domain = self.domain()?;
+        if domain.active {
+            if dead.iter().any(Dead::is_frozen) {
+                freeze::thaw(&*self.virsh, &domain.name, &domain.uuid)?;
+            }
+            match job::running(&*self.virsh, &domain)? {
+                Some(socket) if dead.iter().any(|dead| socket.starts_with(dead.path())) => {
+                    job::end(&*self.virsh, &domain, &socket)?;
+                }
+                // Also one of ours whose folder has gone.
+                _ => job::end_leftover(
+                    &*self.virsh,
+                    &domain,
+                    &settings.runtime_dir,
+                    &settings.owner,
+                )?,
+            }
+        }
+        // A VM that is shut off is not frozen.
+        dead.iter().for_each(Dead::note_thawed);
+        drop(dead);
+        drop(folder::dead(&settings.scratch_dir, &settings.owner)?);
+        // Those of the servers for stopped domains.
+        runtime_folder::remove_dead(&settings.runtime_dir)
+    }
+
+    fn release(&self) -> Result<Vec<String>, CaptureError> {
+        let settings = &self.settings;
+        let domain = self.domain()?;
+        let names = checkpoint::list(&*self.virsh, &domain, &settings.owner)?;
+        match self.delete(&domain, &names)? {
+            Deletion::Done => Ok(names),
+            Deletion::Later => Err(CaptureError::new(
+                CaptureErrorKind::Tool,
+                &domain.name,
+                "libvirt deletes checkpoints of running domains only; start it first",
+            )),
+        }
+    }
+}
+
+fn refused(domain: &str, what: &str, reply: &Reply) -> CaptureError {
+    let hint = match reply.stderr.contains("state change lock") {
+        true => "; another job holds the domain (backup, migration, snapshot)",
+        false => "",
+    };
+    CaptureError::new(
+        CaptureErrorKind::Tool,
+        domain,
+        format!("libvirt refused to {what}: {}{hint}", reply.complaint()),
+    )
+}

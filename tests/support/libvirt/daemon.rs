@@ -1,0 +1,111 @@
+use super::eventually;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use tempfile::TempDir;
+
+/// A libvirtd that sees folders of its own where the host has its configuration and state, and
+/// whose processes, QEMUs and all, die with this program however that ends.
+pub struct Daemon {
+    folder: TempDir,
+}
+
+impl Daemon {
+    /// The one of this test binary.
+    pub fn shared() -> &'static Daemon {
+        static DAEMON: OnceLock<Daemon> = OnceLock::new();
+        DAEMON.get_or_init(Daemon::start)
+    }
+
+    fn start() -> Daemon {
+        let folder = tempfile::Builder::new()
+            .prefix("vmkeep-libvirt-")
+            .tempdir()
+            .unwrap();
+        // QEMU runs as another user, as it does on real hosts.
+        let passable = |path: &Path| {
+            fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+        };
+        passable(folder.path());
+        for name in ["etc", "run", "lib", "log", "cache", "vms"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            passable(&folder.path().join(name));
+        }
+        let at = folder.path().to_str().unwrap();
+        fs::write(
+            folder.path().join("etc/qemu.conf"),
+            "user = \"libvirt-qemu\"\ngroup = \"kvm\"\nsecurity_driver = \"none\"\n\
+             namespaces = []\ncgroup_controllers = []\nstdio_handler = \"file\"\n",
+        )
+        .unwrap();
+        fs::write(
+            folder.path().join("etc/libvirtd.conf"),
+            format!(
+                "unix_sock_dir = \"{at}/run\"\nauth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\n"
+            ),
+        )
+        .unwrap();
+        let script = format!(
+            "set -e
+             for d in etc:/etc run:/run lib:/var/lib log:/var/log cache:/var/cache; do
+                 mkdir -p ${{d#*:}}/libvirt
+                 mount --bind {at}/${{d%%:*}} ${{d#*:}}/libvirt
+             done
+             libvirtd -f {at}/etc/libvirtd.conf -p {at}/run/libvirtd.pid > {at}/log/out 2>&1 &
+             wait"
+        );
+        // The kernel takes the end of the thread that started a process for its parent's.
+        thread::spawn(move || {
+            let status = Command::new("setpriv")
+                .args(["--pdeathsig", "KILL", "--", "unshare", "--mount"])
+                .args(["--propagation", "private", "--pid", "--fork"])
+                .args(["--kill-child=KILL", "--mount-proc", "sh", "-c", &script])
+                .stdin(Stdio::null())
+                .status();
+            panic!("libvirtd ended: {status:?}");
+        });
+        let daemon = Daemon { folder };
+        eventually(
+            "libvirtd answers (apt-get install libvirt-daemon-system)",
+            || daemon.ask(&["list"]).is_ok(),
+        );
+        daemon
+    }
+
+    pub fn uri(&self) -> String {
+        let socket = self.folder.path().join("run/libvirt-sock");
+        format!("qemu:///system?socket={}", socket.display())
+    }
+
+    /// A folder that QEMU's user may pass through.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let path = self.folder.path().join("vms").join(name);
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// What virsh says, or what it has against it.
+    pub fn ask(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = Command::new("virsh")
+            .args(["-q", "-c", &self.uri()])
+            .args(arguments)
+            .env("LC_ALL", "C")
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_string();
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(text(&output.stderr)),
+        }
+    }
+
+    #[track_caller]
+    pub fn virsh(&self, arguments: &[&str]) -> String {
+        self.ask(arguments)
+            .unwrap_or_else(|error| panic!("virsh {arguments:?}: {error}"))
+    }
+}
