@@ -350,6 +350,29 @@ fn neither_a_killed_agent_nor_a_killed_qemu_loses_a_change() {
     let told = store.night(&source, Outcome::Committed);
     assert_eq!((&told["vda"], &told["vdb"]), (&Ok(2 * BLOCK), &Ok(0)));
 
+    // Space for what the guest overwrites runs low: given up, and the guest goes on.
+    let scratch = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .tempdir_in("/dev/shm")
+        .unwrap();
+    let space = rustix::fs::statvfs(scratch.path()).unwrap();
+    let narrow = LibvirtSource::new(LibvirtSettings {
+        scratch_dir: scratch.path().to_path_buf(),
+        scratch_reserve_bytes: space.f_bavail * space.f_frsize - (6 << 20),
+        ..settings
+    })
+    .unwrap();
+    machine.write("vda", 0, 400);
+    let capture = narrow.open(&store.since(), Reading::Changes).unwrap();
+    machine.write("vda", 0, 400);
+    eventually("it is given up", || capture.still_consistent().is_err());
+    let told = capture.disks()[0].read_at(0, &mut [0; 4096]).unwrap_err();
+    assert!(told.detail.contains("ran out of space"), "{told}");
+    machine.write("vda", 0, 400);
+    capture.close(Outcome::Abandoned).unwrap();
+    let told = store.night(&source, Outcome::Committed);
+    assert_eq!(told["vda"], Ok(400 * BLOCK));
+
     // And one that dies while it is read: no point, no error beside the one that says so.
     let capture = source.open(&store.since(), Reading::Changes).unwrap();
     machine.crash();

@@ -219,5 +219,9 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         let _ = self.daemon.ask(&["destroy", &self.name]);
+        // What a failed test leaves is looked at.
+        if !thread::panicking() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
     }
 }
