@@ -1,6 +1,6 @@
 //! What the tests of the whole program share: a host with its configuration and a faked clock,
-//! guests that write to their disks, and a scanner of the store that knows nothing of
-//! `repository`.
+//! guests that write to their disks, real ones in QEMU (`live`), and a scanner of the store that
+//! knows nothing of `repository`.
 
 #![allow(
     dead_code,
@@ -11,6 +11,7 @@
 mod books;
 mod guest;
 mod host;
+pub mod live;
 mod random;
 mod scanner;
 

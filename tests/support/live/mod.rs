@@ -1,0 +1,21 @@
+//! Real guests in real QEMU: a Linux that writes numbered records to its disks without pause, so
+//! that an image of them shows which instant it was taken at. `scripts/guest` makes the guest.
+
+mod check;
+mod console;
+mod guest_files;
+mod image;
+mod monitor;
+mod qemu;
+mod spawn;
+mod vm;
+mod wait;
+
+pub use check::{Checked, assert_one_instant, check_image, one_instant, record};
+pub use console::{Console, Latency};
+pub use guest_files::GuestFiles;
+pub use image::{Format, Image};
+pub use monitor::{Qmp, ask_agent};
+pub use qemu::{DiskSpec, VmOptions};
+pub use vm::Vm;
+pub use wait::{LIMIT, READY_LIMIT, wait_until};
