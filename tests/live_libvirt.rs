@@ -1,20 +1,18 @@
 //! The source for libvirt against a real libvirtd, real QEMUs and a real guest.
 
-#[path = "support/libvirt/mod.rs"]
-mod libvirt;
+mod support;
 
 use jiff::Timestamp;
-use libvirt::{Machine, eventually};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+use support::libvirt::{Daemon, Machine, Store, eventually, reason};
 use vmkeep::hypervisor::libvirt::{LibvirtSettings, LibvirtSource, ThawGuard, thaw_when_orphaned};
 use vmkeep::hypervisor::{
-    Capture, CaptureError, CaptureErrorKind, CapturedDisk, Changes, Consistency, Freeze,
-    Hypervisor, Outcome, Reading, SinceMark,
+    Capture, CaptureError, CaptureErrorKind, Consistency, Freeze, Hypervisor, Outcome, Reading,
+    SinceMark,
 };
-use vmkeep::model::{DiskName, Extent};
+use vmkeep::model::DiskName;
 
 const OWNER: &str = "ab12cd34";
 /// What tells a child process that it is the agent that gets killed, and of what.
@@ -40,99 +38,6 @@ fn source(machine: &Machine) -> LibvirtSource {
     let uri = machine.daemon.uri();
     let settings = settings(uri, &machine.name, &machine.folder, Freeze::Never);
     LibvirtSource::new(settings).unwrap()
-}
-
-/// What a store would hold: the newest point's disks.
-#[derive(Default)]
-struct Store {
-    disks: BTreeMap<String, (Vec<u8>, Option<String>)>,
-}
-
-/// How a disk was read: which bytes changed since the newest point, or why that is unknown.
-type Told = BTreeMap<String, Result<u64, String>>;
-
-fn read(disk: &dyn CapturedDisk, extent: Extent, into: &mut [u8]) {
-    let range = extent.offset as usize..extent.end() as usize;
-    disk.read_at(extent.offset, &mut into[range]).unwrap();
-}
-
-fn read_all(disk: &dyn CapturedDisk) -> Vec<u8> {
-    let mut content = vec![0; disk.size_bytes() as usize];
-    for extent in disk.allocated(Extent::new(0, disk.size_bytes())).unwrap() {
-        read(disk, extent, &mut content);
-    }
-    content
-}
-
-impl Store {
-    fn since(&self) -> Vec<SinceMark> {
-        self.disks
-            .iter()
-            .map(|(name, (content, mark))| SinceMark {
-                disk: DiskName::new(name).unwrap(),
-                size_bytes: content.len() as u64,
-                alignment_bytes: 65536,
-                mark: mark.clone(),
-            })
-            .collect()
-    }
-
-    /// The point that the capture makes of this one, compared with a full reading of every byte.
-    fn next(&self, capture: &dyn Capture) -> (Store, Told) {
-        let mut next = Store::default();
-        let mut told = Told::new();
-        for disk in capture.disks() {
-            let name = disk.name().to_string();
-            let mut whole = vec![0; disk.size_bytes() as usize];
-            read(disk, Extent::new(0, disk.size_bytes()), &mut whole);
-            let (content, how) = match disk.changes() {
-                Changes::Unknown(reason) => (read_all(disk), Err(reason.clone())),
-                Changes::Extents(extents) => {
-                    let mut content = self.disks[&name].0.clone();
-                    for extent in extents {
-                        read(disk, *extent, &mut content);
-                    }
-                    (
-                        content,
-                        Ok(extents.iter().map(|extent| extent.length).sum()),
-                    )
-                }
-            };
-            assert!(content == whole, "{name} is not what a full reading gives");
-            told.insert(name.clone(), how);
-            let mark = disk.mark().map(str::to_string);
-            next.disks.insert(name, (content, mark));
-        }
-        (next, told)
-    }
-
-    /// One night: what a backup does with a source.
-    fn night(&mut self, source: &LibvirtSource, outcome: Outcome) -> Told {
-        source.recover().unwrap();
-        let capture = source.open(&self.since(), Reading::Changes).unwrap();
-        let (next, told) = self.next(&*capture);
-        capture.still_consistent().unwrap();
-        capture.close(outcome).unwrap();
-        if outcome == Outcome::Committed {
-            *self = next;
-        }
-        told
-    }
-
-    fn sha256(&self, disk: &str, folder: &Path) -> String {
-        let path = folder.join("content");
-        std::fs::write(&path, &self.disks[disk].0).unwrap();
-        let output = Command::new("sha256sum").arg(&path).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.split(' ').next().unwrap().to_string()
-    }
-}
-
-fn reason<'a>(told: &'a Told, disk: &str) -> &'a str {
-    match &told[disk] {
-        Err(reason) => reason,
-        Ok(changed) => panic!("{disk}: {changed} bytes changed"),
-    }
 }
 
 fn error(result: Result<Box<dyn Capture>, CaptureError>) -> CaptureError {
@@ -350,6 +255,29 @@ fn neither_a_killed_agent_nor_a_killed_qemu_loses_a_change() {
     let told = store.night(&source, Outcome::Committed);
     assert_eq!((&told["vda"], &told["vdb"]), (&Ok(2 * BLOCK), &Ok(0)));
 
+    // Space for what the guest overwrites runs low: given up, and the guest goes on.
+    let scratch = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .tempdir_in("/dev/shm")
+        .unwrap();
+    let space = rustix::fs::statvfs(scratch.path()).unwrap();
+    let narrow = LibvirtSource::new(LibvirtSettings {
+        scratch_dir: scratch.path().to_path_buf(),
+        scratch_reserve_bytes: space.f_bavail * space.f_frsize - (6 << 20),
+        ..settings
+    })
+    .unwrap();
+    machine.write("vda", 0, 400);
+    let capture = narrow.open(&store.since(), Reading::Changes).unwrap();
+    machine.write("vda", 0, 400);
+    eventually("it is given up", || capture.still_consistent().is_err());
+    let told = capture.disks()[0].read_at(0, &mut [0; 4096]).unwrap_err();
+    assert!(told.detail.contains("ran out of space"), "{told}");
+    machine.write("vda", 0, 400);
+    capture.close(Outcome::Abandoned).unwrap();
+    let told = store.night(&source, Outcome::Committed);
+    assert_eq!(told["vda"], Ok(400 * BLOCK));
+
     // And one that dies while it is read: no point, no error beside the one that says so.
     let capture = source.open(&store.since(), Reading::Changes).unwrap();
     machine.crash();
@@ -547,7 +475,7 @@ fn a_guest_is_frozen_for_the_instant_and_thawed_on_every_way_out() {
 
 #[test]
 fn a_domain_that_is_not_there_is_missing() {
-    let daemon = libvirt::Daemon::shared();
+    let daemon = Daemon::shared();
     let folder = daemon.folder("missing");
     let settings = settings(daemon.uri(), "nobody", &folder, Freeze::Never);
     let source = LibvirtSource::new(settings).unwrap();

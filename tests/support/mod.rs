@@ -1,5 +1,5 @@
 //! What the tests of the whole program share: a host with its configuration and a faked clock,
-//! guests that write to their disks, real ones in QEMU (`live`), and a scanner of the store that
+//! guests that write to their disks, real ones in QEMU (`live`) and below libvirtd, and a scanner of the store that
 //! knows nothing of `repository`.
 
 #![allow(
@@ -11,6 +11,7 @@
 mod books;
 mod guest;
 mod host;
+pub mod libvirt;
 pub mod live;
 mod random;
 mod scanner;

@@ -164,7 +164,73 @@ fn redefinition(checkpoint: &str, disk: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{Say, Script, domain};
     use super::*;
+
+    fn deleted(script: &Script) -> Result<Deletion, CaptureError> {
+        let describe = |xml: &str| {
+            roxmltree::Document::parse(xml).unwrap();
+            Ok("/x.xml".to_string())
+        };
+        delete(script, &domain(), "ck", &describe)
+    }
+
+    #[test]
+    fn what_is_left_of_a_broken_checkpoint_is_deleted_disk_by_disk() {
+        let script = Script::new(vec![
+            ("checkpoint-delete", Say::No("bitmap 'ck' not found in")),
+            (
+                "checkpoint-dumpxml",
+                Say::Yes(
+                    "<domaincheckpoint><disks><disk name='vda' checkpoint='bitmap'/>\
+                     <disk name='vdb' checkpoint='bitmap'/></disks></domaincheckpoint>",
+                ),
+            ),
+            ("checkpoint-delete", Say::Yes("")),
+            ("checkpoint-create", Say::Yes("")),
+            ("checkpoint-delete", Say::No("bitmap 'ck' not found in")),
+            ("checkpoint-delete", Say::Yes("")),
+            ("checkpoint-create", Say::Yes("")),
+            ("checkpoint-delete", Say::Yes("")),
+        ]);
+        assert_eq!(deleted(&script), Ok(Deletion::Done));
+        assert_eq!(
+            script.asked(),
+            [
+                "checkpoint-delete ck",
+                "checkpoint-dumpxml ck --no-domain",
+                "checkpoint-delete ck --metadata",
+                "checkpoint-create /x.xml --redefine",
+                "checkpoint-delete ck",
+                "checkpoint-delete ck --metadata",
+                "checkpoint-create /x.xml --redefine",
+                "checkpoint-delete ck",
+            ]
+        );
+    }
+
+    #[test]
+    fn another_refusal_deletes_nothing_more() {
+        let script = Script::new(vec![("checkpoint-delete", Say::No("error: no connection"))]);
+        let error = deleted(&script).unwrap_err();
+        assert!(error.detail.contains("no connection"), "{error}");
+        let script = Script::new(vec![(
+            "checkpoint-delete",
+            Say::No("cannot delete checkpoint for inactive domain"),
+        )]);
+        assert_eq!(deleted(&script), Ok(Deletion::Later));
+    }
+
+    #[test]
+    fn only_checkpoints_of_ours_are_listed() {
+        let said = "ck1\n vmkeep-ab12-0000000000000001 \n\nvmkeep-ab-0000000000000002\n\u{7}\n";
+        let script = Script::new(vec![("checkpoint-list", Say::Yes(said))]);
+        let names = list(&script, &domain(), "ab12").unwrap();
+        assert_eq!(names, ["vmkeep-ab12-0000000000000001"]);
+        let script = Script::new(vec![("checkpoint-list", Say::No(""))]);
+        let error = list(&script, &domain(), "ab12").unwrap_err();
+        assert!(error.detail.contains("said nothing"), "{error}");
+    }
 
     #[test]
     fn a_new_name_is_ours_and_nobody_elses() {

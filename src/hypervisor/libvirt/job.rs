@@ -120,3 +120,96 @@ fn resume_after_full_scratch(virsh: &dyn Virsh, domain: &Domain) -> Result<(), C
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Say, Script, domain};
+    use super::*;
+
+    const SOCKET: &str = "/run/v/lv-ab-0123456789abcdef/q/s";
+    const OURS: &str = "<domainbackup mode='pull'><server transport='unix' \
+                        socket='/run/v/lv-ab-0123456789abcdef/q/s'/></domainbackup>";
+    const NONE: &str = "error: Domain backup job id not found: no domain backup job present";
+
+    fn leftover(script: &Script) -> Result<(), CaptureError> {
+        end_leftover(script, &domain(), Path::new("/run/v"), "ab")
+    }
+
+    #[test]
+    fn a_job_of_a_dead_agent_is_ended_and_waited_for() {
+        let script = Script::new(vec![
+            ("backup-dumpxml", Say::Yes(OURS)),
+            ("backup-dumpxml", Say::Yes(OURS)),
+            ("domjobabort", Say::Yes("")),
+            ("backup-dumpxml", Say::Yes(OURS)),
+            ("backup-dumpxml", Say::No(NONE)),
+            ("domstate", Say::Yes("running (booted)\n")),
+        ]);
+        leftover(&script).unwrap();
+        let aborts = script.asked();
+        let aborts = aborts.iter().filter(|asked| *asked == "domjobabort");
+        assert_eq!(aborts.count(), 1);
+    }
+
+    #[test]
+    fn without_a_job_nothing_is_ended() {
+        for none in [
+            NONE,
+            "Requested operation is not valid: domain is not running",
+        ] {
+            let script = Script::new(vec![("backup-dumpxml", Say::No(none))]);
+            leftover(&script).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_job_of_somebody_else_is_never_ended() {
+        for foreign in [
+            "<domainbackup mode='push'/>",
+            "<domainbackup mode='pull'><server transport='tcp' name='localhost'/></domainbackup>",
+            "<domainbackup><server socket='/run/v/lv-abc-0123456789abcdef/q/s'/></domainbackup>",
+            "<domainbackup><server socket='/run/w/lv-ab-0123456789abcdef/q/s'/></domainbackup>",
+        ] {
+            let script = Script::new(vec![("backup-dumpxml", Say::Yes(foreign))]);
+            let error = leftover(&script).unwrap_err();
+            assert_eq!(error.kind, CaptureErrorKind::Inconsistent, "{foreign}");
+            assert!(error.detail.contains("virsh domjobabort"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_none_is_not_taken_for_no_job() {
+        for say in [
+            Say::Yes(""),
+            Say::Yes("<domain/>"),
+            Say::Yes("<domainbackup>"),
+            Say::No(""),
+            Say::No("error: failed to connect to the hypervisor"),
+            Say::Nothing,
+        ] {
+            let script = Script::new(vec![("backup-dumpxml", say)]);
+            assert!(leftover(&script).is_err());
+        }
+    }
+
+    #[test]
+    fn a_job_that_took_the_place_of_ours_is_left_alone() {
+        let other = "<domainbackup mode='pull'><server socket='/x'/></domainbackup>";
+        let script = Script::new(vec![
+            ("backup-dumpxml", Say::Yes(other)),
+            ("domstate", Say::Yes("running (booted)\n")),
+        ]);
+        end(&script, &domain(), Path::new(SOCKET)).unwrap();
+    }
+
+    #[test]
+    fn a_guest_that_a_full_scratch_file_has_paused_goes_on() {
+        let script = Script::new(vec![
+            ("backup-dumpxml", Say::No(NONE)),
+            ("domstate", Say::Yes("paused (I/O error)\n")),
+            ("resume", Say::Yes("")),
+        ]);
+        end(&script, &domain(), Path::new(SOCKET)).unwrap();
+        assert_eq!(script.asked().last().unwrap(), "resume");
+    }
+}

@@ -28,6 +28,8 @@ mod nvram;
 mod offline;
 mod plan;
 mod scratch;
+#[cfg(test)]
+mod testing;
 mod virsh;
 
 pub use freeze::{ThawGuard, thaw_when_orphaned};

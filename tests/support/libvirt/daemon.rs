@@ -1,5 +1,6 @@
 use super::eventually;
-use std::fs::{self, Permissions};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,6 +12,32 @@ use tempfile::TempDir;
 /// whose processes, QEMUs and all, die with this program however that ends.
 pub struct Daemon {
     folder: TempDir,
+    /// Says that somebody lives in the folder. What is `static` is never dropped.
+    _lock: File,
+}
+
+const PREFIX: &str = "vmkeep-libvirt-";
+
+/// The open folder, if nobody else holds its lock.
+fn lock(folder: &Path) -> Option<File> {
+    let file = File::open(folder).ok()?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(file)
+}
+
+/// Removes the folders of test programs that have ended.
+fn remove_dead(parent: &Path) {
+    for entry in fs::read_dir(parent).unwrap().flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        // A moment old: somebody may be about to lock it.
+        let old = entry
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .is_ok_and(|time| time.elapsed().is_ok_and(|age| age.as_secs() > 60));
+        if ours && old && lock(&entry.path()).is_some() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 impl Daemon {
@@ -21,10 +48,9 @@ impl Daemon {
     }
 
     fn start() -> Daemon {
-        let folder = tempfile::Builder::new()
-            .prefix("vmkeep-libvirt-")
-            .tempdir()
-            .unwrap();
+        remove_dead(&std::env::temp_dir());
+        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
+        let lock = lock(folder.path()).expect("a new folder");
         // QEMU runs as another user, as it does on real hosts.
         let passable = |path: &Path| {
             fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
@@ -67,7 +93,10 @@ impl Daemon {
                 .status();
             panic!("libvirtd ended: {status:?}");
         });
-        let daemon = Daemon { folder };
+        let daemon = Daemon {
+            folder,
+            _lock: lock,
+        };
         eventually(
             "libvirtd answers (apt-get install libvirt-daemon-system)",
             || daemon.ask(&["list"]).is_ok(),

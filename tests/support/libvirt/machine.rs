@@ -1,10 +1,11 @@
+use super::super::live::GuestFiles;
 use super::{Daemon, eventually};
 use std::cell::RefCell;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 
@@ -54,15 +55,10 @@ impl Machine {
         tool("mkfs.ext4", &["-q", "-F", &raw]);
         tool("qemu-img", &["convert", "-O", "qcow2", &raw, &vdb]);
         fs::File::create(&vdc).unwrap().set_len(8 * MIB).unwrap();
-        let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest");
-        let (kernel, initramfs) = (guest.join("kernel"), guest.join("initramfs"));
-        assert!(
-            kernel.is_file(),
-            "there is no test guest: run scripts/guest"
-        );
+        let guest = GuestFiles::made();
         // QEMU's user must be able to read them, wherever the project lies.
-        fs::copy(kernel, path("kernel")).unwrap();
-        fs::copy(initramfs, path("initramfs")).unwrap();
+        fs::copy(&guest.kernel, path("kernel")).unwrap();
+        fs::copy(&guest.initramfs, path("initramfs")).unwrap();
         let channel = match agent {
             true => {
                 "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/>\
@@ -219,5 +215,9 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         let _ = self.daemon.ask(&["destroy", &self.name]);
+        // What a failed test leaves is looked at.
+        if !thread::panicking() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
     }
 }

@@ -1,13 +1,13 @@
 //! A real libvirtd, private to one test binary, and domains in it whose guest does what its
 //! console is told. `scripts/guest` makes the guest.
 
-#![allow(dead_code, reason = "each test crate uses its own part of this module")]
-
 mod daemon;
 mod machine;
+mod store;
 
 pub use daemon::Daemon;
 pub use machine::Machine;
+pub use store::{Store, Told, reason};
 
 use std::time::{Duration, Instant};
 
