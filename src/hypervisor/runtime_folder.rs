@@ -1,6 +1,6 @@
-//! Private folders for the sockets of the servers that we start or ask for, and for overlays. A folder belongs to whoever holds
-//! the lock on it, and the kernel drops the lock with its holder: a folder whose lock is free was
-//! left by an agent that died.
+//! Private folders for the sockets of the servers that we start or ask for, and for overlays. A
+//! folder belongs to whoever holds the lock on it, and the kernel drops the lock with its holder: a
+//! folder whose lock is free was left by an agent that died.
 
 use super::nbd::{Endpoint, NbdClient};
 use super::{CaptureError, CaptureErrorKind};

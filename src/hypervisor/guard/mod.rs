@@ -141,6 +141,13 @@ impl Guard {
             }
         }
     }
+
+    /// Orders it to put right what is not, and waits. `false`: the guest may still be held, or the
+    /// guard died and cannot say.
+    pub(super) fn end(mut self) -> bool {
+        drop(self.input.take());
+        self.child.wait().is_ok_and(|status| status.success())
+    }
 }
 
 impl Drop for Guard {

@@ -86,10 +86,6 @@ pub fn serve(
             },
             Err(RecvTimeoutError::Timeout) => {
                 let now = Instant::now();
-                if held.frozen_until.is_some_and(|until| until <= now) {
-                    held.thawed_before = true;
-                    held.thaw()?;
-                }
                 if held.paused_until.is_some_and(|until| until <= now) {
                     // Its connection is what keeps us from the monitor.
                     if let Some(parent) = parent {
@@ -98,12 +94,17 @@ pub fn serve(
                     }
                     held.resume()?;
                 }
+                if held.frozen_until.is_some_and(|until| until <= now) {
+                    held.thawed_before = true;
+                    held.thaw()?;
+                }
             }
             // The agent has gone.
             Err(RecvTimeoutError::Disconnected) => {
-                let thawed = held.thaw();
+                // In this order: the agent in a paused guest answers nobody.
                 let resumed = held.resume();
-                return thawed.and(resumed);
+                let thawed = held.thaw();
+                return resumed.and(thawed);
             }
         }
     }

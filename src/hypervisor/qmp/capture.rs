@@ -317,9 +317,11 @@ impl QmpCapture {
             true => guard.thaw().map(Some),
             false => Ok(None),
         };
-        // Where the guard is still needed, its end is waited for here.
-        drop(guard);
-        HeldNote::remove(&settings);
+        // Where the guard is still needed, its end is waited for here. Where it could not let the
+        // guest go, the note stays, and the next `recover` tries.
+        if guard.end() && thawed.is_ok() {
+            HeldNote::remove(&settings);
+        }
         result?;
         match (thawed, settings.freeze) {
             (Ok(None), _) => {}
