@@ -16,6 +16,9 @@
 //! - **2 [`storage`]**: named immutable objects, created only if absent: a directory, memory, planned
 //!   faults, a probe of what a store really does. *Absent:* any idea of what an object means.
 //! - **2 [`hypervisor`]**: the disks of a VM at one instant, and the images that a restore writes.
+//!   Running VMs by QEMU's monitor (`hypervisor::qmp`) or by libvirt (`hypervisor::libvirt`), stopped
+//!   ones by their images (`hypervisor::image`); all are read by one NBD client. A guard process
+//!   (`hypervisor::guard`) lets a guest go whose agent died at the instant.
 //!   *Absent:* chunks, keys, stores, the difference between full and incremental.
 //! - **3 [`repository`]**: the chunk store: ledger, sessions, index, trees, points, reclaim, sweep.
 //!   *Absent:* disks, configuration, printing, the choice of a store, the clock (times come with a

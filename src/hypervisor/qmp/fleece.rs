@@ -1,8 +1,8 @@
 //! The nodes, jobs and exports that a capture puts into QEMU, and their names.
 
-use super::capture::PlannedDisk;
 use super::connection::Connection;
 use super::machine::Peer;
+use super::planned::PlannedDisk;
 use super::{QmpError, QmpSettings};
 use crate::hypervisor::runtime_folder::RuntimeFolder;
 use crate::hypervisor::{CaptureError, CaptureErrorKind};

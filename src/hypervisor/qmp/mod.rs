@@ -26,9 +26,12 @@
 
 mod capture;
 mod connection;
+mod definition;
 mod fleece;
 mod machine;
+mod overlay;
 mod plan;
+mod planned;
 mod recover;
 mod wire;
 
@@ -53,7 +56,6 @@ pub(super) enum QmpError {
     /// QEMU understood and did not.
     Refused {
         command: String,
-
         detail: String,
     },
 }

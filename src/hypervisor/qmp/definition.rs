@@ -1,0 +1,45 @@
+//! The definition of a VM that QEMU runs, for its restore points.
+
+use super::QmpError;
+use super::connection::Connection;
+use super::machine::Peer;
+use super::planned::PlannedDisk;
+use serde_json::{Value, json};
+
+/// What is needed to start such a VM again: how QEMU was started, and which disk is which.
+pub(super) fn definition(
+    connection: &mut Connection,
+    peer: &Peer,
+    planned: &[PlannedDisk],
+) -> Result<Vec<u8>, QmpError> {
+    let name = connection.run("query-name", Value::Null)?;
+    let uuid = connection.run("query-uuid", Value::Null)?;
+    let version = connection.run("query-version", Value::Null)?;
+    // Absent where QEMU runs in another place (a container) or under another name.
+    let arguments: Vec<String> = std::fs::read(format!("/proc/{}/cmdline", peer.process))
+        .unwrap_or_default()
+        .split(|byte| *byte == 0)
+        .filter(|part| !part.is_empty())
+        .map(|part| String::from_utf8_lossy(part).into_owned())
+        .collect();
+    let disks: Vec<Value> = planned
+        .iter()
+        .map(|disk| {
+            json!({
+                "name": disk.name.as_str(),
+                "size_bytes": disk.size_bytes,
+                "driver": disk.driver,
+                "filename": disk.filename,
+                "node": disk.node,
+            })
+        })
+        .collect();
+    let definition = json!({
+        "name": name.get("name"),
+        "uuid": uuid.get("UUID"),
+        "qemu": version.get("package").into_iter().chain(version.get("qemu")).collect::<Vec<_>>(),
+        "arguments": arguments,
+        "disks": disks,
+    });
+    serde_json::to_vec_pretty(&definition).map_err(|error| QmpError::Protocol(error.to_string()))
+}

@@ -1,0 +1,127 @@
+//! Overlays that run full: how the reader learns of it, and how the guest is kept from learning.
+
+use super::QmpSettings;
+use super::connection::Connection;
+use super::fleece::{self, Role};
+use super::machine::Machine;
+use super::recover::clean;
+use crate::hypervisor::nbd::NbdError;
+use crate::hypervisor::nbd_disk::Explain;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How often a job's overlay is looked at.
+const WATCH_EVERY: Duration = Duration::from_millis(50);
+
+/// The connection, shared with the watcher of an overlay.
+pub(super) type Shared = Arc<Mutex<Connection>>;
+
+pub(super) fn lock(connection: &Shared) -> MutexGuard<'_, Connection> {
+    // Nothing panics while it is held; a broken stream is known to the connection itself.
+    connection.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says why the image of the instant is gone: QEMU gave it up so as not to disturb the guest.
+pub(super) struct BrokenSnapshot {
+    pub limit: u64,
+}
+
+impl Explain for BrokenSnapshot {
+    fn explain(&self, cause: &NbdError) -> Option<String> {
+        // A disk that cannot be read answers with an I/O error (5); these say that there is no
+        // snapshot any more.
+        match cause {
+            NbdError::Server {
+                errno: 1 | 13 | 22, ..
+            } => Some(overlay_full(self.limit)),
+            _ => None,
+        }
+    }
+}
+
+fn overlay_full(limit: u64) -> String {
+    format!(
+        "the overlay ran full, or could not be written in time: it may have {} MiB, and the guest \
+         overwrote more than that during the backup. The guest was not disturbed. Raise [host] \
+         overlay_size, or move overlay_dir to a faster disk",
+        limit >> 20
+    )
+}
+
+/// What the watcher of an overlay found.
+#[derive(Clone, Default)]
+pub(super) struct Trouble {
+    full: Arc<AtomicBool>,
+    limit: u64,
+}
+
+impl Trouble {
+    /// Why the image of the instant is gone, where it is.
+    pub(super) fn found(&self) -> Option<String> {
+        self.full
+            .load(Ordering::Acquire)
+            .then(|| overlay_full(self.limit))
+    }
+}
+
+impl Explain for Trouble {
+    fn explain(&self, _: &NbdError) -> Option<String> {
+        self.found()
+    }
+}
+
+/// Looks whether the write threshold of a job's overlay was passed, and ends the jobs then:
+/// before the overlay is full, which would stop the guest.
+pub(super) struct Watcher {
+    pub trouble: Trouble,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Watcher {
+    pub(super) fn start(connection: Shared, settings: &QmpSettings, disks: usize) -> Self {
+        let trouble = Trouble {
+            full: Arc::default(),
+            limit: fleece::limit_of(settings),
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = {
+            let (trouble, stop, settings) = (trouble.clone(), stop.clone(), settings.clone());
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Acquire) {
+                    std::thread::sleep(WATCH_EVERY);
+                    let mut connection = lock(&connection);
+                    let passed = match Machine::look(&mut connection) {
+                        Ok(machine) => (0..disks).any(|number| {
+                            let name = Role::OverlayFile.name(&settings.owner, number);
+                            // QEMU takes the threshold away when it is passed.
+                            machine
+                                .nodes
+                                .get(&name)
+                                .is_none_or(|node| node.write_threshold == 0)
+                        }),
+                        Err(_) => break,
+                    };
+                    if passed && !stop.load(Ordering::Acquire) {
+                        trouble.full.store(true, Ordering::Release);
+                        let _ = clean(&mut connection, &settings);
+                        break;
+                    }
+                }
+            })
+        };
+        Watcher {
+            trouble,
+            stop,
+            thread,
+        }
+    }
+
+    pub(super) fn stop(self) {
+        self.stop.store(true, Ordering::Release);
+        // It has no result.
+        let _ = self.thread.join();
+    }
+}
