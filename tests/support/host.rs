@@ -11,6 +11,18 @@ use tempfile::TempDir;
 /// that a `kill -9` hits vmkeep and not its parent.
 const FAKETIME: &str = "/usr/$LIB/faketime/libfaketime.so.1";
 
+/// faketime names what it shares with children by the number of the process, and ends a process
+/// whose name is taken: by what a process of that number left behind when it was killed. The shell
+/// has the number that vmkeep will have, and makes way.
+const UNDER_FAKETIME: &str = r#"
+for left in /dev/shm/faketime_shm_$$ /dev/shm/sem.faketime_sem_$$; do
+    if [ -e "$left" ]; then rm -f "$left"; fi
+done
+export LD_PRELOAD="$PRELOAD"
+unset PRELOAD
+exec "$@"
+"#;
+
 /// `2031-02-10T23:17:00Z` and the like.
 #[track_caller]
 pub fn time(text: &str) -> Timestamp {
@@ -184,15 +196,16 @@ impl Host {
     /// The program under test at a time of the wall clock; file times and the monotonic clock
     /// stay real.
     pub fn command(&self, arguments: &[&str], at: Timestamp) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmkeep"));
+        let mut command = Command::new("/bin/sh");
         command
+            .args(["-c", UNDER_FAKETIME, "sh", env!("CARGO_BIN_EXE_vmkeep")])
             .args(arguments)
             .current_dir(self.folder.path())
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("VMKEEP_CONFIG", &self.config)
             .env("TZ", "UTC")
-            .env("LD_PRELOAD", FAKETIME)
+            .env("PRELOAD", FAKETIME)
             .env("FAKETIME", at.strftime("@%Y-%m-%d %H:%M:%S").to_string())
             .env("NO_FAKE_STAT", "1")
             .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
@@ -259,17 +272,11 @@ impl Running {
     }
 
     pub fn ended(self) -> Ran {
-        let id = self.child.id();
         let Output {
             status,
             stdout,
             stderr,
         } = self.child.wait_with_output().unwrap();
-        // What faketime shares with children is left behind by a `kill -9`, and would be in the
-        // way of a later process with this number.
-        for name in ["faketime_shm_", "sem.faketime_sem_"] {
-            let _ = fs::remove_file(format!("/dev/shm/{name}{id}"));
-        }
         Ran {
             line: self.line,
             status,
