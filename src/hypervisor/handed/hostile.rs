@@ -64,6 +64,15 @@ fn a_job_is_read_as_it_was_meant() {
 }
 
 #[test]
+fn the_example_of_the_readme_is_a_job() {
+    let readme = include_str!("../../../README.md");
+    let (_, rest) = readme.split_once("```json\n").expect("an example");
+    let (example, _) = rest.split_once("```").expect("its end");
+    let job = parse(example.as_bytes()).unwrap();
+    assert!(matches!(job.disks[0].tracking, Tracking::Reuse { .. }));
+}
+
+#[test]
 fn a_key_that_nobody_knows_is_named() {
     for (at, key) in [
         ("/bogus", "bogus"),
