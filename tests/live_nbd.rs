@@ -299,6 +299,18 @@ fn what_was_read_is_given_back_only_where_the_job_allows_it() {
         scene.end(true);
         scene.next_night();
     }
+
+    // Pieces that take several reads.
+    scene.shim.cluster_bytes = 4 << 20;
+    let copies = scene.shim.open(&scene.vm, &scene.images, &REUSE);
+    assert_eq!(copies.len(), 2);
+    let changed = [0, 1].map(|number| scene.shim.first_change(number));
+    let shown = || [0, 1].map(|number| scene.shim.shows(number, changed[number]));
+    assert_eq!(shown(), [true; 2]);
+    scene.hand_in(&scene.reused_disks("g1", "g2"));
+    scene.host.vmkeep(BACKUP, scene.now).exits(0);
+    assert_eq!(shown(), [false; 2]);
+    scene.end(true);
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use support::live::{
-    Drives, Format, Image, LIMIT, Proxy, Qmp, Vm, VmOptions, assert_one_instant, order_in_guest,
-    proxmox_disks, wait_until,
+    Drives, EFI_DISK_BYTES, Format, Image, LIMIT, Proxy, Qmp, Vm, VmOptions, assert_one_instant,
+    order_in_guest, proxmox_disks, proxmox_flash, wait_until,
 };
 use support::{Host, HostOptions, path_text, time, tool};
 
@@ -22,7 +22,10 @@ struct Scene {
     host: Host,
     vm: Vm,
     proxy: Proxy,
+    /// The disks of the guest, and the variables of its firmware.
     images: Vec<Image>,
+    /// What vmkeep calls them.
+    names: [&'static str; 3],
     now: Timestamp,
     /// A copy of each disk that is independent of vmkeep, of the instant of the last capture.
     copies: Arc<Mutex<Vec<PathBuf>>>,
@@ -41,6 +44,15 @@ impl Scene {
         options.guest = "scsi=1 slots=256".to_owned();
         let on_it: Vec<&Image> = images.iter().collect();
         options.extra = proxmox_disks(drives, &on_it, iothread);
+        let variables = folder.join("vm-101-disk-2.raw");
+        let content: Vec<u8> = (0..EFI_DISK_BYTES).map(|n| (n % 251) as u8).collect();
+        fs::write(&variables, content).unwrap();
+        options.extra.extend(proxmox_flash(drives, &variables));
+        let mut images = images;
+        images.push(Image {
+            path: variables,
+            format: Format::Raw,
+        });
         // What stands after `args:` in the VM's configuration.
         let monitor = folder.join("vmkeep.qmp");
         options.extra.extend([
@@ -72,6 +84,10 @@ impl Scene {
             vm,
             proxy,
             images,
+            names: match drives {
+                Drives::Drive => ["scsi0", "scsi1", "drive-efidisk0"],
+                Drives::Blockdev => ["scsi0", "scsi1", "system.flash1"],
+            },
             now,
             copies: Arc::default(),
         }
@@ -155,8 +171,10 @@ impl Scene {
         self.now += Span::new().minutes(5);
         let restored = self.host.restore("101", "latest", self.now);
         let copies = std::mem::take(&mut *self.copies.lock().unwrap());
-        assert_eq!(copies.len(), 2, "copies were made while it was captured");
-        let images = ["scsi0", "scsi1"].map(|id| restored.path().join(format!("{id}.raw")));
+        assert_eq!(copies.len(), 3, "copies were made while it was captured");
+        let images = self
+            .names
+            .map(|name| restored.path().join(format!("{name}.raw")));
         for (image, copy) in images.iter().zip(&copies) {
             tool("cmp", &[path_text(image), path_text(copy)]);
         }
@@ -177,7 +195,7 @@ impl Scene {
             .iter()
             .map(|node| node["dirty-bitmaps"].as_array().map_or(0, Vec::len))
             .sum();
-        assert_eq!(bitmaps, 2, "{nodes}");
+        assert_eq!(bitmaps, 3, "{nodes}");
         assert_eq!(
             self.vm.qmp(&json!({"execute": "query-block-exports"})),
             json!([])
@@ -204,7 +222,10 @@ impl Scene {
 
 fn prepare_copy(qmp: &mut Qmp, number: usize, path: &Path) -> Value {
     let devices = qmp.execute(&json!({"execute": "query-block"})).unwrap();
-    let qdev = format!("scsi{number}");
+    let qdev = match number {
+        2 => "/machine/system.flash1".to_owned(),
+        _ => format!("scsi{number}"),
+    };
     let device = devices
         .as_array()
         .unwrap()
@@ -239,7 +260,13 @@ fn nights_are_exact(drives: Drives, iothread: bool) {
             scene.end_copies();
         }
         assert_eq!(document["kind"], night, "{document}");
-        assert_eq!(document["notes"], json!([]), "{document}");
+        let note = document["notes"].to_string();
+        assert!(note.contains("left out, it is read-only"), "{document}");
+        assert_eq!(
+            document["notes"].as_array().map(Vec::len),
+            Some(1),
+            "{document}"
+        );
         let read = document["read_bytes"].as_u64().unwrap();
         if night == "incremental" {
             assert!(read > 0 && read < DISK / 4, "{document}");
@@ -251,7 +278,7 @@ fn nights_are_exact(drives: Drives, iothread: bool) {
     assert_eq!(full["audit"]["result"], "clean", "{full}");
     assert_eq!(
         full["audit"]["disks"].as_array().map(Vec::len),
-        Some(2),
+        Some(3),
         "{full}"
     );
 }

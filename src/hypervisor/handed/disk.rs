@@ -4,11 +4,17 @@ use crate::hypervisor::nbd::NbdError;
 use crate::hypervisor::nbd_disk::{Explain, NbdDisk};
 use crate::hypervisor::{CaptureError, CaptureErrorKind, CapturedDisk, Changes};
 use crate::model::{DiskName, Extent};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+
+/// A fleecing image is given back in whole clusters of the filter before it, however large they are
+/// up to this.
+const MAX_CLUSTER_BYTES: u64 = 16 << 20;
 
 pub(super) struct HandedDisk {
     disk: NbdDisk,
     giving_back: Mutex<GivingBack>,
+    read: Mutex<ReadExtents>,
 }
 
 /// Whether what was read is discarded in the export.
@@ -29,6 +35,7 @@ impl HandedDisk {
                 true => GivingBack::Yes,
                 false => GivingBack::No,
             }),
+            read: Mutex::default(),
         }
     }
 
@@ -43,7 +50,15 @@ impl HandedDisk {
         if *self.giving_back() != GivingBack::Yes {
             return;
         }
-        let Some(range) = whole_blocks(offset, length, self.disk.client.block_bytes()) else {
+        let done = self
+            .read
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .add(Extent::new(offset, length));
+        // A cluster is given back once all of it was read: by the last of several reads.
+        let around = around(&done, offset, length);
+        let blocks = whole_blocks(around.offset, around.length, self.disk.client.block_bytes());
+        let Some(range) = blocks else {
             return;
         };
         if let Err(error) = self.disk.client.trim(range) {
@@ -53,7 +68,9 @@ impl HandedDisk {
 
     /// Ends the reading.
     pub(super) fn close(self) -> Result<(), CaptureError> {
-        let HandedDisk { disk, giving_back } = self;
+        let HandedDisk {
+            disk, giving_back, ..
+        } = self;
         // A server takes a connection that just ends as well.
         let _ = disk.client.disconnect();
         match giving_back
@@ -108,6 +125,41 @@ impl CapturedDisk for HandedDisk {
     }
 }
 
+/// What was read so far: start -> end, disjoint, not touching.
+#[derive(Default)]
+struct ReadExtents(BTreeMap<u64, u64>);
+
+impl ReadExtents {
+    /// Takes a read in; the extent of reads that touch each other around it.
+    fn add(&mut self, read: Extent) -> Extent {
+        let (mut start, mut end) = (read.offset, read.end());
+        while let Some((before, before_end)) = self
+            .0
+            .range(..=end)
+            .next_back()
+            .map(|(start, end)| (*start, *end))
+            .filter(|(_, before_end)| *before_end >= start)
+        {
+            self.0.remove(&before);
+            start = start.min(before);
+            end = end.max(before_end);
+        }
+        self.0.insert(start, end);
+        Extent::new(start, end - start)
+    }
+}
+
+/// The part of `done` in which a cluster can lie that this read has completed.
+fn around(done: &Extent, offset: u64, length: u64) -> Extent {
+    let start = offset / MAX_CLUSTER_BYTES * MAX_CLUSTER_BYTES;
+    let end = offset
+        .saturating_add(length)
+        .checked_next_multiple_of(MAX_CLUSTER_BYTES)
+        .unwrap_or(u64::MAX);
+    let (start, end) = (start.max(done.offset), end.min(done.end()));
+    Extent::new(start, end.saturating_sub(start))
+}
+
 /// Whether all of it lies in one of the extents, which are sorted and do not touch.
 fn lies_inside(offset: u64, length: u64, extents: &[Extent]) -> bool {
     let after = extents.partition_point(|extent| extent.offset <= offset);
@@ -160,6 +212,44 @@ mod tests {
             assert!(!lies_inside(offset, length, &extents), "{offset}+{length}");
         }
         assert!(!lies_inside(0, 1, &[]));
+    }
+
+    #[test]
+    fn reads_that_touch_are_one_in_whatever_order_they_come() {
+        let mut read = ReadExtents::default();
+        for (offset, length, done) in [
+            (10, 10, (10, 10)),
+            (30, 10, (30, 10)),
+            (0, 5, (0, 5)),
+            (20, 10, (10, 30)),
+            (15, 3, (10, 30)),
+            (5, 5, (0, 40)),
+            (41, 1, (41, 1)),
+        ] {
+            let (start, length_done) = done;
+            let expected = Extent::new(start, length_done);
+            assert_eq!(
+                read.add(Extent::new(offset, length)),
+                expected,
+                "{offset}+{length}"
+            );
+        }
+        assert_eq!(read.0.len(), 2);
+    }
+
+    #[test]
+    fn a_cluster_is_given_back_by_the_read_that_completes_it() {
+        const MIB: u64 = 1 << 20;
+        let done = Extent::new(3 * MIB, 40 * MIB);
+        assert_eq!(
+            around(&done, 20 * MIB, MIB),
+            Extent::new(16 * MIB, 16 * MIB)
+        );
+        assert_eq!(around(&done, 3 * MIB, MIB), Extent::new(3 * MIB, 13 * MIB));
+        assert_eq!(
+            around(&done, 42 * MIB, MIB),
+            Extent::new(32 * MIB, 11 * MIB)
+        );
     }
 
     #[test]

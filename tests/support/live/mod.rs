@@ -19,7 +19,7 @@ pub use console::{Console, Latency};
 pub use guest_files::GuestFiles;
 pub use image::{Format, Image};
 pub use monitor::{Qmp, ask_agent};
-pub use proxmox::{Drives, order_in_guest, proxmox_disks};
+pub use proxmox::{Drives, EFI_DISK_BYTES, order_in_guest, proxmox_disks, proxmox_flash};
 pub use proxy::{Hook, Proxy};
 pub use qemu::{DiskSpec, VmOptions};
 pub use shim::{BitmapMode, Shim};

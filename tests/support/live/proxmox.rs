@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use serde_json::json;
 
 use super::super::host::path_text;
@@ -11,6 +13,65 @@ pub enum Drives {
     Drive,
     /// Since Proxmox VE 9: `-blockdev`, a named throttle filter above each image.
     Blockdev,
+}
+
+/// Stands for the firmware that Proxmox VE brings: a program in flash memory, read only.
+const FIRMWARE: &str = "/usr/share/seabios/bios-256k.bin";
+/// An `efidisk0`, whose image may be larger than the flash memory.
+pub const EFI_DISK_BYTES: u64 = 540_672;
+
+/// The flash memory of a VM with UEFI: the firmware, and its variables in `efidisk0`.
+pub fn proxmox_flash(drives: Drives, variables: &Path) -> Vec<String> {
+    let variables = path_text(variables);
+    let arguments = match drives {
+        Drives::Drive => [
+            "-drive".to_owned(),
+            format!("if=pflash,unit=0,format=raw,readonly=on,file={FIRMWARE}"),
+            "-drive".to_owned(),
+            format!(
+                "if=pflash,unit=1,id=drive-efidisk0,format=raw,file={variables},\
+                 size={EFI_DISK_BYTES}"
+            ),
+        ]
+        .to_vec(),
+        Drives::Blockdev => {
+            let firmware = json!({
+                "driver": "raw", "node-name": "pflash0", "read-only": true,
+                "file": {"driver": "file", "filename": FIRMWARE},
+            });
+            let group = json!({
+                "id": "throttle-drive-efidisk0", "limits": {}, "qom-type": "throttle-group",
+            });
+            let disk = json!({
+                "driver": "throttle", "node-name": "drive-efidisk0",
+                "throttle-group": "throttle-drive-efidisk0",
+                "file": {
+                    "driver": "raw", "node-name": format!("f{:030x}", 100),
+                    "size": EFI_DISK_BYTES,
+                    "file": {
+                        "driver": "file", "filename": variables,
+                        "node-name": format!("e{:030x}", 100),
+                    },
+                },
+            });
+            [
+                "-blockdev".to_owned(),
+                firmware.to_string(),
+                "-object".to_owned(),
+                group.to_string(),
+                "-blockdev".to_owned(),
+                disk.to_string(),
+                "-machine".to_owned(),
+                "pflash0=pflash0,pflash1=drive-efidisk0".to_owned(),
+            ]
+            .to_vec()
+        }
+    };
+    assert!(
+        Path::new(FIRMWARE).exists(),
+        "no {FIRMWARE}; scripts/test installs it"
+    );
+    arguments
 }
 
 /// What Proxmox VE adds to QEMU's arguments for SCSI disks `scsi0`, `scsi1`, …: as `qm showcmd`

@@ -13,6 +13,8 @@ pub struct Shim {
     /// The name of its bitmaps; Proxmox VE has one for each storage.
     pub bitmap: &'static str,
     pub granularity: u64,
+    /// Least size of the pieces that are kept in a fleecing image, and given back.
+    pub cluster_bytes: u64,
     /// What a fleecing image may hold.
     pub fleecing_bytes: u64,
     opened: Vec<Opened>,
@@ -41,6 +43,7 @@ impl Shim {
             bitmap: "snapshot-access:vault",
             // That of Proxmox VE.
             granularity: 4 << 20,
+            cluster_bytes: 1 << 16,
             fleecing_bytes: 1 << 30,
             opened: Vec::new(),
         }
@@ -148,6 +151,7 @@ impl Shim {
             "driver": "copy-before-write", "node-name": format!("filter-{number}"),
             "file": node, "target": format!("fleecing-{number}"),
             "on-cbw-error": "break-snapshot", "cbw-timeout": 45,
+            "min-cluster-size": self.cluster_bytes,
         });
         if mode == BitmapMode::Reuse {
             filter["bitmap"] = json!({"node": node, "name": self.bitmap});
@@ -230,12 +234,30 @@ impl Shim {
         bitmaps.is_some_and(|rows| rows.iter().any(|row| row["name"] == self.bitmap))
     }
 
-    /// Whether the export still shows the first bytes of a disk.
-    pub fn shows(&self, number: usize, offset: u64) -> bool {
-        let uri = format!(
+    fn uri(&self, number: usize) -> String {
+        let socket = self.socket();
+        format!(
             "nbd+unix:///drive-scsi{number}?socket={}",
-            path_text(&self.socket())
-        );
+            path_text(&socket)
+        )
+    }
+
+    /// Where the first changes of a disk are, as its bitmap shows them.
+    #[track_caller]
+    pub fn first_change(&self, number: usize) -> u64 {
+        let map = format!("--map=qemu:dirty-bitmap:{}", self.bitmap);
+        let map = tool("nbdinfo", &["--json", &map, &self.uri(number)]);
+        let map: Value = serde_json::from_str(&map).unwrap();
+        let mut rows = map.as_array().unwrap().iter();
+        let dirty = rows.find(|row| row["type"] == 1);
+        dirty.unwrap_or_else(|| panic!("nothing has changed: {map}"))["offset"]
+            .as_u64()
+            .unwrap()
+    }
+
+    /// Whether the export still shows a part of a disk.
+    pub fn shows(&self, number: usize, offset: u64) -> bool {
+        let uri = self.uri(number);
         std::process::Command::new("qemu-io")
             .args([
                 "-r",
