@@ -6,6 +6,7 @@ use super::progress::Progress;
 use crate::config::{self, Config, DiskFormat, FsFreeze, VmSource};
 use crate::format::repository_file::RepositoryFile;
 use crate::hypervisor::guard::GuardCommand;
+use crate::hypervisor::handed::HandedSource;
 use crate::hypervisor::image::{ImageDisk, ImageFormat, ImageSource};
 use crate::hypervisor::libvirt::{LibvirtSettings, LibvirtSource, ThawGuard};
 use crate::hypervisor::qmp::{QmpSettings, QmpSource};
@@ -197,6 +198,7 @@ impl Site {
                 virsh: VIRSH.into(),
                 now: self.host.now(),
             })?),
+            VmSource::Nbd(file) => Box::new(HandedSource::new(file.clone())),
         };
         Ok(VmTask {
             vm: vm.name.clone(),

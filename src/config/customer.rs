@@ -38,6 +38,8 @@ pub enum VmSource {
     Qmp(QmpVm),
     /// Running or stopped: a domain of libvirt.
     Libvirt(LibvirtVm),
+    /// Made readable by somebody else, who writes a job to this file.
+    Nbd(PathBuf),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,7 +195,7 @@ fn read_vm(
         let here = section.path_of(name.as_str());
         section.rename(here);
     }
-    let sources: Vec<&str> = ["disks", "qmp", "libvirt"]
+    let sources: Vec<&str> = ["disks", "qmp", "libvirt", "nbd"]
         .into_iter()
         .filter(|key| section.contains(key))
         .collect();
@@ -206,7 +208,7 @@ fn read_vm(
         several => problems.push(section.problem(
             "disks",
             format!(
-                "exactly one of disks, qmp, libvirt; found {}",
+                "exactly one of disks, qmp, libvirt, nbd; found {}",
                 several.join(" and ")
             ),
         )),
@@ -214,6 +216,7 @@ fn read_vm(
     let source = match sources.as_slice() {
         ["qmp"] => read_qmp(&mut section, problems).map(VmSource::Qmp),
         ["libvirt"] => read_libvirt(&mut section, problems).map(VmSource::Libvirt),
+        ["nbd"] => read_nbd(&mut section, problems).map(VmSource::Nbd),
         ["disks"] => section
             .table("disks", problems)
             .map(|disks| VmSource::Images(read_disks(disks, seen, problems))),
@@ -223,6 +226,17 @@ fn read_vm(
         ["libvirt"] => &[
             ("guest_agent", "goes with qmp only; libvirt has its own"),
             ("exclude", "goes with qmp only"),
+        ],
+        ["nbd"] => &[
+            ("guest_agent", "goes with qmp only"),
+            (
+                "fsfreeze",
+                "goes with qmp and libvirt; here whoever hands the job in freezes",
+            ),
+            (
+                "exclude",
+                "goes with qmp only; here whoever hands the job in leaves disks out",
+            ),
         ],
         _ => &[
             ("guest_agent", "goes with qmp only"),
@@ -275,6 +289,11 @@ fn read_libvirt(section: &mut Section<'_>, problems: &mut Vec<Problem>) -> Optio
         return None;
     }
     Some(LibvirtVm { domain, fsfreeze })
+}
+
+fn read_nbd(section: &mut Section<'_>, problems: &mut Vec<Problem>) -> Option<PathBuf> {
+    let file = PathBuf::from(section.text("nbd", problems)?);
+    check_path(section, "nbd", &file, problems).then_some(file)
 }
 
 fn read_fsfreeze(section: &mut Section<'_>, problems: &mut Vec<Problem>) -> FsFreeze {

@@ -94,7 +94,7 @@ fn an_unknown_key_is_named_with_its_line_and_what_was_meant() {
     assert_eq!(
         problems,
         [
-            "vmkeep.toml:10: customer.acme.vm.web01.bogus: unknown key (known here: name, disks, qmp, libvirt)",
+            "vmkeep.toml:10: customer.acme.vm.web01.bogus: unknown key (known here: name, disks, qmp, libvirt, nbd)",
             "vmkeep.toml:13: customer.b.max_retnetion: unknown key (did you mean \"max_retention\"?)",
         ]
     );
@@ -169,7 +169,17 @@ fn a_running_vm_names_its_monitor_or_its_domain() {
             fsfreeze: FsFreeze::Never,
         })
     );
+    assert_eq!(
+        source_of("nbd = \"/run/vmkeep/101.json\""),
+        VmSource::Nbd("/run/vmkeep/101.json".into())
+    );
     for (own, said) in [
+        ("nbd = \"101.json\"", "absolute"),
+        (
+            "nbd = \"/a\"\nfsfreeze = \"try\"",
+            "whoever hands the job in freezes",
+        ),
+        ("nbd = \"/a\"\nqmp = \"/b\"", "found qmp and nbd"),
         ("qmp = \"a.qmp\"", "absolute"),
         ("qmp = \"/a\"\nfsfreeze = \"require\"", "needs guest_agent"),
         (

@@ -7,6 +7,7 @@
 mod freeze;
 pub mod guard;
 mod guest_agent;
+pub mod handed;
 pub mod image;
 pub mod libvirt;
 pub mod nbd;

@@ -257,6 +257,7 @@ fn source_lines(source: &VmSource) -> Vec<(String, String)> {
             "libvirt".to_string(),
             format!("{} (fsfreeze {})", vm.domain, vm.fsfreeze.as_str()),
         )],
+        VmSource::Nbd(file) => vec![("nbd".to_string(), file.display().to_string())],
     }
 }
 
@@ -285,6 +286,7 @@ fn vm_document(vm: &Vm) -> Value {
             document["libvirt"] = vm.domain.clone().into();
             document["fsfreeze"] = vm.fsfreeze.as_str().into();
         }
+        VmSource::Nbd(file) => document["nbd"] = json!(file),
     }
     document
 }

@@ -62,6 +62,15 @@ impl NbdClient {
         self.export.allows(wire::EXPORT_READ_ONLY)
     }
 
+    /// What the server reads and writes whole.
+    pub fn block_bytes(&self) -> u32 {
+        self.export.blocks.minimum
+    }
+
+    pub fn can_trim(&self) -> bool {
+        !self.is_read_only() && self.export.allows(wire::EXPORT_TRIM)
+    }
+
     /// Fills the buffer with the export's bytes, or fails.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), NbdError> {
         let wanted = self.within(offset, buffer.len())?;

@@ -131,7 +131,12 @@ fn device(row: &Value) -> Result<Option<Device>, QmpError> {
     let shown = match id {
         Some(id) => id,
         None if !backend.is_empty() => backend,
-        None => qdev.unwrap_or("a device without a name"),
+        // What the board brings along, with a block node of its own: `/machine/system.flash1`.
+        None => qdev
+            .and_then(|qdev| qdev.strip_prefix("/machine/"))
+            .filter(|own| !own.contains('/'))
+            .or(qdev)
+            .unwrap_or("a device without a name"),
     };
     Ok(Some(Device {
         disk: DiskName::new(shown).ok(),
@@ -258,6 +263,7 @@ mod tests {
                 Some("ide0-hd0"),
             ),
             ("/machine/system.flash1", "pflash1", Some("pflash1")),
+            ("/machine/system.flash1", "", Some("system.flash1")),
             ("/machine/unattached/device[7]", "", None),
         ];
         for (qdev, backend, name) in cases {
