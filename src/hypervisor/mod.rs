@@ -17,6 +17,7 @@ mod qemu_nbd;
 pub mod qmp;
 mod runtime_folder;
 pub mod target;
+mod timed_stream;
 
 pub use freeze::Freeze;
 

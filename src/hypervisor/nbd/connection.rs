@@ -3,103 +3,27 @@
 use super::handshake::{Export, negotiate};
 use super::reply::{self, StatusExtent};
 use super::{Endpoint, NbdError, wire};
+use crate::hypervisor::timed_stream::TimedStream;
 use crate::model::Extent;
-use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::Write;
 use std::time::{Duration, Instant};
-
-/// A socket whose reads and writes share one limit: a peer that sends a byte a minute cannot
-/// stretch a request, as it could with a time-out of each system call.
-struct TimedStream {
-    stream: UnixStream,
-    limit: Duration,
-    deadline: Instant,
-}
-
-impl TimedStream {
-    fn new(stream: UnixStream, limit: Duration) -> Self {
-        TimedStream {
-            stream,
-            limit,
-            deadline: Instant::now() + limit,
-        }
-    }
-
-    fn restart(&mut self) {
-        self.deadline = Instant::now() + self.limit;
-    }
-
-    fn remaining(&self) -> io::Result<Duration> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        match left.is_zero() {
-            true => Err(io::ErrorKind::TimedOut.into()),
-            false => Ok(left),
-        }
-    }
-}
-
-impl Read for TimedStream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(Some(self.remaining()?))?;
-        self.stream.read(buffer)
-    }
-}
-
-impl Write for TimedStream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(Some(self.remaining()?))?;
-        self.stream.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// `connect` waits without limit where the server's queue is full; this one asks again.
-fn connect(endpoint: &Endpoint) -> Result<UnixStream, NbdError> {
-    let deadline = Instant::now() + endpoint.timeout;
-    let address = SocketAddrUnix::new(&endpoint.socket).map_err(io::Error::from)?;
-    let socket = net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )
-    .map_err(io::Error::from)?;
-    loop {
-        match net::connect(&socket, &address) {
-            Ok(()) => break,
-            Err(Errno::AGAIN) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(io::Error::from(error).into()),
-        }
-    }
-    let stream = UnixStream::from(socket);
-    stream.set_nonblocking(false)?;
-    Ok(stream)
-}
 
 pub(super) struct Connection {
     stream: TimedStream,
+    /// Of one request with its reply.
+    limit: Duration,
     export: Export,
     cookie: u64,
 }
 
 impl Connection {
     pub(super) fn open(endpoint: &Endpoint) -> Result<Self, NbdError> {
-        Self::over(connect(endpoint)?, endpoint)
-    }
-
-    pub(super) fn over(stream: UnixStream, endpoint: &Endpoint) -> Result<Self, NbdError> {
-        let mut stream = TimedStream::new(stream, endpoint.timeout);
+        let mut stream = TimedStream::connect(&endpoint.socket, endpoint.timeout)?;
+        stream.until(Instant::now() + endpoint.timeout);
         let export = negotiate(&mut stream, &endpoint.export, &endpoint.contexts)?;
         Ok(Connection {
             stream,
+            limit: endpoint.timeout,
             export,
             cookie: 0,
         })
@@ -116,7 +40,7 @@ impl Connection {
         length: u32,
         payload: &[u8],
     ) -> Result<u64, NbdError> {
-        self.stream.restart();
+        self.stream.until(Instant::now() + self.limit);
         // A fresh cookie for every request, so that a late or repeated reply never fits.
         self.cookie = self.cookie.wrapping_add(1);
         let request = wire::request(kind, self.cookie, offset, length);

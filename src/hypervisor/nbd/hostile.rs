@@ -1,6 +1,7 @@
 //! Peers that lie, stall and hang up: each must end in an error, none in a panic or wrong bytes.
 
 use super::client::NbdClient;
+use super::testing::{chunk, greeting, option_reply, read_option};
 use super::{BASE_ALLOCATION, Endpoint, NbdError, reply, wire};
 use crate::model::Extent;
 use proptest::prelude::*;
@@ -10,16 +11,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 const SIZE: u64 = 1 << 20;
-
-fn chunk(done: bool, kind: u16, cookie: u64, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = wire::STRUCTURED_REPLY_MAGIC.to_be_bytes().to_vec();
-    bytes.extend_from_slice(&u16::from(done).to_be_bytes());
-    bytes.extend_from_slice(&kind.to_be_bytes());
-    bytes.extend_from_slice(&cookie.to_be_bytes());
-    bytes.extend_from_slice(&(payload.len() as u32).to_be_bytes());
-    bytes.extend_from_slice(payload);
-    bytes
-}
 
 fn data(offset: u64, content: &[u8]) -> Vec<u8> {
     [&offset.to_be_bytes(), content].concat()
@@ -278,34 +269,6 @@ struct FakeServer {
     thread: JoinHandle<()>,
 }
 
-fn option_reply(option: u32, kind: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = wire::OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
-    bytes.extend_from_slice(&option.to_be_bytes());
-    bytes.extend_from_slice(&kind.to_be_bytes());
-    bytes.extend_from_slice(&(payload.len() as u32).to_be_bytes());
-    bytes.extend_from_slice(payload);
-    bytes
-}
-
-fn read_option(stream: &mut UnixStream) -> std::io::Result<u32> {
-    let mut header = [0; 16];
-    stream.read_exact(&mut header)?;
-    let mut fields = wire::Fields::new(&header[8..]);
-    let (kind, length) = (fields.u32().unwrap(), fields.u32().unwrap());
-    let mut payload = vec![0; length as usize];
-    stream.read_exact(&mut payload)?;
-    Ok(kind)
-}
-
-fn greeting() -> Vec<u8> {
-    [
-        &wire::SERVER_MAGIC.to_be_bytes()[..],
-        &wire::OPTION_MAGIC.to_be_bytes(),
-        &3u16.to_be_bytes(),
-    ]
-    .concat()
-}
-
 fn serve(
     listener: &UnixListener,
     block_sizes: [u32; 3],
@@ -315,7 +278,7 @@ fn serve(
     stream.write_all(&greeting())?;
     stream.read_exact(&mut [0; 4])?;
     loop {
-        let option = read_option(&mut stream)?;
+        let (option, _) = read_option(&mut stream)?;
         let reply = match option {
             wire::OPTION_SET_META_CONTEXT => [
                 option_reply(

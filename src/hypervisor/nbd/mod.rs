@@ -13,6 +13,8 @@ mod handshake;
 #[cfg(test)]
 mod hostile;
 mod reply;
+#[cfg(test)]
+pub(super) mod testing;
 mod wire;
 
 pub use client::NbdClient;

@@ -5,63 +5,86 @@
 
 use super::wire::{self, MAX_LINE_BYTES, Message};
 use super::{QmpError, machine::Peer};
+use crate::hypervisor::timed_stream::TimedStream;
 use rustix::net::sockopt::socket_peercred;
 use serde_json::{Value, json};
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Time for the greeting: longer than any other tool should hold a monitor for a question.
-const GREETING_LIMIT: Duration = Duration::from_secs(10);
-/// Time for one command. QEMU answers in milliseconds; a `stop` drains requests in flight first.
-const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 /// A peer that sends events without end keeps us busy for ever.
 const MAX_EVENTS: usize = 10_000;
 
+/// How long a monitor may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// For the greeting: longer than any other tool should hold a monitor for a question.
+    pub greeting: Duration,
+    /// For one command. QEMU answers in milliseconds; a `stop` drains requests in flight first.
+    pub command: Duration,
+    /// For a job to end after it was told to.
+    pub job: Duration,
+    /// For everything that one capture asks before it stands, and again for its end: a peer that
+    /// takes its time with each of many commands takes it once.
+    pub work: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            greeting: Duration::from_secs(10),
+            command: Duration::from_secs(30),
+            job: Duration::from_secs(30),
+            work: Duration::from_secs(300),
+        }
+    }
+}
+
 pub(super) struct Connection {
-    stream: UnixStream,
-    /// What was read and belongs to no complete line yet.
-    buffer: Vec<u8>,
+    stream: TimedStream,
+    lines: Lines,
     next_id: u64,
+    limits: Limits,
+    /// By when the commands of the present work must be answered, whatever each may take.
+    work_ends: Instant,
+    /// While a guest stands still for us, sooner.
+    pause_ends: Option<Instant>,
     /// After a broken message or a lost reply nothing can be believed any more.
     broken: bool,
 }
 
 impl Connection {
-    pub(super) fn open(socket: &Path) -> Result<Self, QmpError> {
-        let stream = UnixStream::connect(socket)?;
-        Self::over(stream, GREETING_LIMIT)
-    }
-
-    pub(super) fn over(stream: UnixStream, greeting_limit: Duration) -> Result<Self, QmpError> {
+    pub(super) fn open(socket: &Path, limits: Limits) -> Result<Self, QmpError> {
+        let deadline = Instant::now() + limits.greeting;
+        let busy = |error: QmpError| match error {
+            QmpError::TimedOut => QmpError::Busy,
+            other => other,
+        };
+        let mut stream = TimedStream::connect(socket, limits.greeting)
+            .map_err(|error| busy(QmpError::from(error)))?;
+        stream.until(deadline);
         let mut connection = Connection {
             stream,
-            buffer: Vec::new(),
+            lines: Lines::default(),
             next_id: 1,
+            limits,
+            work_ends: Instant::now() + limits.work,
+            pause_ends: None,
             broken: false,
         };
-        let deadline = Instant::now() + greeting_limit;
         // What QEMU could not tell a client that died comes first.
         for _ in 0..MAX_EVENTS {
-            match connection.receive(deadline) {
-                Ok(Message::Greeting) => {
-                    connection.run("qmp_capabilities", json!(null))?;
-                    return Ok(connection);
-                }
-                Ok(_) => {}
-                Err(QmpError::TimedOut) => return Err(QmpError::Busy),
-                Err(error) => return Err(error),
+            if connection.receive(deadline).map_err(busy)? == Message::Greeting {
+                connection.run("qmp_capabilities", json!(null))?;
+                return Ok(connection);
             }
         }
-        Err(QmpError::Protocol(
-            "the peer is not a QEMU monitor (no greeting)".to_string(),
-        ))
+        Err(QmpError::Protocol("no greeting".to_string()))
     }
 
     /// The process at the other end.
     pub(super) fn peer(&self) -> Result<Peer, QmpError> {
-        let credentials = socket_peercred(&self.stream).map_err(io::Error::from)?;
+        let credentials = socket_peercred(self.stream.stream()).map_err(io::Error::from)?;
         Ok(Peer {
             process: credentials.pid.as_raw_nonzero().get(),
             user: credentials.uid.as_raw(),
@@ -69,10 +92,28 @@ impl Connection {
         })
     }
 
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// From now on counts what all commands together may take.
+    pub(super) fn begin_work(&mut self) {
+        self.work_ends = Instant::now() + self.limits.work;
+    }
+
+    /// The guest stands still: commands must be answered by then. `None`: it runs again.
+    pub(super) fn pause_until(&mut self, ends: Option<Instant>) {
+        self.pause_ends = ends;
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// Lets another client have the monitor. Nothing can be run on this connection any more.
     pub(super) fn hang_up(&mut self) {
         self.broken = true;
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        let _ = self.stream.stream().shutdown(std::net::Shutdown::Both);
     }
 
     /// Runs a command; its answer.
@@ -91,8 +132,9 @@ impl Connection {
     fn exchange(&mut self, name: &str, arguments: &Value) -> Result<Value, QmpError> {
         let id = self.next_id;
         self.next_id += 1;
-        let deadline = Instant::now() + COMMAND_LIMIT;
-        self.stream.set_write_timeout(Some(COMMAND_LIMIT))?;
+        let ends = self.pause_ends.unwrap_or(self.work_ends).min(self.work_ends);
+        let deadline = ends.min(Instant::now() + self.limits.command);
+        self.stream.until(deadline);
         self.stream
             .write_all(wire::command(name, id, arguments).as_bytes())?;
         for _ in 0..MAX_EVENTS {
@@ -122,22 +164,39 @@ impl Connection {
     }
 
     fn receive(&mut self, deadline: Instant) -> Result<Message, QmpError> {
+        // What is in the buffer already must not stretch the limit either.
+        if Instant::now() >= deadline {
+            return Err(QmpError::TimedOut);
+        }
+        self.lines.receive(&mut self.stream)
+    }
+}
+
+/// Cuts a stream into lines.
+#[derive(Default)]
+pub(super) struct Lines {
+    /// What was read and belongs to no complete line yet.
+    buffer: Vec<u8>,
+    /// So many bytes of it hold no line feed.
+    searched: usize,
+}
+
+impl Lines {
+    pub(super) fn receive(&mut self, stream: &mut impl Read) -> Result<Message, QmpError> {
         loop {
-            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                let rest = self.buffer.split_off(end + 1);
+            let new = self.buffer.get(self.searched..).unwrap_or_default();
+            if let Some(end) = new.iter().position(|byte| *byte == b'\n') {
+                let rest = self.buffer.split_off(self.searched + end + 1);
                 let line = std::mem::replace(&mut self.buffer, rest);
+                self.searched = 0;
                 return wire::parse(&line);
             }
+            self.searched = self.buffer.len();
             if self.buffer.len() > MAX_LINE_BYTES {
                 return Err(QmpError::Protocol("a line without end".to_string()));
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(QmpError::TimedOut);
-            }
-            self.stream.set_read_timeout(Some(left))?;
             let mut part = [0; 64 << 10];
-            match self.stream.read(&mut part) {
+            match stream.read(&mut part) {
                 Ok(0) => return Err(QmpError::Closed),
                 Ok(read) => self
                     .buffer

@@ -28,17 +28,21 @@ mod capture;
 mod connection;
 mod definition;
 mod fleece;
+#[cfg(test)]
+mod hostile;
 mod machine;
 mod overlay;
 mod plan;
 mod planned;
 mod recover;
+#[cfg(test)]
+mod testing;
 mod wire;
 
 use super::guard::GuardCommand;
 use super::{Capture, CaptureError, CaptureErrorKind, Freeze, Hypervisor, Reading, SinceMark};
 use crate::model::DiskName;
-use connection::Connection;
+use connection::{Connection, Limits};
 use serde_json::Value;
 use std::fmt;
 use std::io;
@@ -116,7 +120,7 @@ impl QmpError {
 
 /// Lets a paused guest run; for a guard whose agent died.
 pub(super) fn resume(monitor: &Path) -> Result<(), QmpError> {
-    let mut connection = Connection::open(monitor)?;
+    let mut connection = Connection::open(monitor, Limits::default())?;
     let status = connection.run("query-status", Value::Null)?;
     match machine::text(&status, "status")?.as_str() {
         "paused" => connection.run("cont", Value::Null).map(drop),
@@ -152,15 +156,19 @@ pub struct QmpSettings {
 #[derive(Debug, Clone)]
 pub struct QmpSource {
     settings: QmpSettings,
+    limits: Limits,
 }
 
 impl QmpSource {
     pub fn new(settings: QmpSettings) -> Self {
-        QmpSource { settings }
+        QmpSource {
+            settings,
+            limits: Limits::default(),
+        }
     }
 
     fn connect(&self) -> Result<Connection, CaptureError> {
-        Connection::open(&self.settings.monitor).map_err(|error| self.failed(error))
+        Connection::open(&self.settings.monitor, self.limits).map_err(|error| self.failed(error))
     }
 
     fn failed(&self, error: QmpError) -> CaptureError {

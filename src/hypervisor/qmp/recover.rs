@@ -14,9 +14,6 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Time for a job to end after it was told to.
-const JOB_LIMIT: Duration = Duration::from_secs(30);
-
 /// A note of what a guest is held by, on disk before it is: for the next run, in case that both
 /// the agent and its guard are killed while it stands still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,7 +154,7 @@ fn remove_exports(connection: &mut Connection, owner: &str) -> Result<(), QmpErr
 
 fn end_jobs(connection: &mut Connection, owner: &str) -> Result<(), QmpError> {
     let prefix = Role::Job.prefix(owner);
-    let deadline = Instant::now() + JOB_LIMIT;
+    let deadline = Instant::now() + connection.limits().job;
     loop {
         let jobs = connection.run("query-jobs", Value::Null)?;
         let mut left = false;
