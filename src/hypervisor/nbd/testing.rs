@@ -90,7 +90,7 @@ pub(super) fn chunk(done: bool, kind: u16, cookie: u64, payload: &[u8]) -> Vec<u
 
 fn strings(payload: &[u8]) -> Vec<String> {
     let mut fields = Fields::new(payload);
-    let mut take = |fields: &mut Fields| {
+    let take = |fields: &mut Fields| {
         let length = fields.u32().unwrap() as usize;
         let rest = std::mem::replace(fields, Fields::new(&[])).rest();
         let (text, rest) = rest.split_at(length);

@@ -18,6 +18,7 @@ use crate::hypervisor::{
 };
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 pub(super) struct QmpCapture {
     settings: QmpSettings,
@@ -270,11 +271,13 @@ impl QmpCapture {
                 false
             }
         };
-        let result = match pauses {
+        let (result, runs) = match pauses {
             true => self.paused(&mut guard, planned, way),
-            false => self.rotate(planned, way),
+            false => (self.rotate(planned, way), true),
         };
-        let thawed = match frozen {
+        // The agent in a guest that stands still answers nobody: there the guard does both at its
+        // end, in the right order.
+        let thawed = match frozen && runs {
             true => guard.thaw().map(Some),
             false => Ok(None),
         };
@@ -308,30 +311,37 @@ impl QmpCapture {
         Ok(())
     }
 
+    /// Rotates while the guest stands still; also, whether it certainly runs again.
     fn paused(
         &mut self,
         guard: &mut Guard,
         planned: &[PlannedDisk],
         way: Way,
-    ) -> Result<(), Attempt> {
+    ) -> (Result<(), Attempt>, bool) {
         let shown = self.settings.monitor.display().to_string();
-        let failed = |error: QmpError| error.into_capture(&shown);
-        guard.will_pause()?;
+        let failed = |error: QmpError| Attempt::from(error.into_capture(&shown));
+        if let Err(error) = guard.will_pause() {
+            return (Err(error.into()), true);
+        }
+        // At its limit the guard kills this process, and with it the backups of other VMs: this
+        // one is given up before.
+        let ends = Instant::now() + self.settings.freeze_limit * 3 / 4;
+        lock(&self.connection).pause_until(Some(ends));
         let stopped = lock(&self.connection).run("stop", Value::Null);
         let result = match stopped {
             Ok(_) => self.rotate(planned, way),
-            Err(error) => Err(failed(error).into()),
+            Err(error) => Err(failed(error)),
         };
         let resumed = lock(&self.connection).run("cont", Value::Null);
+        lock(&self.connection).pause_until(None);
         match resumed {
-            Ok(_) => guard.resumed()?,
-            // The guard takes the monitor over once this connection is closed, which is broken.
+            Ok(_) => (result.and(guard.resumed().map_err(Attempt::from)), true),
+            // The guard takes the monitor over once this connection, which is broken, is closed.
             Err(error) => {
                 lock(&self.connection).hang_up();
-                return Err(failed(error).into());
+                (result.and(Err(failed(error))), false)
             }
         }
-        result
     }
 
     /// The bitmaps, and the filters or jobs.
@@ -372,6 +382,9 @@ impl QmpCapture {
         let shown = self.settings.monitor.display();
         let failed = |error: QmpError| error.into_capture(&shown);
         let mut connection = lock(&self.connection);
+        // What is left in QEMU would stand in the guest's way until the next night.
+        connection.restore(&self.settings.monitor).map_err(failed)?;
+        connection.begin_work();
         clean(&mut connection, &self.settings).map_err(failed)?;
         if !self.rotated {
             return Ok(());

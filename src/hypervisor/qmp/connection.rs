@@ -106,14 +106,20 @@ impl Connection {
         self.pause_ends = ends;
     }
 
-    pub(super) fn is_broken(&self) -> bool {
-        self.broken
-    }
-
     /// Lets another client have the monitor. Nothing can be run on this connection any more.
     pub(super) fn hang_up(&mut self) {
         self.broken = true;
         let _ = self.stream.stream().shutdown(std::net::Shutdown::Both);
+    }
+
+    /// A connection that was lost is opened anew.
+    pub(super) fn restore(&mut self, socket: &Path) -> Result<(), QmpError> {
+        if self.broken {
+            // Only then is the monitor free for another client, which we are now.
+            self.hang_up();
+            *self = Self::open(socket, self.limits)?;
+        }
+        Ok(())
     }
 
     /// Runs a command; its answer.
@@ -132,7 +138,10 @@ impl Connection {
     fn exchange(&mut self, name: &str, arguments: &Value) -> Result<Value, QmpError> {
         let id = self.next_id;
         self.next_id += 1;
-        let ends = self.pause_ends.unwrap_or(self.work_ends).min(self.work_ends);
+        let ends = self
+            .pause_ends
+            .unwrap_or(self.work_ends)
+            .min(self.work_ends);
         let deadline = ends.min(Instant::now() + self.limits.command);
         self.stream.until(deadline);
         self.stream

@@ -31,9 +31,9 @@ const PATIENT: Limits = Limits {
 
 /// So short that a test need not wait, and long enough for honest answers on a busy machine.
 const HASTY: Limits = Limits {
-    greeting: Duration::from_millis(500),
-    command: Duration::from_millis(500),
-    job: Duration::from_millis(500),
+    greeting: Duration::from_millis(300),
+    command: Duration::from_millis(300),
+    job: Duration::from_millis(300),
     work: Duration::from_secs(20),
 };
 
@@ -77,7 +77,9 @@ fn marks(capture: &dyn Capture) -> Vec<SinceMark> {
 
 /// A first night, committed.
 fn first_night(qemu: &FakeQemu) -> Vec<SinceMark> {
-    let capture = source(qemu, PATIENT).open(&[], Reading::Everything).unwrap();
+    let capture = source(qemu, PATIENT)
+        .open(&[], Reading::Everything)
+        .unwrap();
     let marks = marks(&*capture);
     capture.close(Outcome::Committed).unwrap();
     marks
@@ -93,7 +95,10 @@ fn refused(source: &QmpSource, since: &[SinceMark], what: &str) -> CaptureError 
     let shown = error.to_string();
     assert!(!shown.chars().any(char::is_control), "{what}: {shown:?}");
     assert!(shown.len() < 2000, "{what}: {} bytes", shown.len());
-    assert!(shown.contains("qmp") || shown.contains("vd"), "{what}: {shown}");
+    assert!(
+        shown.contains("qmp") || shown.contains("vd"),
+        "{what}: {shown}"
+    );
     error
 }
 
@@ -120,9 +125,8 @@ fn reads_right(capture: &dyn Capture) {
 }
 
 fn is_tracked(capture: &dyn Capture) -> bool {
-    let tracked = |disk: &&dyn crate::hypervisor::CapturedDisk| {
-        matches!(disk.changes(), Changes::Extents(_))
-    };
+    let tracked =
+        |disk: &&dyn crate::hypervisor::CapturedDisk| matches!(disk.changes(), Changes::Extents(_));
     capture.disks().iter().all(tracked)
 }
 
@@ -132,7 +136,9 @@ fn an_honest_peer_is_captured_night_after_night() {
         let qemu = FakeQemu::start();
         qemu.state().iothreads = iothreads;
         let since = first_night(&qemu);
-        let capture = source(&qemu, PATIENT).open(&since, Reading::Everything).unwrap();
+        let capture = source(&qemu, PATIENT)
+            .open(&since, Reading::Everything)
+            .unwrap();
         assert!(is_tracked(&*capture));
         reads_right(&*capture);
         capture.close(Outcome::Committed).unwrap();
@@ -177,10 +183,18 @@ fn a_greeting_that_is_none_is_refused_in_time() {
         ("not JSON", "220 mail ESMTP\n".to_string(), "protocol"),
         ("an array", "[]\n".to_string(), "protocol"),
         ("too deep", format!("{}\n", "[".repeat(1 << 20)), "protocol"),
-        ("too many values", format!("[{}0]\n", "0,".repeat(1 << 21)), "protocol"),
+        (
+            "too many values",
+            format!("[{}0]\n", "0,".repeat(1 << 21)),
+            "protocol",
+        ),
         ("without end", "x".repeat(9 << 20), "protocol"),
         ("a flood", event.repeat(10_001), "protocol"),
-        ("other answers", "{\"return\": {}}\n".repeat(10_001), "protocol"),
+        (
+            "other answers",
+            "{\"return\": {}}\n".repeat(10_001),
+            "protocol",
+        ),
     ] {
         let (error, _) = greets_with(text.into_bytes(), Duration::ZERO, HASTY);
         assert!(error.to_string().contains(expected), "{what}: {error}");
@@ -228,7 +242,9 @@ fn events_between_and_before_answers_disturb_nothing() {
         let answer = format!("{event}{{\"id\": ID, \"return\": {}}}\n", asked.honest);
         Act::Say(answer.into_bytes())
     });
-    let capture = source(&qemu, PATIENT).open(&[], Reading::Everything).unwrap();
+    let capture = source(&qemu, PATIENT)
+        .open(&[], Reading::Everything)
+        .unwrap();
     reads_right(&*capture);
     capture.close(Outcome::Committed).unwrap();
 }
@@ -242,24 +258,48 @@ fn bad_answers() -> Vec<(&'static str, String)> {
         ("another id", honest.replace("ID", "77")),
         ("a negative id", honest.replace("ID", "-1")),
         ("a text as id", honest.replace("ID", "\"1\"")),
-        ("no id", "{\"return\": {\"status\": \"running\"}}\n".to_string()),
+        (
+            "no id",
+            "{\"return\": {\"status\": \"running\"}}\n".to_string(),
+        ),
         ("twice", honest.repeat(2)),
         ("another answer first", honest.replace("ID", "77") + honest),
         ("a greeting", "{\"QMP\": {}}\n".to_string()),
         ("not JSON", "running\n".to_string()),
-        ("not UTF-8", "{\"return\": \"\u{0}\", \"id\": ID}\n".to_string()),
+        (
+            "not UTF-8",
+            "{\"return\": \"\u{0}\", \"id\": ID}\n".to_string(),
+        ),
         ("two lines", honest.replace(", ", ",\n")),
         ("an empty line", format!("\n{honest}")),
-        ("events without end", "{\"event\": \"X\"}\n".repeat(10_001) + honest),
-        ("another type", "{\"return\": [1, 2], \"id\": ID}\n".to_string()),
+        (
+            "events without end",
+            "{\"event\": \"X\"}\n".repeat(10_001) + honest,
+        ),
+        (
+            "another type",
+            "{\"return\": [1, 2], \"id\": ID}\n".to_string(),
+        ),
         ("nothing", "{\"return\": {}, \"id\": ID}\n".to_string()),
-        ("a number", "{\"return\": {\"status\": 1}, \"id\": ID}\n".to_string()),
-        ("deep", format!("{{\"id\": ID, \"return\": {}\n", "[".repeat(100_000))),
+        (
+            "a number",
+            "{\"return\": {\"status\": 1}, \"id\": ID}\n".to_string(),
+        ),
+        (
+            "deep",
+            format!("{{\"id\": ID, \"return\": {}\n", "[".repeat(100_000)),
+        ),
         ("an error", format!("{{\"error\": {error}, \"id\": ID}}\n")),
-        ("an error that is a text", "{\"error\": \"no\", \"id\": ID}\n".to_string()),
+        (
+            "an error that is a text",
+            "{\"error\": \"no\", \"id\": ID}\n".to_string(),
+        ),
         (
             "a status with control characters",
-            format!("{{\"return\": {{\"status\": {}}}, \"id\": ID}}\n", json!(text)),
+            format!(
+                "{{\"return\": {{\"status\": {}}}, \"id\": ID}}\n",
+                json!(text)
+            ),
         ),
     ]
 }
@@ -298,29 +338,44 @@ fn lies_about_nodes() -> Vec<(&'static str, Change)> {
         ("a size as text", |rows| size(rows, json!("1048576"))),
         ("no size", |rows| size(rows, Value::Null)),
         ("half a size", |rows| size(rows, json!(0.5))),
-        ("a negative granularity", |rows| bitmap(rows, "granularity", json!(-1))),
-        ("a granularity of text", |rows| bitmap(rows, "granularity", json!("x"))),
+        ("a negative granularity", |rows| {
+            bitmap(rows, "granularity", json!(-1))
+        }),
+        ("a granularity of text", |rows| {
+            bitmap(rows, "granularity", json!("x"))
+        }),
         ("a bitmap that does not say that it records", |rows| {
             bitmap(rows, "recording", Value::Null);
         }),
-        ("a bitmap without text for a name", |rows| bitmap(rows, "name", json!(7))),
+        ("a bitmap without text for a name", |rows| {
+            bitmap(rows, "name", json!(7))
+        }),
         ("two bitmaps of one name", |rows| {
             let mut second = rows[0]["dirty-bitmaps"][0].clone();
             second["granularity"] = json!(512);
-            rows[0]["dirty-bitmaps"].as_array_mut().unwrap().push(second);
+            rows[0]["dirty-bitmaps"]
+                .as_array_mut()
+                .unwrap()
+                .push(second);
         }),
         ("too many bitmaps", |rows| {
             let bitmap = json!({"name": "x", "recording": true, "granularity": 65536});
             rows[0]["dirty-bitmaps"] = Value::Array(vec![bitmap; 5000]);
         }),
-        ("bitmaps that are none", |rows| rows[0]["dirty-bitmaps"] = json!({})),
+        ("bitmaps that are none", |rows| {
+            rows[0]["dirty-bitmaps"] = json!({})
+        }),
         ("two nodes of one name", |rows| {
             let mut second = rows[0].clone();
             second["image"]["virtual-size"] = json!(512);
             rows.as_array_mut().unwrap().push(second);
         }),
-        ("a node that is not described", |rows| drop(rows.as_array_mut().unwrap().remove(0))),
-        ("a node without a driver", |rows| rows[0]["drv"] = json!(null)),
+        ("a node that is not described", |rows| {
+            drop(rows.as_array_mut().unwrap().remove(0))
+        }),
+        ("a node without a driver", |rows| {
+            rows[0]["drv"] = json!(null)
+        }),
         ("too many nodes", |rows| {
             let row = rows[0].clone();
             *rows = Value::Array(vec![row; 5000]);
@@ -346,7 +401,9 @@ fn lies_about_sizes_bitmaps_and_nodes_are_refused() {
         qemu.obeys();
         source(&qemu, PATIENT).recover().unwrap();
         is_as_it_was(&qemu, what);
-        let capture = source(&qemu, PATIENT).open(&since, Reading::Changes).unwrap();
+        let capture = source(&qemu, PATIENT)
+            .open(&since, Reading::Changes)
+            .unwrap();
         assert!(is_tracked(&*capture), "{what}: tracking was given up");
         capture.close(Outcome::Abandoned).unwrap();
     }
@@ -369,7 +426,9 @@ fn a_bitmap_of_another_granularity_is_not_believed_and_the_image_is_whole() {
             }
             _ => Act::Obey,
         });
-        let capture = source(&qemu, PATIENT).open(&since, Reading::Changes).unwrap();
+        let capture = source(&qemu, PATIENT)
+            .open(&since, Reading::Changes)
+            .unwrap();
         assert!(!is_tracked(&*capture), "{granularity}");
         reads_right(&*capture);
         capture.close(Outcome::Abandoned).unwrap();
@@ -385,12 +444,27 @@ fn devices_that_cannot_be_told_apart_are_refused() {
         })
     };
     for (what, devices) in [
-        ("two of one name", json!([device("vd0", "d0"), device("vd0", "d1")])),
+        (
+            "two of one name",
+            json!([device("vd0", "d0"), device("vd0", "d1")]),
+        ),
         ("on no node", json!([device("vd0", "d7")])),
-        ("a name that none can have", json!([device("vd\u{1b}[31m", "d0")])),
-        ("a node of control characters", json!([device("vd0", "d\u{1b}[31m\r\n")])),
-        ("no text", json!([{"qdev": "vd0", "inserted": {"node-name": 7}}])),
-        ("nothing inserted", json!([{"qdev": "vd0", "inserted": null}])),
+        (
+            "a name that none can have",
+            json!([device("vd\u{1b}[31m", "d0")]),
+        ),
+        (
+            "a node of control characters",
+            json!([device("vd0", "d\u{1b}[31m\r\n")]),
+        ),
+        (
+            "no text",
+            json!([{"qdev": "vd0", "inserted": {"node-name": 7}}]),
+        ),
+        (
+            "nothing inserted",
+            json!([{"qdev": "vd0", "inserted": null}]),
+        ),
         ("none", json!([])),
         ("too many", Value::Array(vec![device("vd0", "d0"); 5000])),
         ("no list", json!("vd0")),
@@ -443,7 +517,9 @@ fn a_definition_of_millions_of_bytes_is_not_taken_over() {
         "query-version" => Act::Return(json!({"qemu": "\u{1b}".repeat(1 << 20)})),
         _ => Act::Obey,
     });
-    let capture = source(&qemu, PATIENT).open(&[], Reading::Everything).unwrap();
+    let capture = source(&qemu, PATIENT)
+        .open(&[], Reading::Everything)
+        .unwrap();
     let (_, definition) = capture.definition().unwrap();
     assert!(definition.len() < 1 << 20, "{}", definition.len());
     capture.close(Outcome::Abandoned).unwrap();
@@ -571,7 +647,8 @@ fn many_late_answers_together_do_not_stretch_the_limit_of_a_capture() {
 #[test]
 fn a_job_that_never_ends_fails_the_capture_in_time() {
     let qemu = FakeQemu::start();
-    let job = |status: &str| Act::Return(json!([{"id": "vmkeep-job-0123abcd-0", "status": status}]));
+    let job =
+        |status: &str| Act::Return(json!([{"id": "vmkeep-job-0123abcd-0", "status": status}]));
     for status in ["running", "aborting", "concluded", "\u{1b}", "waiting"] {
         qemu.does(move |asked| match asked.name {
             "query-jobs" => job(status),
@@ -586,7 +663,9 @@ fn a_job_that_never_ends_fails_the_capture_in_time() {
 fn a_monitor_that_is_lost_while_jobs_fleece_fails_the_point() {
     let qemu = FakeQemu::start();
     qemu.state().iothreads = true;
-    let capture = source(&qemu, PATIENT).open(&[], Reading::Everything).unwrap();
+    let capture = source(&qemu, PATIENT)
+        .open(&[], Reading::Everything)
+        .unwrap();
     capture.still_consistent().unwrap();
     qemu.does(|_| Act::HangUp);
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -621,11 +700,16 @@ fn a_guest_that_stands_still_is_given_up_before_the_guard_kills_the_agent() {
 #[test]
 fn what_is_printed_of_a_release_is_fit_to_be_printed() {
     let qemu = FakeQemu::start();
-    qemu.state().nodes.get_mut("d0").unwrap().bitmaps.push(super::testing::Bitmap {
-        name: "vmkeep-0123abcd-\u{1b}[31m\n-0".to_string(),
-        recording: true,
-        granularity: 65536,
-    });
+    qemu.state()
+        .nodes
+        .get_mut("d0")
+        .unwrap()
+        .bitmaps
+        .push(super::testing::Bitmap {
+            name: "vmkeep-0123abcd-\u{1b}[31m\n-0".to_string(),
+            recording: true,
+            granularity: 65536,
+        });
     let released = source(&qemu, PATIENT).release().unwrap();
     assert_eq!(released.len(), 1);
     assert!(!released[0].chars().any(char::is_control), "{released:?}");

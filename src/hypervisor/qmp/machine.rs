@@ -5,7 +5,7 @@ use super::QmpError;
 use super::connection::Connection;
 use crate::model::{DiskName, MAX_DISK_BYTES};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// More devices or nodes than any VM has.
 const MAX_ROWS: usize = 4096;
@@ -66,23 +66,36 @@ impl Machine {
         let status = connection.run("query-status", Value::Null)?;
         let devices = connection.run("query-block", Value::Null)?;
         let nodes = connection.run("query-named-block-nodes", json!({ "flat": true }))?;
+        Self::of(&status, &devices, &nodes)
+    }
+
+    /// From the answers to these three questions.
+    pub(super) fn of(status: &Value, devices: &Value, nodes: &Value) -> Result<Self, QmpError> {
+        let mut described = BTreeMap::new();
+        for row in rows(nodes)? {
+            let name = text(row, "node-name")?;
+            let shown = printable(&name);
+            if described.insert(name, node(row)?).is_some() {
+                return Err(QmpError::Protocol(format!(
+                    "the block node {shown:?} is described twice"
+                )));
+            }
+        }
         Ok(Machine {
-            status: text(&status, "status")?,
-            devices: rows(&devices)?
+            status: text(status, "status")?,
+            devices: rows(devices)?
                 .iter()
                 .filter_map(|row| device(row).transpose())
                 .collect::<Result<_, _>>()?,
-            nodes: rows(&nodes)?
-                .iter()
-                .map(|row| Ok((text(row, "node-name")?, node(row)?)))
-                .collect::<Result<_, QmpError>>()?,
+            nodes: described,
         })
     }
 
     pub(super) fn node(&self, name: &str) -> Result<&Node, QmpError> {
-        self.nodes
-            .get(name)
-            .ok_or_else(|| QmpError::Protocol(format!("the block node {name:?} is not described")))
+        self.nodes.get(name).ok_or_else(|| {
+            let shown = printable(name);
+            QmpError::Protocol(format!("the block node {shown:?} is not described"))
+        })
     }
 }
 
@@ -92,12 +105,20 @@ pub(super) fn children(
     child: &str,
 ) -> Result<BTreeMap<String, String>, QmpError> {
     let graph = connection.run("x-debug-query-block-graph", Value::Null)?;
+    children_of(&graph, child)
+}
+
+/// From the answer to that question.
+pub(super) fn children_of(
+    graph: &Value,
+    child: &str,
+) -> Result<BTreeMap<String, String>, QmpError> {
     let mut names = BTreeMap::new();
-    for row in rows(field(&graph, "nodes")?)? {
+    for row in rows(field(graph, "nodes")?)? {
         names.insert(number(row, "id")?, text(row, "name")?);
     }
     let mut found = BTreeMap::new();
-    for row in rows(field(&graph, "edges")?)? {
+    for row in rows(field(graph, "edges")?)? {
         if text(row, "name")? != child {
             continue;
         }
@@ -164,7 +185,7 @@ fn node(row: &Value) -> Result<Node, QmpError> {
     let compat = row
         .pointer("/image/format-specific/data/compat")
         .and_then(Value::as_str);
-    let bitmaps = match row.get("dirty-bitmaps") {
+    let bitmaps: Vec<Bitmap> = match row.get("dirty-bitmaps") {
         None => Vec::new(),
         // Those without a name belong to QEMU's own jobs.
         Some(bitmaps) => rows(bitmaps)?
@@ -173,6 +194,12 @@ fn node(row: &Value) -> Result<Node, QmpError> {
             .map(bitmap)
             .collect::<Result<_, _>>()?,
     };
+    let names: BTreeSet<&str> = bitmaps.iter().map(|bitmap| &*bitmap.name).collect();
+    if names.len() != bitmaps.len() {
+        return Err(QmpError::Protocol(
+            "two bitmaps of one disk have the same name".to_string(),
+        ));
+    }
     Ok(Node {
         keeps_bitmaps: driver == "qcow2" && compat == Some("1.1"),
         filename: row
@@ -232,7 +259,8 @@ fn number(value: &Value, key: &str) -> Result<u64, QmpError> {
         .ok_or_else(|| QmpError::Protocol(format!("{key:?} is not a number")))
 }
 
-fn printable(text: &str) -> String {
+/// A text of the peer, fit to be printed.
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .filter(|letter| !letter.is_control())
         .take(200)

@@ -84,9 +84,18 @@ impl fmt::Display for QmpError {
                 "QEMU's monitor does not greet: another program holds it; give vmkeep a monitor \
                  socket of its own",
             ),
-            QmpError::TimedOut => f.write_str("QEMU's monitor did not answer in time"),
-            QmpError::Closed => f.write_str("QEMU's monitor closed the connection"),
-            QmpError::Protocol(detail) => write!(f, "QEMU's monitor broke the protocol: {detail}"),
+            QmpError::TimedOut => f.write_str(
+                "QEMU's monitor did not answer in time; is QEMU stuck, perhaps on the storage of \
+                 a disk?",
+            ),
+            QmpError::Closed => {
+                f.write_str("QEMU's monitor closed the connection; does QEMU still run?")
+            }
+            QmpError::Protocol(detail) => write!(
+                f,
+                "QEMU's monitor broke the protocol: {detail}; is its socket a QMP monitor of QEMU \
+                 (-qmp unix:…), and nothing between them?"
+            ),
             QmpError::Refused { command, detail } => write!(f, "QEMU refused {command}: {detail}"),
         }
     }

@@ -54,15 +54,22 @@ fn overlay_full(limit: u64) -> String {
 #[derive(Clone, Default)]
 pub(super) struct Trouble {
     full: Arc<AtomicBool>,
+    /// The monitor did not say: nobody watches any more.
+    lost: Arc<AtomicBool>,
     limit: u64,
 }
 
 impl Trouble {
     /// Why the image of the instant is gone, where it is.
     pub(super) fn found(&self) -> Option<String> {
-        self.full
-            .load(Ordering::Acquire)
-            .then(|| overlay_full(self.limit))
+        if self.full.load(Ordering::Acquire) {
+            return Some(overlay_full(self.limit));
+        }
+        self.lost.load(Ordering::Acquire).then(|| {
+            "QEMU's monitor was lost during the backup, and with it the watch on the overlay, \
+             which must not run full; is QEMU still running?"
+                .to_string()
+        })
     }
 }
 
@@ -83,8 +90,8 @@ pub(super) struct Watcher {
 impl Watcher {
     pub(super) fn start(connection: Shared, settings: &QmpSettings, disks: usize) -> Self {
         let trouble = Trouble {
-            full: Arc::default(),
             limit: fleece::limit_of(settings),
+            ..Trouble::default()
         };
         let stop = Arc::new(AtomicBool::new(false));
         let thread = {
@@ -93,6 +100,7 @@ impl Watcher {
                 while !stop.load(Ordering::Acquire) {
                     std::thread::sleep(WATCH_EVERY);
                     let mut connection = lock(&connection);
+                    connection.begin_work();
                     let passed = match Machine::look(&mut connection) {
                         Ok(machine) => (0..disks).any(|number| {
                             let name = Role::OverlayFile.name(&settings.owner, number);
@@ -102,7 +110,13 @@ impl Watcher {
                                 .get(&name)
                                 .is_none_or(|node| node.write_threshold == 0)
                         }),
-                        Err(_) => break,
+                        Err(_) => {
+                            trouble.lost.store(true, Ordering::Release);
+                            if connection.restore(&settings.monitor).is_ok() {
+                                let _ = clean(&mut connection, &settings);
+                            }
+                            break;
+                        }
                     };
                     if passed && !stop.load(Ordering::Acquire) {
                         trouble.full.store(true, Ordering::Release);

@@ -2,7 +2,7 @@
 //! the bitmaps afterwards.
 
 use super::connection::Connection;
-use super::machine::{Device, Machine, Node, children};
+use super::machine::{Device, Machine, Node, children, printable};
 use super::plan::{Known, Tracking, successor, track};
 use super::{QmpError, QmpSettings};
 use crate::hypervisor::runtime_folder::random_suffix;
@@ -60,7 +60,10 @@ pub(super) fn plan_disks(
             return Err(CaptureError::new(
                 CaptureErrorKind::Inconsistent,
                 &shown,
-                format!("the VM is being migrated, saved or restored ({other}); try again later"),
+                format!(
+                    "the VM is being migrated, saved or restored ({}); try again later",
+                    printable(other)
+                ),
             ));
         }
     }
@@ -116,12 +119,19 @@ fn plan_device(
         .disk
         .as_ref()
         .is_some_and(|name| settings.excluded.contains(name));
-    if device.removable || excluded || top.size_bytes == 0 {
+    if device.removable || excluded {
         return Ok(None);
     }
     if top.read_only {
         notes.push(format!("{}: left out, it is read-only", device.shown));
         return Ok(None);
+    }
+    if top.size_bytes == 0 {
+        return Err(CaptureError::new(
+            CaptureErrorKind::Invalid,
+            &device.shown,
+            "has no bytes, says QEMU; if that is right, leave it out with exclude = [\"…\"]",
+        ));
     }
     let Some(name) = device.disk.clone() else {
         return Err(CaptureError::new(
@@ -187,18 +197,26 @@ fn image_of<'a>(
     name: &str,
     top: &'a Node,
 ) -> Result<(String, &'a Node), QmpError> {
+    let is_filter = |node: &Node| matches!(node.driver.as_str(), "throttle" | "copy-on-read");
     let (mut name, mut node) = (name.to_string(), top);
-    // Bounded by the number of nodes: a graph with a circle would not be one.
+    if !is_filter(node) {
+        return Ok((name, node));
+    }
+    let below = children(connection, "file")?;
     for _ in 0..machine.nodes.len() {
-        if !matches!(node.driver.as_str(), "throttle" | "copy-on-read") {
-            break;
-        }
-        let below = children(connection, "file")?;
-        let Some(next) = below.get(&name) else { break };
+        let next = match is_filter(node) {
+            true => below.get(&name),
+            false => None,
+        };
+        let Some(next) = next else {
+            return Ok((name, node));
+        };
         node = machine.node(next)?;
         name = next.clone();
     }
-    Ok((name, node))
+    Err(QmpError::Protocol(
+        "its block nodes stand in a circle".to_string(),
+    ))
 }
 
 /// What becomes of the bitmaps.

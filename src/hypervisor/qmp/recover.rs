@@ -2,7 +2,7 @@
 
 use super::connection::Connection;
 use super::fleece::{Role, set_drive};
-use super::machine::{Machine, children, rows, text};
+use super::machine::{Machine, children, printable, rows, text};
 use super::plan;
 use super::{QmpError, QmpSettings, QmpSource};
 use crate::hypervisor::guard::{self};
@@ -110,7 +110,8 @@ pub(super) fn clean(connection: &mut Connection, settings: &QmpSettings) -> Resu
             .filter(|device| filters.contains(&device.node))
         {
             let image = below.get(&device.node).ok_or_else(|| {
-                QmpError::Protocol(format!("what is below {} is not told", device.node))
+                let shown = printable(&device.node);
+                QmpError::Protocol(format!("what is below {shown} is not told"))
             })?;
             set_drive(connection, &device.path, image)?;
         }
@@ -204,7 +205,8 @@ pub(super) fn release(source: &QmpSource) -> Result<Vec<String>, CaptureError> {
                         json!({"node": name, "name": bitmap.name}),
                     )
                     .map_err(failed)?;
-                released.push(format!("bitmap {} of {}", bitmap.name, node.filename));
+                let shown = printable(&bitmap.name);
+                released.push(format!("bitmap {shown} of {}", node.filename));
             }
         }
     }

@@ -185,7 +185,7 @@ impl Inside {
                 name: &name,
                 honest: &honest,
             });
-            let mut obey = || {
+            let obey = || {
                 let arguments = &message["arguments"];
                 let done = locked(&self.state).obey(&name, arguments, self);
                 match done {
@@ -316,7 +316,12 @@ impl State {
         }
     }
 
-    fn obey(&mut self, command: &str, arguments: &Value, inside: &Arc<Inside>) -> Result<(), String> {
+    fn obey(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+        inside: &Arc<Inside>,
+    ) -> Result<(), String> {
         match command {
             "stop" => self.status = "paused".to_string(),
             "cont" => self.status = "running".to_string(),
@@ -360,6 +365,7 @@ impl State {
                 let status = self.jobs.get_mut(&text(arguments, "id"));
                 *status.ok_or("no such job")? = "concluded".to_string();
             }
+            "block-dirty-bitmap-remove" => self.action(command, arguments)?,
             "job-dismiss" => drop(self.jobs.remove(&text(arguments, "id"))),
             _ => {}
         }
@@ -394,7 +400,10 @@ impl State {
     fn remove(&mut self, name: &str) -> Result<(), String> {
         let used = self.devices.iter().any(|(_, node)| node == name)
             || self.exports.values().any(|node| node == name)
-            || self.jobs.keys().any(|job| job.ends_with(&name[name.len() - 1..]))
+            || self
+                .jobs
+                .keys()
+                .any(|job| job.ends_with(&name[name.len() - 1..]))
             || self
                 .nodes
                 .values()
@@ -425,7 +434,8 @@ impl State {
 
     fn action(&mut self, kind: &str, data: &Value) -> Result<(), String> {
         if kind == "blockdev-backup" {
-            self.jobs.insert(text(data, "job-id"), "running".to_string());
+            self.jobs
+                .insert(text(data, "job-id"), "running".to_string());
             return Ok(());
         }
         let bitmaps = &mut self

@@ -6,6 +6,8 @@ use serde_json::Value;
 /// Longest line that is read. The longest honest ones are answers to `query-named-block-nodes`:
 /// some 2 KiB a node.
 pub(super) const MAX_LINE_BYTES: usize = 8 << 20;
+/// Most values in a line: once built, a value takes up to a hundred times its bytes.
+const MAX_VALUES: usize = 1 << 17;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Message {
@@ -36,6 +38,13 @@ pub(super) fn command(name: &str, id: u64, arguments: &Value) -> String {
 /// Reads one line. Its text may be anything; at most [`MAX_LINE_BYTES`] are passed.
 pub(super) fn parse(line: &[u8]) -> Result<Message, QmpError> {
     let broken = |detail: &str| QmpError::Protocol(detail.to_string());
+    // Each value but the first has one of these before it.
+    let values = line
+        .iter()
+        .filter(|byte| matches!(byte, b',' | b'[' | b'{'));
+    if values.count() > MAX_VALUES {
+        return Err(broken("a line of too many values"));
+    }
     let mut message: Value =
         serde_json::from_slice(line).map_err(|_| broken("a line that is not JSON"))?;
     let Some(fields) = message.as_object_mut() else {
@@ -123,6 +132,17 @@ mod tests {
             "{\"return\":",
         ] {
             assert!(parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_line_whose_values_would_fill_the_memory_is_refused_before_they_are_built() {
+        for part in ["{\"\":0},", "[],", "0,"] {
+            let line = format!("{{\"return\":[{}0]}}", part.repeat(MAX_LINE_BYTES / 10));
+            let Err(QmpError::Protocol(detail)) = parse(line.as_bytes()) else {
+                panic!("{part} was built");
+            };
+            assert!(detail.contains("too many values"), "{part}: {detail}");
         }
     }
 
