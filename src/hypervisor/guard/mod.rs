@@ -7,6 +7,8 @@
 //! resumes what is not yet, and ends. It also does so when a limit passes, whatever the agent says;
 //! an agent that neither goes on nor ends while the guest stands still is killed for that.
 
+#[cfg(test)]
+mod hostile;
 mod serve;
 
 pub use serve::serve;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// How long a dead agent's hold on the monitor may last.
+/// How long a dead agent's hold on the monitor may last, or its QEMU be stuck.
 const RESUME_LIMIT: Duration = Duration::from_secs(30);
 
 /// What the guest is held by.
@@ -17,8 +17,11 @@ struct Held {
     agent: Option<GuestAgent>,
     frozen_until: Option<Instant>,
     paused_until: Option<Instant>,
-    /// The limit passed while it was frozen.
+    /// It was paused while it was frozen: whatever limit passes later, the instant was frozen.
+    paused_frozen: bool,
+    /// The limit passed while it was frozen, before it was paused.
     thawed_before: bool,
+    resume_limit: Duration,
 }
 
 /// Serves one agent until its input ends. `parent`: the agent's process.
@@ -26,8 +29,17 @@ struct Held {
 /// Returns an error only where the guest could not be let go.
 pub fn serve(
     input: impl Read + Send + 'static,
+    output: impl Write,
+    parent: Option<rustix::process::Pid>,
+) -> Result<(), String> {
+    serve_within(input, output, parent, RESUME_LIMIT)
+}
+
+pub(super) fn serve_within(
+    input: impl Read + Send + 'static,
     mut output: impl Write,
     parent: Option<rustix::process::Pid>,
+    resume_limit: Duration,
 ) -> Result<(), String> {
     let (sender, lines) = channel();
     std::thread::spawn(move || {
@@ -47,7 +59,9 @@ pub fn serve(
         agent: None,
         frozen_until: None,
         paused_until: None,
+        paused_frozen: false,
         thawed_before: false,
+        resume_limit,
     };
     let mut say = |text: &str| {
         // An agent that has died does not read; the end of its input follows.
@@ -56,13 +70,12 @@ pub fn serve(
     say("ready");
     loop {
         let now = Instant::now();
-        let wait = [held.frozen_until, held.paused_until]
-            .into_iter()
-            .flatten()
-            .min()
-            .map_or(Duration::from_secs(3600), |until| {
-                until.saturating_duration_since(now)
-            });
+        // The agent in a paused guest answers nobody, and its guest does not feel that it is frozen:
+        // while it is paused only that limit counts.
+        let until = held.paused_until.or(held.frozen_until);
+        let wait = until.map_or(Duration::from_secs(3600), |until| {
+            until.saturating_duration_since(now)
+        });
         match lines.recv_timeout(wait) {
             Ok(line) => match line.as_str() {
                 "freeze" => match held.freeze() {
@@ -76,6 +89,7 @@ pub fn serve(
                 },
                 "pause" => {
                     held.paused_until = Some(Instant::now() + held.limit());
+                    held.paused_frozen = held.frozen_until.is_some();
                     say("ok");
                 }
                 "resumed" => {
@@ -92,12 +106,20 @@ pub fn serve(
                         let _ =
                             rustix::process::kill_process(parent, rustix::process::Signal::KILL);
                     }
-                    held.resume()?;
                 }
-                if held.frozen_until.is_some_and(|until| until <= now) {
-                    held.thawed_before = true;
-                    held.thaw()?;
-                }
+                // A guest that cannot be resumed is thawed all the same: it may run by now.
+                let resumed = match held.paused_until.is_some_and(|until| until <= now) {
+                    true => held.resume(),
+                    false => Ok(()),
+                };
+                let thawed = match held.frozen_until.is_some_and(|until| until <= now) {
+                    true => {
+                        held.thawed_before = !held.paused_frozen;
+                        held.thaw()
+                    }
+                    false => Ok(()),
+                };
+                resumed.and(thawed)?;
             }
             // The agent has gone.
             Err(RecvTimeoutError::Disconnected) => {
@@ -166,7 +188,7 @@ impl Held {
             .monitor
             .as_deref()
             .ok_or("no monitor is configured")?;
-        let deadline = Instant::now() + RESUME_LIMIT;
+        let deadline = Instant::now() + self.resume_limit;
         loop {
             match qmp::resume(monitor) {
                 Ok(()) => break,

@@ -36,7 +36,7 @@ mod plan;
 mod planned;
 mod recover;
 #[cfg(test)]
-mod testing;
+pub(super) mod testing;
 mod wire;
 
 use super::guard::GuardCommand;

@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-pub(super) const DISK_BYTES: u64 = 1 << 20;
+pub(in crate::hypervisor) const DISK_BYTES: u64 = 1 << 20;
 
 /// What becomes of one command.
-pub(super) enum Act {
+pub(in crate::hypervisor) enum Act {
     Obey,
     /// Does it, and answers with another value.
     Return(Value),
@@ -33,7 +33,7 @@ pub(super) enum Act {
 }
 
 /// One command as it came, and the honest answer if it had been obeyed.
-pub(super) struct Asked<'a> {
+pub(in crate::hypervisor) struct Asked<'a> {
     /// Commands before it, of all connections.
     pub number: usize,
     pub name: &'a str,
@@ -41,17 +41,17 @@ pub(super) struct Asked<'a> {
     pub honest: &'a Value,
 }
 
-pub(super) type Mischief = Box<dyn FnMut(&Asked) -> Act + Send>;
+pub(in crate::hypervisor) type Mischief = Box<dyn FnMut(&Asked) -> Act + Send>;
 
 #[derive(Debug, Clone)]
-pub(super) struct Bitmap {
+pub(in crate::hypervisor) struct Bitmap {
     pub name: String,
     pub recording: bool,
     pub granularity: u64,
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Node {
+pub(in crate::hypervisor) struct Node {
     pub driver: String,
     pub child: Option<String>,
     /// Named by nobody else: goes with the node above it.
@@ -61,7 +61,7 @@ pub(super) struct Node {
 }
 
 #[derive(Default)]
-pub(super) struct State {
+pub(in crate::hypervisor) struct State {
     pub status: String,
     /// (id, node)
     pub devices: Vec<(String, String)>,
@@ -79,7 +79,7 @@ struct Inside {
     stop: AtomicBool,
 }
 
-pub(super) struct FakeQemu {
+pub(in crate::hypervisor) struct FakeQemu {
     folder: tempfile::TempDir,
     inside: Arc<Inside>,
     thread: Option<JoinHandle<()>>,
@@ -91,7 +91,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl FakeQemu {
     /// With the disks `vd0` and `vd1` on `d0` and `d1`.
-    pub(super) fn start() -> Self {
+    pub(in crate::hypervisor) fn start() -> Self {
         let mut state = State {
             status: "running".to_string(),
             ..State::default()
@@ -139,23 +139,23 @@ impl FakeQemu {
         }
     }
 
-    pub(super) fn monitor(&self) -> PathBuf {
+    pub(in crate::hypervisor) fn monitor(&self) -> PathBuf {
         self.folder.path().join("qmp")
     }
 
-    pub(super) fn folder(&self) -> PathBuf {
+    pub(in crate::hypervisor) fn folder(&self) -> PathBuf {
         self.folder.path().to_path_buf()
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(in crate::hypervisor) fn state(&self) -> MutexGuard<'_, State> {
         locked(&self.inside.state)
     }
 
-    pub(super) fn does(&self, mischief: impl FnMut(&Asked) -> Act + Send + 'static) {
+    pub(in crate::hypervisor) fn does(&self, mischief: impl FnMut(&Asked) -> Act + Send + 'static) {
         *locked(&self.inside.mischief) = Box::new(mischief);
     }
 
-    pub(super) fn obeys(&self) {
+    pub(in crate::hypervisor) fn obeys(&self) {
         self.does(|_| Act::Obey);
     }
 }
@@ -241,7 +241,7 @@ fn text(value: &Value, key: &str) -> String {
 
 impl State {
     /// Answers to questions.
-    pub(super) fn answer(&self, command: &str) -> Value {
+    pub(in crate::hypervisor) fn answer(&self, command: &str) -> Value {
         match command {
             "query-status" => json!({"status": self.status, "running": self.status == "running"}),
             "query-block" => self
@@ -464,7 +464,7 @@ impl State {
     }
 
     /// Whatever of vmkeep is in it, bitmaps apart.
-    pub(super) fn leftovers(&self) -> Vec<String> {
+    pub(in crate::hypervisor) fn leftovers(&self) -> Vec<String> {
         let devices = self.devices.iter().map(|(_, node)| node);
         let all = self.nodes.keys().chain(self.exports.keys());
         all.chain(self.jobs.keys())
@@ -474,7 +474,7 @@ impl State {
             .collect()
     }
 
-    pub(super) fn all_bitmaps(&self) -> usize {
+    pub(in crate::hypervisor) fn all_bitmaps(&self) -> usize {
         self.nodes.values().map(|node| node.bitmaps.len()).sum()
     }
 }
