@@ -65,6 +65,8 @@ pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod format;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod hypervisor;
 pub mod jobs;
 pub mod model;

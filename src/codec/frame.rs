@@ -6,7 +6,7 @@ use zstd::zstd_safe;
 
 /// What a frame's cipher vouches for besides its content: kind u8, flags u8, zero u16, plain length
 /// u32, customer uid 16, tag 16.
-fn associated_data(
+pub(super) fn associated_data(
     kind: PieceKind,
     compressed: bool,
     plain_bytes: u32,

@@ -6,6 +6,8 @@
 
 pub mod age;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod hostile_bytes;
 mod identity;
 mod keys;
 pub mod minisign;

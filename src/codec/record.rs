@@ -48,7 +48,7 @@ pub struct PointRecord {
 impl PointRecord {
     /// VM name text, kind u8, time i64, disks u16; per disk: name text, size u64, chunk size u32,
     /// root 32, mark text; definition flag u8, then its file name text, length u32, content.
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         put_text(&mut out, self.vm.as_str());
         out.push(match self.kind {
@@ -80,7 +80,7 @@ impl PointRecord {
         out
     }
 
-    fn decode(plain: &[u8]) -> Result<Self, FormatError> {
+    pub(super) fn decode(plain: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new(plain);
         let name_error = |error: crate::model::NameError| FormatError::new(error.to_string());
         let vm = VmName::new(fields.text(MAX_TEXT_BYTES, "VM name")?).map_err(name_error)?;

@@ -6,6 +6,8 @@
 //! look at images or at the repository.
 
 mod customer;
+#[cfg(any(test, fuzzing))]
+pub mod hostile_bytes;
 mod problem;
 mod section;
 mod size;

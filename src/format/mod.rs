@@ -672,6 +672,8 @@
 
 pub mod certificate;
 pub mod entry;
+#[cfg(any(test, fuzzing))]
+pub mod hostile_bytes;
 pub mod names;
 pub mod pack;
 pub mod repository_file;

@@ -79,7 +79,7 @@ impl FrameHeader {
         bytes
     }
 
-    fn parse(fields: &mut Fields<'_>) -> Result<Self, FormatError> {
+    pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Self, FormatError> {
         let kind = PieceKind::from_code(fields.u8("frame kind")?)
             .ok_or_else(|| FormatError::new("frame of an unknown kind"))?;
         let flags = fields.u8("frame flags")?;
@@ -386,6 +386,32 @@ fn frame_matches(pack: &[u8], entry: &DirectoryEntry) -> bool {
     frame_bytes(pack, entry)
         .and_then(|bytes| parse_frame(bytes).ok())
         .is_some_and(|frame| frame.header.tag == entry.tag && frame.header.kind == entry.kind)
+}
+
+/// Gives a pack whose trailer fits the hashes that nobody can guess, for the fuzz targets.
+#[cfg(any(test, fuzzing))]
+pub(super) fn put_hashes_right(pack: &mut [u8]) -> Option<()> {
+    let trailer_at = pack.len().checked_sub(TRAILER_BYTES)?;
+    let range = directory_range(pack.get(trailer_at..)?, pack.len() as u64).ok()?;
+    let (start, end) = (
+        range.start as usize,
+        range.end as usize - DIRECTORY_HASH_BYTES,
+    );
+    let mut at = HEADER_BYTES;
+    while at < start {
+        let header = FrameHeader::parse(&mut Fields::new(pack.get(at..start)?)).ok()?;
+        let next = at + FRAME_HEADER_BYTES + header.sealed_bytes as usize;
+        let (checked, rest) = pack
+            .get_mut(at..next)?
+            .split_at_mut_checked(CHECKED_HEADER_BYTES)?;
+        let (sum, sealed) = rest.split_at_mut_checked(CHECKSUM_BYTES)?;
+        sum.copy_from_slice(&checksum(checked, sealed));
+        at = next;
+    }
+    let hash = directory_hash(pack.get(..HEADER_BYTES)?, pack.get(start..end)?);
+    pack.get_mut(end..end + DIRECTORY_HASH_BYTES)?
+        .copy_from_slice(&hash);
+    Some(())
 }
 
 #[cfg(test)]

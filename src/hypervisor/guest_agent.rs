@@ -20,6 +20,8 @@ const DELIMITER: u8 = 0xff;
 
 #[cfg(test)]
 mod hostile;
+#[cfg(any(test, fuzzing))]
+pub(super) mod hostile_bytes;
 
 #[derive(Debug)]
 pub(super) enum AgentError {

@@ -8,6 +8,15 @@ mod freeze;
 pub mod guard;
 mod guest_agent;
 pub mod handed;
+#[cfg(any(test, fuzzing))]
+pub mod hostile_bytes {
+    //! The fuzz targets of peers and images.
+    pub use super::guest_agent::hostile_bytes::guest_agent;
+    pub use super::image::hostile_bytes::qcow2_header;
+    pub use super::libvirt::hostile_bytes::domain_xml;
+    pub use super::nbd::hostile_bytes::{nbd_handshake, nbd_replies};
+    pub use super::qmp::hostile_bytes::{qmp_lines, qmp_machine};
+}
 pub mod image;
 pub mod libvirt;
 pub mod nbd;

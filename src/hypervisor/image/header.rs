@@ -44,7 +44,7 @@ impl Header {
         Ok(Self::parse(&bytes))
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let short = || "is not a qcow2 image: its header is cut off".to_string();
         let u32_at = |at: usize| {
             bytes

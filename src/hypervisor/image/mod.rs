@@ -15,6 +15,8 @@
 
 mod fingerprint;
 mod header;
+#[cfg(any(test, fuzzing))]
+pub(super) mod hostile_bytes;
 mod opened;
 mod qcow2;
 mod raw;

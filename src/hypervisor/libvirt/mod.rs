@@ -22,6 +22,8 @@ mod document;
 mod domain;
 mod folder;
 mod freeze;
+#[cfg(any(test, fuzzing))]
+pub(super) mod hostile_bytes;
 mod job;
 mod mark;
 mod nvram;

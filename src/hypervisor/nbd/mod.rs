@@ -12,6 +12,8 @@ mod connection;
 mod handshake;
 #[cfg(test)]
 mod hostile;
+#[cfg(any(test, fuzzing))]
+pub(super) mod hostile_bytes;
 mod reply;
 #[cfg(test)]
 pub(super) mod testing;

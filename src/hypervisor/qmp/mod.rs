@@ -30,6 +30,8 @@ mod definition;
 mod fleece;
 #[cfg(test)]
 mod hostile;
+#[cfg(any(test, fuzzing))]
+pub(super) mod hostile_bytes;
 mod machine;
 mod overlay;
 mod plan;
