@@ -10,8 +10,11 @@ use super::{
 use crate::model::{CustomerUid, PieceKind, PointId};
 use std::sync::LazyLock;
 
-/// Made for the fuzz targets, of no other use.
-const IDENTITY: &str = "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX";
+/// Made for tests, of no other use. The corpus has what is sealed for it, and what it signed.
+const IDENTITY: &str = include_str!("../../tests/golden/v1/identities/host.txt");
+const SIGNED: &[u8] = include_bytes!(
+    "../../tests/golden/v1/store/customers/acme/certificates/6226837d4fe6272ea8c1b460d2c70eb5.json"
+);
 
 static KEYS: LazyLock<Keys> = LazyLock::new(|| {
     Keys::derive(&CustomerKey::from_parts(
@@ -127,8 +130,7 @@ pub fn key_file(bytes: &[u8]) {
 pub fn signature(bytes: &[u8]) {
     let host = HOST.host_id();
     if let Ok(text) = std::str::from_utf8(bytes) {
-        // The corpus has one that fits.
-        if let Ok(comment) = minisign::verify(&host, b"content", text) {
+        if let Ok(comment) = minisign::verify(&host, SIGNED, text) {
             assert!(!comment.as_str().chars().any(char::is_control));
         }
         assert!(minisign::verify(&host, b"other content", text).is_err());

@@ -12,6 +12,9 @@ use std::time::Instant;
 const MAX_TRANSFER: u32 = 8 << 20;
 /// Longest range of a status request; QEMU walks its tables for it.
 const MAX_STATUS_RANGE: u32 = 1 << 30;
+/// Most pieces that a status is kept in (some 200 MiB): a bitmap of 64 KiB has so many only where
+/// half a TiB was written in no order at all.
+const MAX_STATUS_PIECES: usize = 1 << 23;
 /// Longest range zeroed at once: where the storage cannot, the server writes each byte.
 const MAX_ZEROES: u32 = 64 << 20;
 
@@ -164,14 +167,18 @@ impl NbdClient {
             return Ok(found);
         }
         let around = self.aligned_outwards(range);
-        // A server that answers in crumbs keeps us busy for ever.
-        let mut answers_left = around.length / 512 + 16;
+        // A server that answers in crumbs keeps us busy for ever: all answers together may take
+        // what the requests could have taken that an honest one needs.
+        let requests = around.length.div_ceil(u64::from(MAX_STATUS_RANGE));
+        let requests = u32::try_from(requests).unwrap_or(u32::MAX);
+        let limit = self.endpoint.timeout.saturating_mul(requests);
+        let started = Instant::now();
         self.with_connection(|connection| {
             let mut offset = around.offset;
             while offset < around.end() {
-                answers_left = answers_left
-                    .checked_sub(1)
-                    .ok_or_else(|| NbdError::protocol("too many status replies"))?;
+                if started.elapsed() >= limit {
+                    return Err(NbdError::TimedOut);
+                }
                 let rest = Extent::new(offset, around.end() - offset);
                 let Some((_, length)) = self.pieces(rest, MAX_STATUS_RANGE).next() else {
                     break;
@@ -181,8 +188,12 @@ impl NbdClient {
                     let Some(extent) = status.extent.intersection(&range) else {
                         continue;
                     };
+                    let is_full = found.len() >= MAX_STATUS_PIECES;
                     match found.last_mut().filter(|last| last.flags == status.flags) {
                         Some(last) => last.extent.length += extent.length,
+                        None if is_full => {
+                            return Err(NbdError::protocol("a status of too many pieces"));
+                        }
                         None => found.push(StatusExtent {
                             extent,
                             flags: status.flags,

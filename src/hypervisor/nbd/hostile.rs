@@ -274,6 +274,26 @@ fn serve(
     block_sizes: [u32; 3],
     answer: impl FnOnce(u64) -> Vec<u8>,
 ) -> std::io::Result<UnixStream> {
+    let mut stream = shake_hands(listener, block_sizes, SIZE)?;
+    let (cookie, _) = read_request(&mut stream)?;
+    stream.write_all(&answer(cookie))?;
+    Ok(stream)
+}
+
+/// Cookie and length of the next request.
+fn read_request(stream: &mut UnixStream) -> std::io::Result<(u64, u32)> {
+    let mut request = [0; 28];
+    stream.read_exact(&mut request)?;
+    let mut fields = wire::Fields::new(&request[8..]);
+    let (cookie, _, length) = (fields.u64().unwrap(), fields.u64(), fields.u32().unwrap());
+    Ok((cookie, length))
+}
+
+fn shake_hands(
+    listener: &UnixListener,
+    block_sizes: [u32; 3],
+    size: u64,
+) -> std::io::Result<UnixStream> {
     let (mut stream, _) = listener.accept()?;
     stream.write_all(&greeting())?;
     stream.read_exact(&mut [0; 4])?;
@@ -290,7 +310,7 @@ fn serve(
             ]
             .concat(),
             wire::OPTION_GO => {
-                let export = [&[0, 0][..], &SIZE.to_be_bytes(), &[1, 1]].concat();
+                let export = [&[0, 0][..], &size.to_be_bytes(), &[1, 3]].concat();
                 let mut blocks = vec![0, 3];
                 for size in block_sizes {
                     blocks.extend_from_slice(&size.to_be_bytes());
@@ -306,14 +326,9 @@ fn serve(
         };
         stream.write_all(&reply)?;
         if option == wire::OPTION_GO {
-            break;
+            return Ok(stream);
         }
     }
-    let mut request = [0; 28];
-    stream.read_exact(&mut request)?;
-    let cookie = u64::from_be_bytes(request[8..16].try_into().unwrap());
-    stream.write_all(&answer(cookie))?;
-    Ok(stream)
 }
 
 impl FakeServer {
@@ -513,4 +528,265 @@ fn a_peer_that_is_no_nbd_server_is_refused() {
         assert!(!error.to_string().contains('\x1b'));
         thread.join().unwrap();
     }
+}
+
+/// A peer that says this as its whole side of the handshake, and then waits.
+fn handshake_with(bytes: Vec<u8>, pause: Duration, limit: Duration) -> NbdError {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let length = match pause.is_zero() {
+            true => bytes.len(),
+            false => 1,
+        };
+        for part in bytes.chunks(length) {
+            if stream.write_all(part).is_err() {
+                return;
+            }
+            std::thread::sleep(pause);
+        }
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let mut endpoint = Endpoint::new(socket, "").with_context(BASE_ALLOCATION);
+    endpoint.timeout = limit;
+    let error = NbdClient::connect(endpoint).err();
+    thread.join().unwrap();
+    error.expect("a handshake that never was")
+}
+
+fn context(number: u32, name: &[u8]) -> Vec<u8> {
+    let payload = [&number.to_be_bytes()[..], name].concat();
+    option_reply(
+        wire::OPTION_SET_META_CONTEXT,
+        wire::REPLY_META_CONTEXT,
+        &payload,
+    )
+}
+
+fn info(kind: u16, rest: &[&[u8]]) -> Vec<u8> {
+    let payload = [&kind.to_be_bytes()[..], &rest.concat()].concat();
+    option_reply(wire::OPTION_GO, wire::REPLY_INFO, &payload)
+}
+
+fn export(size: u64) -> Vec<u8> {
+    info(wire::INFO_EXPORT, &[&size.to_be_bytes(), &[1, 3]])
+}
+
+#[test]
+fn a_handshake_that_lies_is_refused() {
+    let ack = |option: u32| option_reply(option, wire::REPLY_ACK, &[]);
+    let start = [greeting(), ack(wire::OPTION_STRUCTURED_REPLY)].concat();
+    let (meta, go) = (ack(wire::OPTION_SET_META_CONTEXT), ack(wire::OPTION_GO));
+    let base = context(5, b"base:allocation");
+    let contexts = [&start[..], &base, &meta].concat();
+    let sizes = |sizes: [u32; 3]| info(3, &sizes.map(u32::to_be_bytes).each_ref().map(|b| &b[..]));
+    let cases: Vec<(&str, Vec<Vec<u8>>)> = vec![
+        ("no context", vec![start.clone(), meta.clone()]),
+        (
+            "a context that nobody asked for",
+            vec![start.clone(), context(5, b"base:x"), meta.clone()],
+        ),
+        (
+            "a context twice",
+            vec![start.clone(), base.clone(), base.clone(), meta.clone()],
+        ),
+        (
+            "a context without number",
+            vec![start.clone(), context(5, b"")],
+        ),
+        (
+            "a context that is no text",
+            vec![start.clone(), context(5, b"\xff\xfe"), meta.clone()],
+        ),
+        (
+            "an answer to another option",
+            vec![
+                start.clone(),
+                option_reply(wire::OPTION_GO, wire::REPLY_META_CONTEXT, &[0; 8]),
+            ],
+        ),
+        (
+            "structured replies with a payload",
+            vec![
+                greeting(),
+                option_reply(wire::OPTION_STRUCTURED_REPLY, wire::REPLY_ACK, &[1]),
+            ],
+        ),
+        ("no description", vec![contexts.clone(), go.clone()]),
+        (
+            "described twice",
+            vec![contexts.clone(), export(SIZE), export(SIZE * 2), go.clone()],
+        ),
+        ("no bytes", vec![contexts.clone(), export(0), go.clone()]),
+        (
+            "more bytes than any disk",
+            vec![contexts.clone(), export(u64::MAX), go.clone()],
+        ),
+        (
+            "a negative size",
+            vec![contexts.clone(), export(1 << 63), go.clone()],
+        ),
+        (
+            "half a block",
+            vec![contexts.clone(), export(SIZE + 1), go.clone()],
+        ),
+        (
+            "half a large block",
+            vec![
+                contexts.clone(),
+                export(4096 + 512),
+                sizes([4096, 4096, 4096]),
+                go.clone(),
+            ],
+        ),
+        (
+            "half a description",
+            vec![contexts.clone(), info(0, &[&[0; 9]]), go.clone()],
+        ),
+        (
+            "descriptions without end",
+            vec![contexts.clone(), info(1, &[b"x"]).repeat(1000)],
+        ),
+        (
+            "an acknowledgement with a payload",
+            vec![
+                contexts,
+                export(SIZE),
+                option_reply(wire::OPTION_GO, wire::REPLY_ACK, &[7]),
+            ],
+        ),
+    ];
+    for (what, parts) in cases {
+        let error = handshake_with(parts.concat(), Duration::ZERO, Duration::from_secs(20));
+        assert!(
+            !matches!(error, NbdError::TimedOut | NbdError::Closed),
+            "{what}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_handshake_byte_by_byte_does_not_stretch_the_limit() {
+    let bytes = [greeting(), vec![0; 4096]].concat();
+    let error = handshake_with(bytes, Duration::from_millis(30), Duration::from_millis(300));
+    assert!(matches!(error, NbdError::TimedOut), "{error}");
+}
+
+#[test]
+fn a_read_byte_by_byte_does_not_stretch_the_limit() {
+    let mut server = FakeServer::start(
+        PLAIN,
+        |_| Vec::new(),
+        |mut stream| {
+            for byte in chunk(true, wire::CHUNK_DATA, 1, &data(4096, &[7; 1024])) {
+                if stream.write_all(&[byte]).is_err() {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        },
+    );
+    server.endpoint.timeout = Duration::from_millis(300);
+    let client = NbdClient::connect(server.endpoint.clone()).unwrap();
+    let result = client.read_at(4096, &mut [0; 1024]);
+    assert!(matches!(result, Err(NbdError::TimedOut)), "{result:?}");
+    server.thread.join().unwrap();
+}
+
+/// A server that answers every status request with these extents, after a pause.
+fn answers_statuses_with(
+    size: u64,
+    extents: Vec<(u32, u32)>,
+    pause: Duration,
+) -> (tempfile::TempDir, Endpoint) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::thread::spawn(move || -> std::io::Result<()> {
+        let mut stream = shake_hands(&listener, PLAIN, size)?;
+        loop {
+            let (cookie, _) = read_request(&mut stream)?;
+            std::thread::sleep(pause);
+            let payload = status(5, &extents);
+            stream.write_all(&chunk(true, wire::CHUNK_STATUS, cookie, &payload))?;
+        }
+    });
+    let endpoint = Endpoint::new(socket, "").with_context(BASE_ALLOCATION);
+    (folder, endpoint)
+}
+
+#[test]
+fn a_status_in_crumbs_does_not_stretch_the_limit() {
+    let pause = Duration::from_millis(20);
+    let (_folder, mut endpoint) = answers_statuses_with(1 << 30, vec![(4096, 0)], pause);
+    endpoint.timeout = Duration::from_millis(300);
+    let client = NbdClient::connect(endpoint).unwrap();
+    let (sender, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let result = client.status(BASE_ALLOCATION, Extent::new(0, 1 << 30));
+        let _ = sender.send(result);
+    });
+    let result = done.recv_timeout(Duration::from_secs(20));
+    assert!(matches!(result, Ok(Err(NbdError::TimedOut))), "{result:?}");
+}
+
+#[test]
+fn a_status_of_endless_pieces_does_not_fill_the_memory() {
+    let extents = (0..100_000).map(|at| (1, at % 2)).collect();
+    let size = crate::model::MAX_DISK_BYTES;
+    let (_folder, endpoint) = answers_statuses_with(size, extents, Duration::ZERO);
+    let client = NbdClient::connect(endpoint).unwrap();
+    let (sender, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let result = client.status(BASE_ALLOCATION, Extent::new(0, size));
+        let _ = sender.send(result.map(|extents| extents.len()));
+    });
+    let result = done.recv_timeout(Duration::from_secs(60));
+    let Ok(Err(NbdError::Protocol(detail))) = result else {
+        panic!("{result:?}");
+    };
+    assert!(detail.contains("pieces"), "{detail}");
+}
+
+#[test]
+fn a_second_connection_to_another_export_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let server = std::thread::spawn(move || {
+        // The first fails its request, so that the client opens another.
+        let first = shake_hands(&listener, PLAIN, SIZE).unwrap();
+        drop(first);
+        let second = shake_hands(&listener, PLAIN, SIZE * 2);
+        let _ = second.map(|mut stream| stream.read_to_end(&mut Vec::new()));
+    });
+    let endpoint = Endpoint::new(socket, "").with_context(BASE_ALLOCATION);
+    let client = NbdClient::connect(endpoint).unwrap();
+    assert!(client.read_at(0, &mut [0; 512]).is_err());
+    let result = client.read_at(0, &mut [0; 512]);
+    assert!(matches!(result, Err(NbdError::Protocol(_))), "{result:?}");
+    server.join().unwrap();
+}
+
+#[test]
+fn only_the_flag_zero_lets_a_range_go_unread() {
+    // A hole that does not say that it reads as zero may read as anything; so may what we do not
+    // know.
+    let flags = [
+        (1024, 0),
+        (1024, 1),
+        (1024, 3),
+        (1024, 2),
+        (1024, 4),
+        (1024, 6),
+        (2048, 0),
+    ];
+    let (_folder, endpoint) = answers_statuses_with(SIZE, flags.to_vec(), Duration::ZERO);
+    let client = NbdClient::connect(endpoint).unwrap();
+    let allocated = crate::hypervisor::nbd_disk::allocated(&client, Extent::new(0, 8192)).unwrap();
+    let expected =
+        [(0, 2048), (4096, 1024), (6144, 2048)].map(|(at, length)| Extent::new(at, length));
+    assert_eq!(allocated, expected);
 }

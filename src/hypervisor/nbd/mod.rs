@@ -6,6 +6,21 @@
 //! only if it answers exactly what was asked, every byte of a read must have been sent or declared
 //! a hole by the server, and every wait has a limit. After any error its connection is closed:
 //! a stream that was misunderstood once cannot be understood again.
+//!
+//! # What a lying server can and cannot do
+//!
+//! Refused, as an error of that disk: an export without bytes, of more than a disk may have or not
+//! of whole blocks, and one that differs on a second connection; answers to another request, under
+//! another context, twice, too short, too long, overlapping or with a gap; anything not understood.
+//! Refused in time: handshakes and answers that trickle (one limit spans all bytes of a request
+//! with its answer), that flood, and a status in crumbs (one limit spans all its answers, another
+//! one all its pieces). A request is never sent again on a connection that failed.
+//!
+//! Not to be seen from here: other bytes than the disk's, zeroes or a hole over data (a hole is
+//! skipped only where `base:allocation` has its flag ZERO), and a bitmap that hides a change. For
+//! this server *is* the disk, as far as this client can know. A bitmap that lied is found by the
+//! audit of the next full, which reads what the bitmap left out; a server that lies to all reads
+//! alike is found by nobody but the guest.
 
 mod client;
 mod connection;
