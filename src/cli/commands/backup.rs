@@ -45,7 +45,8 @@ pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure
             }
             Err(failure) if failure.exit == Exit::Interrupted => return Err(failure),
             Err(failure) if chosen.len() == 1 => return Err(failure),
-            Err(failure) => {
+            Err(mut failure) => {
+                failure.message = format!("{name}: {}", failure.message);
                 invocation.terminal.warn(&failure.text());
                 documents.push(json!({
                     "customer": config.name.as_str(),
