@@ -28,6 +28,9 @@
 //! - **5 [`config`]**, **[`cli`]**: the configuration, and the program. The only place that prints,
 //!   exits, reads the clock and picks a concrete store, hypervisor or target.
 //!
+//! Beside the floors, for tests and `scripts/fuzz` only: `fuzzing`, the table of fuzz targets. Each
+//! stands beside the parser it attacks, in a module `hostile_bytes`.
+//!
 //! # A night
 //!
 //! `run` reads each customer's ledger, asks [`policy::due`] for each VM, and for what is due:

@@ -44,8 +44,8 @@ fn serve(
     paused: &mut bool,
 ) -> std::io::Result<()> {
     stream.write_all(b"{\"QMP\": {}}\n")?;
-    let mut lines = BufReader::new(stream.try_clone()?).lines();
-    while let Some(line) = lines.next() {
+    let lines = BufReader::new(stream.try_clone()?).lines();
+    for line in lines {
         let message: Value = serde_json::from_str(&line?).unwrap();
         let command = message["execute"].as_str().unwrap().to_string();
         commands.lock().unwrap().push(command.clone());

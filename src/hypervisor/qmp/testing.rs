@@ -170,8 +170,8 @@ impl Drop for FakeQemu {
 impl Inside {
     fn serve(self: &Arc<Self>, mut stream: UnixStream) -> std::io::Result<()> {
         stream.write_all(b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n")?;
-        let mut lines = BufReader::new(stream.try_clone()?).lines();
-        while let Some(line) = lines.next() {
+        let lines = BufReader::new(stream.try_clone()?).lines();
+        for line in lines {
             let message: Value = serde_json::from_str(&line?).unwrap();
             let name = message["execute"].as_str().unwrap().to_string();
             let id = message["id"].clone();
