@@ -170,6 +170,7 @@ impl QmpCapture {
         let owner = &self.settings.owner;
         let shown = self.settings.monitor.display();
         let failed = |error: QmpError| error.into_capture(&shown);
+        connection.begin_work();
         fleece::start_server(&mut connection, &self._folder).map_err(failed)?;
         for disk in planned {
             if way == Way::Filters {
