@@ -83,8 +83,10 @@ impl Domain {
             nodes_limit: MAX_NODES,
             ..ParsingOptions::default()
         };
-        let document = Document::parse_with_options(xml, options)
-            .map_err(|error| invalid(format!("its XML cannot be read: {error}")))?;
+        let document = Document::parse_with_options(xml, options).map_err(|error| {
+            let error = shown(&error.to_string());
+            invalid(format!("its XML cannot be read: {error}"))
+        })?;
         let root = document.root_element();
         if !root.has_tag_name("domain") {
             return Err(invalid("its XML is not that of a domain".to_string()));
@@ -144,7 +146,10 @@ fn text<'a>(node: &Node<'a, '_>, name: &str) -> Option<&'a str> {
 }
 
 fn shown(text: &str) -> String {
-    text.chars().take(80).collect()
+    text.chars()
+        .filter(|letter| !letter.is_control())
+        .take(80)
+        .collect()
 }
 
 fn is_uuid(text: &str) -> bool {
@@ -271,6 +276,21 @@ mod tests {
 
     fn detail(wanted: &str, xml: &str) -> String {
         Domain::parse(wanted, xml).unwrap_err().detail
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_xml_is_fit_to_be_printed() {
+        let long = "x".repeat(10_000);
+        for xml in [
+            "<domain type=\0kvm'/>".to_string(),
+            format!("<domain></{long}>"),
+            format!("<domain><{long}/>"),
+            format!("<domain><name>{long}\u{9b}</name><uuid>{UUID}</uuid></domain>"),
+        ] {
+            let error = Domain::parse("web01", &xml).unwrap_err().to_string();
+            assert!(!error.chars().any(char::is_control), "{error:?}");
+            assert!(error.len() < 500, "{} bytes", error.len());
+        }
     }
 
     #[test]
