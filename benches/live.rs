@@ -7,8 +7,8 @@
 //! - *reading*: the same export read by the backup's client, in the backup's pattern, and by
 //!   `nbdcopy`, alternating. At least 80 % of its rate.
 //! - *latency*: a guest overwrites and syncs single records; its 99th percentile during a backup
-//!   beside that without. At most twice. QEMU runs on one core, the backup on the other, so that
-//!   it is the disk they share, and not the processor.
+//!   beside that without. At most twice. QEMU runs on one core, the backup on the other and with the
+//!   priority that it has in `config/`, so that it is the disk they share, and not the processor.
 //!
 //! Environment: `VMKEEP_BENCH_DIR` (where; default the temporary folder), `VMKEEP_BENCH_GIB` (the
 //! disk of *dirty*; default 8), `VMKEEP_BENCH_ONLY` (one of the three words).
@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use support::live::{DiskSpec, Format, Image, Vm, VmOptions, wait_until};
 use support::{path_text, tool};
 use vmkeep::hypervisor::nbd::{BASE_ALLOCATION, Endpoint, NbdClient, STATUS_ZERO};
+use vmkeep::jobs::READ_BYTES;
 use vmkeep::model::Extent;
 
 const GIB: u64 = 1 << 30;
@@ -288,7 +289,7 @@ fn read_as_backup(socket: &Path) {
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                let mut buffer = vec![0; 1 << 20];
+                let mut buffer = vec![0; READ_BYTES];
                 loop {
                     let start = next.fetch_add(1, Ordering::Relaxed) as u64 * span;
                     if start >= client.size_bytes() {
@@ -344,7 +345,7 @@ fn latency(folder: &Path) {
         let mut command = Command::new("taskset");
         let own = repository.command(&["backup", "db01", "--full"]);
         command
-            .args(["-c", "1"])
+            .args(["-c", "1", "nice", "-n", "10"])
             .arg(own.get_program())
             .args(own.get_args());
         let start = Instant::now();

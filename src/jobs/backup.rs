@@ -16,8 +16,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-/// Chunks are read together up to this size.
-const READ_BYTES: usize = 1 << 20;
+/// Chunks are read together up to this size; a larger chunk alone. A power of two, as chunks are.
+///
+/// QEMU answers reads of a running VM in the loop that also serves the guest's own requests: what
+/// is asked for at once, the guest waits for. With 1 MiB the 99th percentile of its writes more than
+/// doubled.
+pub const READ_BYTES: usize = 256 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackupSettings {
@@ -559,7 +563,7 @@ impl<'a> SpanWriter<'a> {
             reader,
             worker: session.worker()?,
             scratch: ReadScratch::new()?,
-            buffer: vec![0; READ_BYTES],
+            buffer: Vec::new(),
         })
     }
 
@@ -608,9 +612,11 @@ impl<'a> SpanWriter<'a> {
         draft: &mut SpanDraft,
     ) -> Result<u64, JobError> {
         let chunk_bytes = u64::from(shape.chunk_bytes);
+        let read_bytes = READ_BYTES.max(shape.chunk_bytes as usize);
+        self.buffer.resize(read_bytes, 0);
         let mut offset = run.offset;
         while offset < run.end() {
-            let length = (run.end() - offset).min(READ_BYTES as u64);
+            let length = (run.end() - offset).min(read_bytes as u64);
             let part = self
                 .buffer
                 .get_mut(..length as usize)

@@ -33,7 +33,7 @@ mod verify;
 mod watch;
 
 pub use admission::{Admission, admit};
-pub use backup::{BackedUp, BackupSettings, backup_vm};
+pub use backup::{BackedUp, BackupSettings, READ_BYTES, backup_vm};
 pub use certificate::Certified;
 pub use error::{JobError, JobErrorKind};
 pub use host::LocalHost;

@@ -1,2 +1,3 @@
 mod audit;
+mod chunk_size;
 mod prune;
