@@ -5,284 +5,16 @@
 
 mod support;
 
-use jiff::{Span, Timestamp};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::live::{Format, Image, Proxy, Qmp, Vm, VmOptions, assert_one_instant, wait_until};
-use support::{Host, HostOptions, path_text, time, tool};
-
-const DISK: u64 = 64 << 20;
-
-/// A host, a guest with a qcow2 disk and a raw one, and what stands between them.
-struct Scene {
-    host: Host,
-    vm: Vm,
-    proxy: Proxy,
-    /// A third monitor, for what is done while the guest stands still.
-    third: PathBuf,
-    now: Timestamp,
-    copies: Arc<Mutex<Vec<(String, PathBuf)>>>,
-}
-
-/// What `backup` said, and how the guest was at that instant.
-struct Night {
-    document: Value,
-    copies: Vec<(String, PathBuf)>,
-}
-
-impl Night {
-    fn kind(&self) -> &str {
-        self.document["kind"].as_str().unwrap()
-    }
-
-    fn notes(&self) -> String {
-        self.document["notes"].to_string()
-    }
-
-    /// Only changed blocks of every disk were read.
-    #[track_caller]
-    fn assert_tracked(&self) {
-        assert_eq!((self.kind(), self.notes().as_str()), ("incremental", "[]"));
-    }
-
-    fn read_bytes(&self) -> u64 {
-        self.document["read_bytes"].as_u64().unwrap()
-    }
-}
-
-impl Scene {
-    fn new(own: &str, agent: bool) -> Self {
-        Self::with(own, agent, "")
-    }
-
-    fn with(own: &str, agent: bool, host_keys: &str) -> Self {
-        Self::build(own, agent, host_keys, false)
-    }
-
-    fn build(own: &str, agent: bool, host_keys: &str, iothread: bool) -> Self {
-        let host = Host::new(&HostOptions::default());
-        let folder = host.path("vm");
-        fs::create_dir(&folder).unwrap();
-        let disks = [
-            Image::ext4(folder.join("a.qcow2"), DISK, Format::Qcow2),
-            Image::ext4(folder.join("b.raw"), DISK, Format::Raw),
-        ];
-        let mut options = VmOptions::new("g", &folder, &[&disks[0], &disks[1]]);
-        options.agent = agent;
-        options.disks[1].iothread = iothread;
-        let third = folder.join("third.qmp");
-        options.extra = vec![
-            "-chardev".to_string(),
-            format!(
-                "socket,id=third,path={},server=on,wait=off",
-                path_text(&third)
-            ),
-            "-mon".to_string(),
-            "chardev=third,mode=control".to_string(),
-        ];
-        let vm = Vm::start(options);
-        let proxy = Proxy::start(folder.join("p.qmp"), &vm.qmp_socket());
-        let text = format!(
-            "[host]\nname = \"host1\"\nclock = \"trusted\"\nstate_dir = \"{}\"\n{host_keys}\n\
-             [repository]\nurl = \"{}\"\nreserve = \"1 MiB\"\n\n\
-             [policy]\ntimezone = \"UTC\"\nwindow = \"22:00-06:00\"\n\n\
-             [[customer]]\nid = \"acme\"\n\n[[customer.vm]]\nname = \"db01\"\nqmp = \"{}\"\n{own}\n",
-            path_text(&host.state()),
-            path_text(host.store()),
-            path_text(&proxy.socket),
-        );
-        let agent_socket = vm.agent_socket();
-        host.write_config(&text.replace("AGENT", path_text(&agent_socket)));
-        let now = time("2031-02-10T23:17:00Z");
-        host.vmkeep(&["init", "--yes"], now).exits(0);
-        vm.wait_ready();
-        vm.wait_for_progress(50);
-        Scene {
-            host,
-            vm,
-            proxy,
-            third,
-            now,
-            copies: Arc::default(),
-        }
-    }
-
-    fn next_night(&mut self) {
-        self.now += Span::new().hours(24);
-    }
-
-    /// While the guest stands still for the next capture, QEMU copies each of its disks for us.
-    fn copy_independently(&mut self) {
-        let number = self.now.as_second();
-        let folder = self.host.path("vm");
-        let third = self.third.clone();
-        let copies = self.copies.clone();
-        let mut is_instant = false;
-        self.proxy.set(move |mut command| {
-            if command["execute"] == "transaction"
-                && command.to_string().contains("blockdev-backup")
-            {
-                let mut qmp = Qmp::connect(&third);
-                let (made, jobs) = prepare_copies(&mut qmp, &folder, number);
-                let actions = command["arguments"]["actions"].as_array_mut().unwrap();
-                actions.extend(
-                    jobs.into_iter()
-                        .map(|job| json!({"type": "blockdev-backup", "data": job})),
-                );
-                *copies.lock().unwrap() = made;
-                return command;
-            }
-            // Not the `cont` that lets a guest go on which a dead agent had paused.
-            is_instant |= command.to_string().contains("block-dirty-bitmap-add");
-            if is_instant && command["execute"] == "cont" && copies.lock().unwrap().is_empty() {
-                let mut qmp = Qmp::connect(&third);
-                let made = copy_all(&mut qmp, &folder, number);
-                *copies.lock().unwrap() = made;
-            }
-            command
-        });
-    }
-
-    fn independent_copies(&mut self) -> Vec<(String, PathBuf)> {
-        self.proxy.pass();
-        let copies = std::mem::take(&mut *self.copies.lock().unwrap());
-        end_copies(&mut Qmp::connect(&self.third), &copies);
-        copies
-    }
-
-    #[track_caller]
-    fn backup(&mut self, arguments: &[&str]) -> Night {
-        // Later than an attempt of the same night, so that it is the newest in any case.
-        self.now += Span::new().minutes(10);
-        self.copy_independently();
-        let arguments = [&["backup", "db01"], arguments].concat();
-        let document = self.host.json(&arguments, self.now)["vms"][0].take();
-        let copies = self.independent_copies();
-        Night { document, copies }
-    }
-
-    /// Restores the newest point and compares it with the copies of the same instant.
-    #[track_caller]
-    fn assert_exact(&self, night: &Night) {
-        let at = self.now + Span::new().minutes(5);
-        let restored = self.host.restore("db01", "latest", at);
-        let mut images = Vec::new();
-        for (id, copy) in &night.copies {
-            let image = restored.path().join(format!("{id}.raw"));
-            assert_same(&image, copy);
-            images.push(image);
-        }
-        let images: Vec<&Path> = images.iter().take(2).map(PathBuf::as_path).collect();
-        assert_one_instant(&images);
-        for (_, copy) in &night.copies {
-            fs::remove_file(copy).unwrap();
-        }
-    }
-
-    /// Nothing of a capture is left in QEMU but one bitmap a disk.
-    #[track_caller]
-    fn assert_clean(&self) {
-        let nodes = self.vm.qmp(&json!({
-            "execute": "query-named-block-nodes", "arguments": {"flat": true},
-        }));
-        let mut bitmaps = 0;
-        for node in nodes.as_array().unwrap() {
-            let name = node["node-name"].as_str().unwrap();
-            assert!(!name.starts_with("vmkeep-"), "{name} is left");
-            let found = node["dirty-bitmaps"].as_array().map_or(0, Vec::len);
-            assert!(found <= 1, "{node}");
-            bitmaps += found;
-        }
-        assert!(bitmaps > 0);
-        let exports = self.vm.qmp(&json!({"execute": "query-block-exports"}));
-        assert_eq!(exports, json!([]));
-        assert_eq!(self.vm.status(), "running");
-    }
-}
-
-/// Full copies of all disks by jobs of QEMU.
-fn copy_all(qmp: &mut Qmp, folder: &Path, number: i64) -> Vec<(String, PathBuf)> {
-    let (copies, jobs) = prepare_copies(qmp, folder, number);
-    for job in jobs {
-        qmp.execute(&json!({"execute": "blockdev-backup", "arguments": job}))
-            .unwrap();
-    }
-    end_copies(qmp, &copies);
-    copies
-}
-
-/// The copies, and the jobs that make them.
-fn prepare_copies(
-    qmp: &mut Qmp,
-    folder: &Path,
-    number: i64,
-) -> (Vec<(String, PathBuf)>, Vec<Value>) {
-    let (mut copies, mut jobs) = (Vec::new(), Vec::new());
-    let devices = qmp.execute(&json!({"execute": "query-block"})).unwrap();
-    for device in devices.as_array().unwrap() {
-        let Some(inserted) = device.get("inserted") else {
-            continue;
-        };
-        let qdev = device["qdev"].as_str().unwrap();
-        let id = qdev
-            .split('/')
-            .rfind(|part| part.starts_with("vd"))
-            .unwrap();
-        let path = folder.join(format!("copy-{number}-{id}.raw"));
-        let size = inserted["image"]["virtual-size"].as_u64().unwrap();
-        fs::File::create(&path).unwrap().set_len(size).unwrap();
-        let name = format!("copy-{id}");
-        qmp.execute(&json!({"execute": "blockdev-add", "arguments": {
-            "driver": "raw", "node-name": name,
-            "file": {"driver": "file", "filename": path},
-        }}))
-        .unwrap();
-        jobs.push(json!({
-            "job-id": name, "device": inserted["node-name"], "target": name,
-            "sync": "full", "auto-dismiss": false,
-        }));
-        copies.push((id.to_string(), path));
-    }
-    (copies, jobs)
-}
-
-/// Waits for copies, where they have not been waited for.
-fn end_copies(qmp: &mut Qmp, copies: &[(String, PathBuf)]) {
-    for (id, _) in copies {
-        let name = format!("copy-{id}");
-        let mut there = false;
-        until("a copy of QEMU", Duration::from_secs(60), || {
-            let jobs = qmp.execute(&json!({"execute": "query-jobs"})).unwrap();
-            let found = jobs
-                .as_array()
-                .unwrap()
-                .iter()
-                .find(|one| one["id"] == name.as_str());
-            let Some(found) = found else { return Some(()) };
-            there = true;
-            assert!(found.get("error").is_none(), "{found}");
-            (found["status"] == "concluded").then_some(())
-        });
-        if there {
-            qmp.execute(&json!({"execute": "job-dismiss", "arguments": {"id": name}}))
-                .unwrap();
-            qmp.execute(&json!({"execute": "blockdev-del", "arguments": {"node-name": name}}))
-                .unwrap();
-        }
-    }
-}
-
-#[track_caller]
-fn assert_same(one: &Path, other: &Path) {
-    tool("cmp", &[path_text(one), path_text(other)]);
-}
+use support::live::{DISK, Scene, SceneOptions, until};
+use support::{path_text, tool};
 
 #[test]
 fn nights_of_a_running_guest_are_exact_whatever_happens_to_it() {
-    let mut scene = Scene::new("", false);
+    let mut scene = Scene::new(&SceneOptions::default());
 
     let full = scene.backup(&[]);
     assert_eq!(full.kind(), "full");
@@ -436,7 +168,7 @@ fn nights_of_a_running_guest_are_exact_whatever_happens_to_it() {
 
 #[test]
 fn an_agent_killed_at_any_command_leaves_a_guest_that_writes_on_and_an_exact_next_night() {
-    let mut scene = Scene::new("", false);
+    let mut scene = Scene::new(&SceneOptions::default());
     let full = scene.backup(&[]);
     scene.assert_exact(&full);
     let mut step = 0;
@@ -489,7 +221,10 @@ fn an_agent_killed_at_any_command_leaves_a_guest_that_writes_on_and_an_exact_nex
 
 #[test]
 fn a_full_overlay_fails_the_backup_and_never_the_guest() {
-    let mut scene = Scene::with("", false, "overlay_size = \"1 MiB\"");
+    let mut scene = Scene::new(&SceneOptions {
+        host_keys: "overlay_size = \"1 MiB\"",
+        ..SceneOptions::default()
+    });
     let write = |scene: &Scene, how: &str| {
         let line = format!("dd if=/dev/urandom of=/mnt/vda/big bs=1M count=6 {how} 2>/dev/null");
         let (code, _) = scene.vm.console().shell(&line);
@@ -532,7 +267,11 @@ fn a_full_overlay_fails_the_backup_and_never_the_guest() {
 
 #[test]
 fn a_guest_on_io_threads_is_fleeced_by_jobs_and_a_full_overlay_is_given_up_in_time() {
-    let mut scene = Scene::build("", false, "overlay_size = \"4 MiB\"", true);
+    let mut scene = Scene::new(&SceneOptions {
+        host_keys: "overlay_size = \"4 MiB\"",
+        iothread: true,
+        ..SceneOptions::default()
+    });
     let write = |scene: &Scene, how: &str| {
         let line = format!("dd if=/dev/urandom of=/mnt/vdb/big bs=1M count=8 {how} 2>/dev/null");
         let (code, _) = scene.vm.console().shell(&line);
@@ -584,7 +323,11 @@ fn a_guest_on_io_threads_is_fleeced_by_jobs_and_a_full_overlay_is_given_up_in_ti
 
 #[test]
 fn a_frozen_guest_is_thawed_whoever_dies_and_the_point_says_how_it_was() {
-    let mut scene = Scene::new("guest_agent = \"AGENT\"\nfsfreeze = \"require\"", true);
+    let mut scene = Scene::new(&SceneOptions {
+        own: "guest_agent = \"AGENT\"\nfsfreeze = \"require\"",
+        agent: true,
+        ..SceneOptions::default()
+    });
     let full = scene.backup(&[]);
     scene.assert_exact(&full);
     let points = scene.host.points(scene.now);
@@ -646,9 +389,4 @@ fn a_frozen_guest_is_thawed_whoever_dies_and_the_point_says_how_it_was() {
     let night = scene.backup(&[]);
     night.assert_tracked();
     scene.assert_exact(&night);
-}
-
-#[track_caller]
-fn until<T>(what: &str, limit: Duration, answer: impl FnMut() -> Option<T>) -> T {
-    wait_until(what, limit, answer, String::new)
 }

@@ -43,6 +43,16 @@ impl Image {
         Image { path, format }
     }
 
+    /// A raw disk with nothing on it.
+    pub fn bare(path: impl Into<PathBuf>, size: u64) -> Image {
+        let path = path.into();
+        File::create(&path).unwrap().set_len(size).unwrap();
+        Image {
+            path,
+            format: Format::Raw,
+        }
+    }
+
     /// A raw copy of an image that no VM uses.
     pub fn raw_copy(&self, to: &Path) -> PathBuf {
         self.copy_as_raw(to, false)

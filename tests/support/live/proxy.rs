@@ -12,24 +12,36 @@ pub type Hook = Box<dyn FnMut(Value) -> Value + Send>;
 pub struct Proxy {
     pub socket: PathBuf,
     hook: Arc<Mutex<Hook>>,
+    monitor: Arc<Mutex<PathBuf>>,
 }
 
 impl Proxy {
     pub fn start(socket: PathBuf, monitor: &Path) -> Proxy {
         let listener = UnixListener::bind(&socket).unwrap();
         let hook: Arc<Mutex<Hook>> = Arc::new(Mutex::new(Box::new(|command| command)));
-        let (hooked, monitor) = (hook.clone(), monitor.to_owned());
+        let monitor = Arc::new(Mutex::new(monitor.to_owned()));
+        let (hooked, asked) = (hook.clone(), monitor.clone());
         std::thread::spawn(move || {
             // One client after the other, as a monitor has it. The monitor is connected anew for
             // each, for QEMU may be another one by then.
             for client in listener.incoming() {
                 let Ok(client) = client else { break };
-                if let Ok(qemu) = UnixStream::connect(&monitor) {
+                let monitor = asked.lock().unwrap().clone();
+                if let Ok(qemu) = UnixStream::connect(monitor) {
                     serve(client, qemu, &hooked);
                 }
             }
         });
-        Proxy { socket, hook }
+        Proxy {
+            socket,
+            hook,
+            monitor,
+        }
+    }
+
+    /// The next client finds another QEMU.
+    pub fn point_at(&self, monitor: &Path) {
+        *self.monitor.lock().unwrap() = monitor.to_owned();
     }
 
     pub fn set(&self, hook: impl FnMut(Value) -> Value + Send + 'static) {
