@@ -6,7 +6,7 @@
 use super::{JobError, JobErrorKind, Watch};
 use crate::format::entry::{AuditBody, AuditedDisk, Purpose, VerifyMethod};
 use crate::hypervisor::{Capture, CapturedDisk, Changes, Hypervisor, Outcome, Reading, SinceMark};
-use crate::model::{Extent, PointId, PointKind, TreeShape, VmName};
+use crate::model::{DiskName, Extent, PointId, PointKind, TreeShape, VmName};
 use crate::repository::{
     Begun, Committed, Customer, Difference, DiskAudit, DiskDraft, PointDraft, PointReader,
     ReadScratch, Reader, RepositoryError, Session, SpanDraft, Worker, span_extent, trust_of,
@@ -130,6 +130,19 @@ impl<'a> Before<'a> {
             Before::Base(base) => Some(base),
             Before::Nothing | Before::Audited(_) => None,
         }
+    }
+
+    /// Disks of the newest point that are not captured.
+    fn disks_without(self, captured: &[&dyn CapturedDisk]) -> Vec<&'a DiskName> {
+        let (Before::Base(point) | Before::Audited(point)) = self else {
+            return Vec::new();
+        };
+        point
+            .disks
+            .iter()
+            .map(|known| known.name())
+            .filter(|name| captured.iter().all(|disk| disk.name() != *name))
+            .collect()
     }
 
     /// What the source is told of it. A full reads in chunks of its own, whatever was before.
@@ -288,6 +301,9 @@ impl Pass<'_> {
             .iter()
             .map(|disk| self.plan_disk(*disk, &reader, &mut scratch, &mut notes))
             .collect::<Result<Vec<DiskWork<'_>>, JobError>>()?;
+        for gone in self.before.disks_without(&captured) {
+            notes.push(format!("{gone}: not in this point, because the VM does not have it any more, or it is excluded"));
+        }
         let read_bytes = self.write_spans(vm, &session, &reader, &works)?;
         self.capture.still_consistent()?;
         let audit = self.finish_audits(&mut works, &mut notes);

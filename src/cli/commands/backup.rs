@@ -1,4 +1,4 @@
-use super::report::{backed_up_document, backed_up_line};
+use super::report::{backed_up_document, backed_up_line, is_alarming};
 use super::selection;
 use crate::cli::answer::Answer;
 use crate::cli::args::BackupArgs;
@@ -18,6 +18,7 @@ pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure
     let mut text = String::new();
     let mut documents = Vec::new();
     let mut failures: Vec<Failure> = Vec::new();
+    let mut found_lies = false;
     for (config, vm) in &chosen {
         let watching = Watching::new(invocation);
         let outcome = site.customer(config).and_then(|open| {
@@ -41,6 +42,7 @@ pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure
         match outcome {
             Ok(done) => {
                 text.push_str(&backed_up_line(&name, &done));
+                found_lies |= is_alarming(&done);
                 documents.push(backed_up_document(&config.name, &vm.name, &done));
             }
             Err(failure) if failure.exit == Exit::Interrupted => return Err(failure),
@@ -60,6 +62,12 @@ pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure
     let mut answer = Answer::done(text, json!({ "vms": documents }));
     if !failures.is_empty() {
         answer.exit = Exit::SomeFailed;
+    } else if found_lies {
+        // The nights before this full are suspect now.
+        answer.exit = Exit::PromiseBroken;
+        let found = Failure::new(answer.exit, "tracking hid changes from the nights before")
+            .hint("vmkeep points marks the restore points that may lack some of them");
+        invocation.terminal.warn(&found.text());
     }
     Ok(answer)
 }

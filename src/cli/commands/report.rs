@@ -41,11 +41,19 @@ pub fn backed_up_document(customer: &CustomerName, vm: &VmName, done: &BackedUp)
     })
 }
 
+/// Whether a full found that the tracking of changes had hidden some.
+pub fn is_alarming(done: &BackedUp) -> bool {
+    done.audit.as_ref().is_some_and(differs)
+}
+
+fn differs(audit: &AuditBody) -> bool {
+    audit.disks.iter().any(|disk| disk.differing_bytes > 0)
+}
+
 /// What a full found of the tracking of changes.
 fn audit_document(audit: &AuditBody) -> Value {
-    let differs = audit.disks.iter().any(|disk| disk.differing_bytes > 0);
     json!({
-        "result": match differs {
+        "result": match differs(audit) {
             true => "differs",
             false => "clean",
         },

@@ -43,14 +43,12 @@ impl Image {
         Image { path, format }
     }
 
-    /// A raw disk with nothing on it.
-    pub fn bare(path: impl Into<PathBuf>, size: u64) -> Image {
+    /// A new disk with nothing on it.
+    pub fn empty(path: impl Into<PathBuf>, size: u64, format: Format) -> Image {
         let path = path.into();
-        File::create(&path).unwrap().set_len(size).unwrap();
-        Image {
-            path,
-            format: Format::Raw,
-        }
+        let name = ["create", "-q", "-f", format.name(), path_text(&path)];
+        tool("qemu-img", &[&name[..], &[&size.to_string()]].concat());
+        Image { path, format }
     }
 
     /// A raw copy of an image that no VM uses.

@@ -117,7 +117,7 @@ impl Scene {
             Image::ext4(folder.join("b.raw"), DISK, Format::Raw),
         ];
         if options.bare_disk {
-            disks.push(Image::bare(folder.join("c.raw"), DISK));
+            disks.push(Image::empty(folder.join("c.raw"), DISK, Format::Raw));
         }
         let disks: Vec<&Image> = disks.iter().collect();
         let mut vm_options = VmOptions::new("g", &folder, &disks);

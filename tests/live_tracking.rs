@@ -1,0 +1,377 @@
+//! Tracking of changes that lies, and disks that come, go and move while a real guest runs: every
+//! night is exact or alarmed, and says which disks were read in full, and why.
+
+#![forbid(unsafe_code)]
+
+mod support;
+
+use serde_json::{Value, json};
+use std::path::Path;
+use support::live::{DISK, Format, Image, LIMIT, Scene, SceneOptions, Vm, add_monitor, until};
+use support::{Random, path_text};
+
+/// What a bitmap tells apart.
+const GRANULE: u64 = 65536;
+
+/// Writes noise to the disk that has no file system.
+fn write_bare(scene: &Scene, first: u64, granules: u64) {
+    scene.shell(&format!(
+        "dd if=/dev/urandom of=/dev/vdc bs={GRANULE} seek={first} count={granules} \
+         conv=notrunc,fsync 2>/dev/null"
+    ));
+}
+
+/// Where two images of the same size differ: the granules.
+fn differing(one: &Path, other: &Path) -> Vec<u64> {
+    let (one, other) = (std::fs::read(one).unwrap(), std::fs::read(other).unwrap());
+    assert_eq!(one.len(), other.len());
+    let pairs = one
+        .chunks(GRANULE as usize)
+        .zip(other.chunks(GRANULE as usize));
+    (0..)
+        .zip(pairs)
+        .filter(|(_, (one, other))| one != other)
+        .map(|(at, _)| at)
+        .collect()
+}
+
+fn suspects(scene: &Scene) -> Vec<(String, bool)> {
+    let points = scene.host.points(scene.now);
+    let of = |point: &Value| {
+        let kind = point["kind"].as_str().unwrap().to_owned();
+        (kind, point["suspect"].as_bool().unwrap())
+    };
+    points.iter().map(of).collect()
+}
+
+#[test]
+fn a_bitmap_that_hides_a_change_is_told_at_the_next_full_on_every_seed() {
+    let mut scene = Scene::new(&SceneOptions {
+        bare_disk: true,
+        between_exports: true,
+        guest: "pause_us=5000",
+        ..SceneOptions::default()
+    });
+    let first = scene.backup(&["--full"]);
+    scene.assert_exact(&first);
+    // The control: what stands in between changes nothing, and nothing is alarmed.
+    for full in [false, false, true] {
+        scene.next_night();
+        write_bare(&scene, 3, 5);
+        scene.vm.wait_for_progress(5);
+        let night = scene.backup(if full { &["--full"] } else { &[] });
+        match full {
+            false => night.assert_tracked(),
+            true => assert_eq!(night.document["audit"]["result"], "clean"),
+        }
+        scene.assert_exact(&night);
+    }
+    let exports = scene.exports.clone().unwrap();
+    assert!(exports.connections() >= 4 * 3);
+    assert!(suspects(&scene).iter().all(|(_, suspect)| !suspect));
+    scene.host.vmkeep(&["status"], scene.now).exits(0);
+
+    for seed in 1..=5 {
+        let mut random = Random::new(seed);
+        // In one of two nights some of what was written is hidden, and stays as it is then.
+        let nights = 1 + random.below(2);
+        let lying = random.below(nights);
+        let written = 1 + random.below(6);
+        let start = random.below(DISK / GRANULE - written);
+        let hidden = 1 + random.below(written);
+        let hidden_start = start + random.below(written - hidden + 1);
+        for number in 0..nights {
+            scene.next_night();
+            scene.vm.wait_for_progress(5);
+            if number == lying {
+                write_bare(&scene, start, written);
+                exports.hide("vd2", hidden_start * GRANULE, hidden * GRANULE);
+            }
+            let night = scene.backup(&[]);
+            night.assert_tracked();
+            let restored = scene.host.restore("db01", "latest", scene.now);
+            for (id, copy) in &night.copies {
+                let found = differing(&restored.path().join(format!("{id}.raw")), copy);
+                let expected: Vec<u64> = match id.as_str() {
+                    "vd2" if number >= lying => (hidden_start..hidden_start + hidden).collect(),
+                    _ => Vec::new(),
+                };
+                assert_eq!(found, expected, "{id}, seed {seed}, night {number}");
+            }
+            if number == lying {
+                assert_eq!(exports.be_honest(), hidden * GRANULE, "seed {seed}");
+            }
+        }
+
+        scene.next_night();
+        let full = scene.backup_that_exits(4, &["--full"]);
+        assert_eq!(full.document["audit"]["result"], "differs", "seed {seed}");
+        assert_eq!(
+            full.document["audit"]["disks"],
+            json!([
+                {"name": "vd0", "differing_bytes": 0},
+                {"name": "vd1", "differing_bytes": 0},
+                {"name": "vd2", "differing_bytes": hidden * GRANULE},
+            ]),
+            "seed {seed}"
+        );
+        scene.assert_exact(&full);
+        let points = suspects(&scene);
+        let (last, week) = points.split_last().unwrap();
+        assert_eq!(*last, ("full".to_owned(), false), "seed {seed}");
+        let (week, before) = (
+            &week[week.len() - nights as usize..],
+            &week[week.len() - nights as usize - 1],
+        );
+        assert!(
+            week.iter()
+                .all(|point| *point == ("incremental".to_owned(), true)),
+            "seed {seed}: {points:?}"
+        );
+        assert!(!before.1, "the point the week stands on, seed {seed}");
+        scene
+            .host
+            .vmkeep(&["status"], scene.now)
+            .exits(4)
+            .says("tracking of db01/vd2 hid changes");
+
+        // Not asked for, but a full: only a clean audit brings incrementals back.
+        scene.next_night();
+        scene.vm.wait_for_progress(5);
+        let forced = scene.backup(&[]);
+        assert_eq!(forced.kind(), "full", "seed {seed}");
+        assert!(
+            forced.notes().contains("tracking of changes hid some"),
+            "{}",
+            forced.notes()
+        );
+        assert_eq!(forced.document["audit"]["result"], "clean", "seed {seed}");
+        scene.assert_exact(&forced);
+    }
+    scene.next_night();
+    scene.vm.wait_for_progress(5);
+    let night = scene.backup(&[]);
+    night.assert_tracked();
+    scene.assert_exact(&night);
+}
+
+/// Gives the running guest another disk, which it sees when this returns.
+fn plug(scene: &Scene, number: usize, image: &Image, seen_as: &str) {
+    let node = format!("d{number}");
+    scene
+        .vm
+        .qmp(&json!({"execute": "blockdev-add", "arguments": {
+            "driver": image.format.name(), "node-name": node,
+            "file": {"driver": "file", "filename": image.path},
+        }}));
+    scene.vm.qmp(&json!({"execute": "device_add", "arguments": {
+        "driver": "virtio-blk-pci", "drive": node, "id": format!("vd{number}"),
+    }}));
+    until(seen_as, LIMIT, || {
+        let (code, _) = scene.vm.console().shell(&format!("test -b /dev/{seen_as}"));
+        (code == 0).then_some(())
+    });
+}
+
+fn unplug(scene: &Scene, number: usize) {
+    let device = format!("vd{number}");
+    scene
+        .vm
+        .qmp(&json!({"execute": "device_del", "arguments": {"id": device}}));
+    until("the guest to let go of a disk", LIMIT, || {
+        let event = scene.vm.wait_event("DEVICE_DELETED");
+        (event["data"]["device"] == device.as_str()).then_some(())
+    });
+    // Where its device has gone, the node follows in a moment.
+    until("the node to be free", LIMIT, || {
+        scene
+            .vm
+            .try_qmp(&json!({"execute": "blockdev-del", "arguments": {
+                "node-name": format!("d{number}"),
+            }}))
+            .ok()
+    });
+}
+
+fn write_noise(scene: &Scene, disk: &str, first: u64) {
+    scene.shell(&format!(
+        "dd if=/dev/urandom of=/dev/{disk} bs={GRANULE} seek={first} count=3 \
+         conv=notrunc,fsync 2>/dev/null"
+    ));
+}
+
+#[test]
+fn a_disk_that_comes_or_is_exchanged_is_read_in_full_alone_and_one_that_goes_is_told() {
+    let mut scene = Scene::new(&SceneOptions {
+        guest: "pause_us=5000",
+        ..SceneOptions::default()
+    });
+    let night = scene.backup(&[]);
+    scene.assert_exact(&night);
+
+    // One comes: its device and its node are new.
+    scene.next_night();
+    let third = Image::empty(scene.folder().join("c.raw"), DISK / 2, Format::Raw);
+    plug(&scene, 2, &third, "vdc");
+    write_noise(&scene, "vdc", 7);
+    let night = scene.backup(&[]);
+    night.assert_read_in_full(&[("vd2", "a new disk")]);
+    scene.assert_exact(&night);
+    scene.assert_clean();
+
+    scene.next_night();
+    write_noise(&scene, "vdc", 9);
+    let night = scene.backup(&[]);
+    night.assert_tracked();
+    scene.assert_exact(&night);
+
+    // One goes, and another one comes under another name.
+    scene.next_night();
+    unplug(&scene, 2);
+    let fourth = Image::empty(scene.folder().join("d.qcow2"), DISK / 2, Format::Qcow2);
+    plug(&scene, 3, &fourth, "vdc");
+    write_noise(&scene, "vdc", 1);
+    let night = scene.backup(&[]);
+    night.assert_read_in_full(&[("vd3", "a new disk")]);
+    assert!(
+        night
+            .notes()
+            .contains("vd2: not in this point"),
+        "{}",
+        night.notes()
+    );
+    scene.assert_exact(&night);
+
+    // Exchanged by a raw image of the same size, under the same names.
+    scene.next_night();
+    unplug(&scene, 3);
+    let fifth = Image::empty(scene.folder().join("e.raw"), DISK / 2, Format::Raw);
+    plug(&scene, 3, &fifth, "vdc");
+    write_noise(&scene, "vdc", 2);
+    let night = scene.backup(&[]);
+    night.assert_read_in_full(&[("vd3", "its bitmap is gone")]);
+    scene.assert_exact(&night);
+
+    // Back to the image before, which still has the bitmap of a night that is not the newest.
+    scene.next_night();
+    unplug(&scene, 3);
+    plug(&scene, 3, &fourth, "vdc");
+    write_noise(&scene, "vdc", 4);
+    let night = scene.backup(&[]);
+    night.assert_read_in_full(&[("vd3", "its bitmap is gone")]);
+    scene.assert_exact(&night);
+    scene.assert_clean();
+
+    // A copy of the image is kept, and the VM goes on with the original: nothing has changed for it.
+    scene.next_night();
+    unplug(&scene, 3);
+    let kept = scene.folder().join("kept.qcow2");
+    std::fs::copy(&fourth.path, &kept).unwrap();
+    plug(&scene, 3, &fourth, "vdc");
+    write_noise(&scene, "vdc", 5);
+    let night = scene.backup(&[]);
+    night.assert_tracked();
+    scene.assert_exact(&night);
+
+    // Rolled back to that copy: its bitmap is of the night before the newest one.
+    scene.next_night();
+    unplug(&scene, 3);
+    let kept = Image {
+        path: kept,
+        format: Format::Qcow2,
+    };
+    plug(&scene, 3, &kept, "vdc");
+    write_noise(&scene, "vdc", 6);
+    let night = scene.backup(&[]);
+    night.assert_read_in_full(&[("vd3", "its bitmap is gone")]);
+    scene.assert_exact(&night);
+
+    scene.next_night();
+    write_noise(&scene, "vdc", 8);
+    let night = scene.backup(&[]);
+    night.assert_tracked();
+    scene.assert_exact(&night);
+    scene.assert_every_point_exact();
+}
+
+/// How a guest gets to another QEMU on the same images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Migration {
+    Live,
+    LiveWithBitmaps,
+    /// Stopped, saved to a file, and started from it.
+    ThroughAFile,
+}
+
+fn migrate(scene: &mut Scene, name: &str, how: Migration) {
+    let mut options = scene.vm.options.clone();
+    options.name = name.to_owned();
+    options.incoming = Some("defer".to_owned());
+    let third = add_monitor(&mut options);
+    let way = path_text(&scene.folder().join(format!("{name}.m"))).to_owned();
+    let uri = match how {
+        Migration::ThroughAFile => format!("file:{way}"),
+        _ => format!("unix:{way}"),
+    };
+    let target = Vm::start(options);
+    for vm in [&scene.vm, &target] {
+        let with_bitmaps = how == Migration::LiveWithBitmaps;
+        vm.qmp(
+            &json!({"execute": "migrate-set-capabilities", "arguments": {
+                "capabilities": [{"capability": "dirty-bitmaps", "state": with_bitmaps}],
+            }}),
+        );
+    }
+    let order = |what: &str| json!({"execute": what, "arguments": {"uri": uri}});
+    if how != Migration::ThroughAFile {
+        target.qmp(&order("migrate-incoming"));
+    }
+    scene.vm.qmp(&order("migrate"));
+    until("the migration", LIMIT, || {
+        let found = scene.vm.qmp(&json!({"execute": "query-migrate"}));
+        assert_ne!(found["status"], "failed", "{found}");
+        (found["status"] == "completed").then_some(())
+    });
+    if how == Migration::ThroughAFile {
+        target.qmp(&order("migrate-incoming"));
+    }
+    until("the guest to run", LIMIT, || {
+        (target.status() == "running").then_some(())
+    });
+    scene.moved_to(target, third);
+    scene.vm.wait_for_progress(20);
+}
+
+#[test]
+fn nights_before_and_after_a_migration_are_exact_whether_bitmaps_come_along_or_not() {
+    let mut scene = Scene::new(&SceneOptions::default());
+    let night = scene.backup(&[]);
+    scene.assert_exact(&night);
+
+    // A bitmap in the image moves with the image; a raw one has none.
+    scene.next_night();
+    migrate(&mut scene, "h", Migration::Live);
+    let night = scene.backup(&[]);
+    night.assert_read_in_full(&[("vd1", "its bitmap is gone")]);
+    scene.assert_exact(&night);
+    scene.assert_clean();
+
+    scene.next_night();
+    migrate(&mut scene, "i", Migration::LiveWithBitmaps);
+    let night = scene.backup(&[]);
+    night.assert_tracked();
+    scene.assert_exact(&night);
+
+    scene.next_night();
+    migrate(&mut scene, "j", Migration::ThroughAFile);
+    let night = scene.backup(&[]);
+    night.assert_read_in_full(&[("vd1", "its bitmap is gone")]);
+    scene.assert_exact(&night);
+
+    scene.next_night();
+    scene.vm.wait_for_progress(20);
+    let night = scene.backup(&[]);
+    night.assert_tracked();
+    scene.assert_exact(&night);
+    scene.assert_every_point_exact();
+}
