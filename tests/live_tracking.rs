@@ -6,7 +6,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use support::live::{DISK, Format, Image, LIMIT, Scene, SceneOptions, Vm, add_monitor, until};
 use support::{Random, path_text};
 
@@ -234,9 +234,7 @@ fn a_disk_that_comes_or_is_exchanged_is_read_in_full_alone_and_one_that_goes_is_
     let night = scene.backup(&[]);
     night.assert_read_in_full(&[("vd3", "a new disk")]);
     assert!(
-        night
-            .notes()
-            .contains("vd2: not in this point"),
+        night.notes().contains("vd2: not in this point"),
         "{}",
         night.notes()
     );
@@ -303,17 +301,39 @@ enum Migration {
     ThroughAFile,
 }
 
-fn migrate(scene: &mut Scene, name: &str, how: Migration) {
+/// A QEMU that the guest can go to, and its third monitor.
+fn target_of(scene: &Scene, name: &str) -> (Vm, PathBuf) {
     let mut options = scene.vm.options.clone();
     options.name = name.to_owned();
     options.incoming = Some("defer".to_owned());
     let third = add_monitor(&mut options);
+    (Vm::start(options), third)
+}
+
+/// `migrate` and `migrate-incoming`.
+fn order(what: &str, uri: &str) -> Value {
+    json!({"execute": what, "arguments": {"uri": uri}})
+}
+
+/// Waits until the migration is what it should be, and nothing that it never leaves again.
+#[track_caller]
+fn wait_for_migration(vm: &Vm, wanted: &str) {
+    until("the migration", LIMIT, || {
+        let found = vm.qmp(&json!({"execute": "query-migrate"}));
+        let status = found["status"].as_str().unwrap_or("none");
+        let is_last = ["failed", "completed"].contains(&status);
+        assert!(!is_last || status == wanted, "{found}");
+        (status == wanted).then_some(())
+    });
+}
+
+fn migrate(scene: &mut Scene, name: &str, how: Migration) {
+    let (target, third) = target_of(scene, name);
     let way = path_text(&scene.folder().join(format!("{name}.m"))).to_owned();
     let uri = match how {
         Migration::ThroughAFile => format!("file:{way}"),
         _ => format!("unix:{way}"),
     };
-    let target = Vm::start(options);
     for vm in [&scene.vm, &target] {
         let with_bitmaps = how == Migration::LiveWithBitmaps;
         vm.qmp(
@@ -322,19 +342,18 @@ fn migrate(scene: &mut Scene, name: &str, how: Migration) {
             }}),
         );
     }
-    let order = |what: &str| json!({"execute": what, "arguments": {"uri": uri}});
     if how != Migration::ThroughAFile {
-        target.qmp(&order("migrate-incoming"));
+        target.qmp(&order("migrate-incoming", &uri));
     }
-    scene.vm.qmp(&order("migrate"));
-    until("the migration", LIMIT, || {
-        let found = scene.vm.qmp(&json!({"execute": "query-migrate"}));
-        assert_ne!(found["status"], "failed", "{found}");
-        (found["status"] == "completed").then_some(())
-    });
+    scene.vm.qmp(&order("migrate", &uri));
+    wait_for_migration(&scene.vm, "completed");
     if how == Migration::ThroughAFile {
-        target.qmp(&order("migrate-incoming"));
+        target.qmp(&order("migrate-incoming", &uri));
     }
+    go_on_at(scene, target, third);
+}
+
+fn go_on_at(scene: &mut Scene, target: Vm, third: PathBuf) {
     until("the guest to run", LIMIT, || {
         (target.status() == "running").then_some(())
     });
@@ -342,9 +361,18 @@ fn migrate(scene: &mut Scene, name: &str, how: Migration) {
     scene.vm.wait_for_progress(20);
 }
 
+fn limit_migration(vm: &Vm, bytes_a_second: u64) {
+    vm.qmp(&json!({"execute": "migrate-set-parameters", "arguments": {
+        "max-bandwidth": bytes_a_second,
+    }}));
+}
+
 #[test]
 fn nights_before_and_after_a_migration_are_exact_whether_bitmaps_come_along_or_not() {
-    let mut scene = Scene::new(&SceneOptions::default());
+    let mut scene = Scene::new(&SceneOptions {
+        between_exports: true,
+        ..SceneOptions::default()
+    });
     let night = scene.backup(&[]);
     scene.assert_exact(&night);
 
@@ -367,6 +395,42 @@ fn nights_before_and_after_a_migration_are_exact_whether_bitmaps_come_along_or_n
     let night = scene.backup(&[]);
     night.assert_read_in_full(&[("vd1", "its bitmap is gone")]);
     scene.assert_exact(&night);
+
+    // A backup would make a migration fail that is under way, so it is not begun.
+    scene.next_night();
+    let (target, third) = target_of(&scene, "k");
+    let uri = format!("unix:{}", path_text(&scene.folder().join("k.m")));
+    target.qmp(&order("migrate-incoming", &uri));
+    limit_migration(&scene.vm, 100_000);
+    scene.vm.qmp(&order("migrate", &uri));
+    wait_for_migration(&scene.vm, "active");
+    let ran = scene.start_backup(&[]).ended();
+    ran.exits(1).says("the VM is being migrated");
+    limit_migration(&scene.vm, 1 << 30);
+    wait_for_migration(&scene.vm, "completed");
+    go_on_at(&mut scene, target, third);
+    let night = scene.backup(&[]);
+    night.assert_read_in_full(&[("vd1", "its bitmap is gone")]);
+    scene.assert_exact(&night);
+    scene.assert_clean();
+
+    // One that is begun during a backup fails, and the guest stays, and so does the backup.
+    scene.next_night();
+    let (target, _) = target_of(&scene, "l");
+    let uri = format!("unix:{}", path_text(&scene.folder().join("l.m")));
+    target.qmp(&order("migrate-incoming", &uri));
+    let exports = scene.exports.clone().unwrap();
+    exports.hold();
+    scene.watch(|command| command);
+    let running = scene.start_backup(&[]);
+    until("a read", LIMIT, || exports.is_waited_for().then_some(()));
+    scene.vm.qmp(&order("migrate", &uri));
+    wait_for_migration(&scene.vm, "failed");
+    scene.vm.wait_for_progress(20);
+    exports.let_go();
+    running.ended().exits(0);
+    scene.expect_no_copies();
+    scene.assert_clean();
 
     scene.next_night();
     scene.vm.wait_for_progress(20);

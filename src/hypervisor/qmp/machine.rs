@@ -99,6 +99,17 @@ impl Machine {
     }
 }
 
+/// The status of a migration that is under way.
+pub(super) fn migration(connection: &mut Connection) -> Result<Option<String>, QmpError> {
+    let found = connection.run("query-migrate", Value::Null)?;
+    Ok(under_way(&found).map(printable))
+}
+
+fn under_way(found: &Value) -> Option<&str> {
+    let status = found.get("status").and_then(Value::as_str)?;
+    (!matches!(status, "none" | "completed" | "failed" | "cancelled")).then_some(status)
+}
+
 /// The node below each node that has exactly one named `child`: what a filter stands on.
 pub(super) fn children(
     connection: &mut Connection,
@@ -302,6 +313,19 @@ mod tests {
             named("scsi0", "").path.as_deref(),
             Some("/machine/peripheral/scsi0")
         );
+    }
+
+    #[test]
+    fn a_migration_is_under_way_until_it_has_ended() {
+        for (found, expected) in [
+            (json!({}), None),
+            (json!({"status": "completed"}), None),
+            (json!({"status": "failed", "error-desc": "x"}), None),
+            (json!({"status": "active"}), Some("active")),
+            (json!({"status": "pre-switchover"}), Some("pre-switchover")),
+        ] {
+            assert_eq!(under_way(&found), expected, "{found}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! the bitmaps afterwards.
 
 use super::connection::Connection;
-use super::machine::{Device, Machine, Node, children, printable};
+use super::machine::{Device, Machine, Node, children, migration, printable};
 use super::plan::{Known, Tracking, successor, track};
 use super::{QmpError, QmpSettings};
 use crate::hypervisor::runtime_folder::random_suffix;
@@ -66,6 +66,14 @@ pub(super) fn plan_disks(
                 ),
             ));
         }
+    }
+    // What a capture puts before the disks would make it fail in its last step.
+    if let Some(status) = migration(connection).map_err(failed)? {
+        return Err(CaptureError::new(
+            CaptureErrorKind::Inconsistent,
+            &shown,
+            format!("the VM is being migrated ({status}); try again later"),
+        ));
     }
     let mut planned: Vec<PlannedDisk> = Vec::new();
     let mut repairs = Vec::new();

@@ -35,6 +35,7 @@ struct Shared {
     hidden_bytes: AtomicU64,
     connections: AtomicU64,
     is_held: Mutex<bool>,
+    waiting: AtomicU64,
     let_go: Condvar,
 }
 
@@ -91,7 +92,13 @@ impl NbdProxy {
 
     /// No read is answered until `let_go`.
     pub fn hold(&self) {
+        self.shared.waiting.store(0, Ordering::Relaxed);
         *self.shared.is_held.lock().unwrap() = true;
+    }
+
+    /// Whether a read was held back since `hold`.
+    pub fn is_waited_for(&self) -> bool {
+        self.shared.waiting.load(Ordering::Relaxed) > 0
     }
 
     pub fn let_go(&self) {
@@ -103,6 +110,7 @@ impl NbdProxy {
 impl Shared {
     fn wait(&self) {
         let held = self.is_held.lock().unwrap();
+        self.waiting.fetch_add(u64::from(*held), Ordering::Relaxed);
         drop(self.let_go.wait_while(held, |held| *held).unwrap());
     }
 
