@@ -184,13 +184,15 @@ impl Scene {
     }
 
     /// While the guest stands still for the next capture, QEMU copies each of its disks for us.
-    fn copy_independently(&mut self) {
+    /// `hook` sees each command before that.
+    fn copy_independently(&mut self, mut hook: impl FnMut(&Value) + Send + 'static) {
         let number = self.now.as_second();
         let folder = self.host.path("vm");
         let third = self.third.clone();
         let copies = self.copies.clone();
         let mut is_instant = false;
         self.watch(move |mut command| {
+            hook(&command);
             if command["execute"] == "transaction"
                 && command.to_string().contains("blockdev-backup")
             {
@@ -241,15 +243,37 @@ impl Scene {
 
     #[track_caller]
     pub fn backup_that_exits(&mut self, code: i32, arguments: &[&str]) -> Night {
+        let running = self.start_night(arguments, |_| {});
+        self.end_night(running, code)
+    }
+
+    /// A backup during which the test does something; `hook` sees each command of it.
+    pub fn start_night(
+        &mut self,
+        arguments: &[&str],
+        hook: impl FnMut(&Value) + Send + 'static,
+    ) -> Running {
         // Later than an attempt of the same night, so that it is the newest in any case.
         self.now += Span::new().minutes(10);
-        self.copy_independently();
+        self.copy_independently(hook);
         let arguments = [&["--json", "backup", "db01"], arguments].concat();
-        let ran = self.host.vmkeep(&arguments, self.now);
+        self.host.start(&arguments, self.now)
+    }
+
+    #[track_caller]
+    pub fn end_night(&mut self, running: Running, code: i32) -> Night {
+        let ran = running.ended();
         let copies = self.independent_copies();
         let document = ran.exits(code).document()["vms"][0].take();
         self.expect_copies(&copies);
         Night { document, copies }
+    }
+
+    /// The copies of a night that did not become a point.
+    pub fn forget_copies(&mut self) {
+        for (_, copy) in self.independent_copies() {
+            fs::remove_file(copy).unwrap();
+        }
     }
 
     /// What `assert_every_point_exact` will ask of the newest point.
