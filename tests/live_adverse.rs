@@ -1,4 +1,4 @@
-//! What a night meets that a guest must not feel: a store that stalls, an overlay that runs full,
+//! What a night meets that a guest must not feel: a store that stalls, a freezer that is gone or stuck.
 //! a freezer that dies, a guest agent that does not answer.
 
 #![forbid(unsafe_code)]

@@ -9,162 +9,8 @@ use serde_json::json;
 use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::live::{DISK, Scene, SceneOptions, until};
-use support::{path_text, tool};
-
-#[test]
-fn nights_of_a_running_guest_are_exact_whatever_happens_to_it() {
-    let mut scene = Scene::new(&SceneOptions::default());
-
-    let full = scene.backup(&[]);
-    assert_eq!(full.kind(), "full");
-    scene.assert_exact(&full);
-    scene.assert_clean();
-
-    scene.next_night();
-    scene.vm.wait_for_progress(50);
-    let night = scene.backup(&[]);
-    assert_eq!(night.kind(), "incremental");
-    assert_eq!(night.notes(), "[]");
-    assert!(night.read_bytes() < 2 * DISK / 4, "{}", night.document);
-    scene.assert_exact(&night);
-    scene.assert_clean();
-
-    // Reboot: the same QEMU, so both disks are tracked on.
-    scene.next_night();
-    scene.vm.reboot();
-    scene.vm.wait_for_progress(20);
-    let night = scene.backup(&[]);
-    night.assert_tracked();
-    scene.assert_exact(&night);
-
-    // Shut down and started: a raw image keeps no bitmap.
-    scene.next_night();
-    scene.vm.quit();
-    scene.vm.restart();
-    scene.vm.wait_ready();
-    scene.vm.wait_for_progress(20);
-    let night = scene.backup(&[]);
-    assert_eq!(night.kind(), "incremental");
-    assert!(
-        night.notes().contains("vd1: read in full"),
-        "{}",
-        night.notes()
-    );
-    assert!(!night.notes().contains("vd0: read"), "{}", night.notes());
-    scene.assert_exact(&night);
-
-    // Killed: nobody knows what was written last.
-    scene.next_night();
-    scene.vm.wait_for_progress(20);
-    scene.vm.kill9();
-    scene.vm.restart();
-    scene.vm.wait_ready();
-    scene.vm.wait_for_progress(20);
-    let night = scene.backup(&[]);
-    assert!(
-        night.notes().contains("vd0: read in full"),
-        "{}",
-        night.notes()
-    );
-    assert!(
-        night.notes().contains("vd1: read in full"),
-        "{}",
-        night.notes()
-    );
-    scene.assert_exact(&night);
-
-    // Grown while it runs.
-    scene.next_night();
-    scene
-        .vm
-        .qmp(&json!({"execute": "block_resize", "arguments": {
-            "node-name": "d0", "size": DISK + (16 << 20),
-        }}));
-    let night = scene.backup(&[]);
-    assert!(
-        night
-            .notes()
-            .contains("vd0: read in full (its size changed"),
-        "{}",
-        night.notes()
-    );
-    assert!(!night.notes().contains("vd1"), "{}", night.notes());
-    scene.assert_exact(&night);
-
-    // A snapshot: the top of the chain is another image.
-    scene.next_night();
-    let overlay = scene.host.path("vm/snap.qcow2");
-    tool(
-        "qemu-img",
-        &[
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            path_text(&overlay),
-            &(DISK + (16 << 20)).to_string(),
-        ],
-    );
-    scene
-        .vm
-        .qmp(&json!({"execute": "blockdev-add", "arguments": {
-            "driver": "qcow2", "node-name": "snap", "backing": null,
-            "file": {"driver": "file", "filename": overlay},
-        }}));
-    scene
-        .vm
-        .qmp(&json!({"execute": "blockdev-snapshot", "arguments": {
-            "node": "d0", "overlay": "snap",
-        }}));
-    scene.vm.wait_for_progress(20);
-    let night = scene.backup(&[]);
-    assert!(
-        night
-            .notes()
-            .contains("vd0: read in full (its bitmap is gone"),
-        "{}",
-        night.notes()
-    );
-    scene.assert_exact(&night);
-
-    scene.next_night();
-    scene.vm.wait_for_progress(20);
-    let night = scene.backup(&[]);
-    night.assert_tracked();
-    scene.assert_exact(&night);
-
-    // A weekly full is held against the bitmaps, and they were honest.
-    scene.next_night();
-    scene.vm.wait_for_progress(20);
-    let full = scene.backup(&["--full"]);
-    assert_eq!(full.kind(), "full");
-    assert_eq!(
-        full.document["audit"]["disks"].as_array().map(Vec::len),
-        Some(2)
-    );
-    assert_eq!(full.document["audit"]["result"], "clean");
-    scene.assert_exact(&full);
-
-    // Tracking given up: nothing of ours is left, and the next night is a full read.
-    let released = scene
-        .host
-        .vmkeep(&["tracking", "release", "db01"], scene.now);
-    released.exits(0).says("released bitmap");
-    let nodes = scene.vm.qmp(&json!({"execute": "query-named-block-nodes"}));
-    for node in nodes.as_array().unwrap() {
-        let is_free = !node["dirty-bitmaps"].to_string().contains("vmkeep-");
-        assert!(is_free || node["ro"] == true, "{node}");
-    }
-    scene.next_night();
-    let night = scene.backup(&[]);
-    assert!(
-        night.notes().contains("vd0: read in full"),
-        "{}",
-        night.notes()
-    );
-    scene.assert_exact(&night);
-}
+use support::live::{LIMIT, Scene, SceneOptions, until};
+use support::tool;
 
 #[test]
 fn an_agent_killed_at_any_command_leaves_a_guest_that_writes_on_and_an_exact_next_night() {
@@ -270,6 +116,7 @@ fn a_guest_on_io_threads_is_fleeced_by_jobs_and_a_full_overlay_is_given_up_in_ti
     let mut scene = Scene::new(&SceneOptions {
         host_keys: "overlay_size = \"4 MiB\"",
         iothread: true,
+        between_exports: true,
         ..SceneOptions::default()
     });
     let write = |scene: &Scene, how: &str| {
@@ -290,28 +137,20 @@ fn a_guest_on_io_threads_is_fleeced_by_jobs_and_a_full_overlay_is_given_up_in_ti
         scene.assert_clean();
     }
 
-    // The overlay runs full while the agent stands still before it reads.
+    // The overlay runs full before anything is read.
     scene.next_night();
-    let marker = scene.host.path("vm/full");
-    let seen = marker.clone();
-    scene.proxy.set(move |command| {
-        if command["execute"] == "nbd-server-start" {
-            fs::write(&seen, "x").unwrap();
-        }
-        command
-    });
-    let running = scene.host.start(&["backup", "--full", "db01"], scene.now);
-    until("the instant", Duration::from_secs(60), || {
-        marker.exists().then_some(())
-    });
-    tool("kill", &["-STOP", &running.id().to_string()]);
+    let exports = scene.exports.clone().unwrap();
+    exports.hold();
+    scene.watch(|command| command);
+    let running = scene.start_backup(&["--full"]);
+    until("a read", LIMIT, || exports.is_waited_for().then_some(()));
     write(&scene, "conv=notrunc,fsync");
-    tool("kill", &["-CONT", &running.id().to_string()]);
-    let ran = running.ended();
-    // It may have read everything before it was stopped.
-    if ran.code() != Some(0) {
-        ran.exits(1).says("the overlay ran full");
-    }
+    until("the jobs to be given up", LIMIT, || {
+        let jobs = scene.vm.qmp(&json!({"execute": "query-jobs"}));
+        (jobs == json!([])).then_some(())
+    });
+    exports.let_go();
+    running.ended().exits(1).says("the overlay ran full");
     scene.proxy.pass();
     assert_eq!(scene.vm.status(), "running");
     scene.vm.wait_for_progress(10);

@@ -155,24 +155,6 @@ fn a_bitmap_that_hides_a_change_is_told_at_the_next_full_on_every_seed() {
     scene.assert_exact(&night);
 }
 
-/// Gives the running guest another disk, which it sees when this returns.
-fn plug(scene: &Scene, number: usize, image: &Image, seen_as: &str) {
-    let node = format!("d{number}");
-    scene
-        .vm
-        .qmp(&json!({"execute": "blockdev-add", "arguments": {
-            "driver": image.format.name(), "node-name": node,
-            "file": {"driver": "file", "filename": image.path},
-        }}));
-    scene.vm.qmp(&json!({"execute": "device_add", "arguments": {
-        "driver": "virtio-blk-pci", "drive": node, "id": format!("vd{number}"),
-    }}));
-    until(seen_as, LIMIT, || {
-        let (code, _) = scene.vm.console().shell(&format!("test -b /dev/{seen_as}"));
-        (code == 0).then_some(())
-    });
-}
-
 fn unplug(scene: &Scene, number: usize) {
     let device = format!("vd{number}");
     scene
@@ -193,13 +175,6 @@ fn unplug(scene: &Scene, number: usize) {
     });
 }
 
-fn write_noise(scene: &Scene, disk: &str, first: u64) {
-    scene.shell(&format!(
-        "dd if=/dev/urandom of=/dev/{disk} bs={GRANULE} seek={first} count=3 \
-         conv=notrunc,fsync 2>/dev/null"
-    ));
-}
-
 #[test]
 fn a_disk_that_comes_or_is_exchanged_is_read_in_full_alone_and_one_that_goes_is_told() {
     let mut scene = Scene::new(&SceneOptions {
@@ -212,15 +187,15 @@ fn a_disk_that_comes_or_is_exchanged_is_read_in_full_alone_and_one_that_goes_is_
     // One comes: its device and its node are new.
     scene.next_night();
     let third = Image::empty(scene.folder().join("c.raw"), DISK / 2, Format::Raw);
-    plug(&scene, 2, &third, "vdc");
-    write_noise(&scene, "vdc", 7);
+    scene.plug(2, &third, "vdc");
+    scene.write_noise("vdc", 7);
     let night = scene.backup(&[]);
     night.assert_read_in_full(&[("vd2", "a new disk")]);
     scene.assert_exact(&night);
     scene.assert_clean();
 
     scene.next_night();
-    write_noise(&scene, "vdc", 9);
+    scene.write_noise("vdc", 9);
     let night = scene.backup(&[]);
     night.assert_tracked();
     scene.assert_exact(&night);
@@ -229,8 +204,8 @@ fn a_disk_that_comes_or_is_exchanged_is_read_in_full_alone_and_one_that_goes_is_
     scene.next_night();
     unplug(&scene, 2);
     let fourth = Image::empty(scene.folder().join("d.qcow2"), DISK / 2, Format::Qcow2);
-    plug(&scene, 3, &fourth, "vdc");
-    write_noise(&scene, "vdc", 1);
+    scene.plug(3, &fourth, "vdc");
+    scene.write_noise("vdc", 1);
     let night = scene.backup(&[]);
     night.assert_read_in_full(&[("vd3", "a new disk")]);
     assert!(
@@ -244,8 +219,8 @@ fn a_disk_that_comes_or_is_exchanged_is_read_in_full_alone_and_one_that_goes_is_
     scene.next_night();
     unplug(&scene, 3);
     let fifth = Image::empty(scene.folder().join("e.raw"), DISK / 2, Format::Raw);
-    plug(&scene, 3, &fifth, "vdc");
-    write_noise(&scene, "vdc", 2);
+    scene.plug(3, &fifth, "vdc");
+    scene.write_noise("vdc", 2);
     let night = scene.backup(&[]);
     night.assert_read_in_full(&[("vd3", "its bitmap is gone")]);
     scene.assert_exact(&night);
@@ -253,8 +228,8 @@ fn a_disk_that_comes_or_is_exchanged_is_read_in_full_alone_and_one_that_goes_is_
     // Back to the image before, which still has the bitmap of a night that is not the newest.
     scene.next_night();
     unplug(&scene, 3);
-    plug(&scene, 3, &fourth, "vdc");
-    write_noise(&scene, "vdc", 4);
+    scene.plug(3, &fourth, "vdc");
+    scene.write_noise("vdc", 4);
     let night = scene.backup(&[]);
     night.assert_read_in_full(&[("vd3", "its bitmap is gone")]);
     scene.assert_exact(&night);
@@ -265,8 +240,8 @@ fn a_disk_that_comes_or_is_exchanged_is_read_in_full_alone_and_one_that_goes_is_
     unplug(&scene, 3);
     let kept = scene.folder().join("kept.qcow2");
     std::fs::copy(&fourth.path, &kept).unwrap();
-    plug(&scene, 3, &fourth, "vdc");
-    write_noise(&scene, "vdc", 5);
+    scene.plug(3, &fourth, "vdc");
+    scene.write_noise("vdc", 5);
     let night = scene.backup(&[]);
     night.assert_tracked();
     scene.assert_exact(&night);
@@ -278,14 +253,14 @@ fn a_disk_that_comes_or_is_exchanged_is_read_in_full_alone_and_one_that_goes_is_
         path: kept,
         format: Format::Qcow2,
     };
-    plug(&scene, 3, &kept, "vdc");
-    write_noise(&scene, "vdc", 6);
+    scene.plug(3, &kept, "vdc");
+    scene.write_noise("vdc", 6);
     let night = scene.backup(&[]);
     night.assert_read_in_full(&[("vd3", "its bitmap is gone")]);
     scene.assert_exact(&night);
 
     scene.next_night();
-    write_noise(&scene, "vdc", 8);
+    scene.write_noise("vdc", 8);
     let night = scene.backup(&[]);
     night.assert_tracked();
     scene.assert_exact(&night);

@@ -17,7 +17,7 @@ use super::nbd_proxy::NbdProxy;
 use super::proxy::Proxy;
 use super::qemu::VmOptions;
 use super::vm::Vm;
-use super::wait::wait_until;
+use super::wait::{LIMIT, wait_until};
 
 pub const DISK: u64 = 64 << 20;
 
@@ -177,6 +177,56 @@ impl Scene {
         let (code, said) = self.vm.console().shell(line);
         assert_eq!(code, 0, "{line}: {said}");
         said
+    }
+
+    /// Gives the running guest another disk, which it sees when this returns.
+    pub fn plug(&self, number: usize, image: &Image, seen_as: &str) {
+        let node = format!("d{number}");
+        self.vm
+            .qmp(&json!({"execute": "blockdev-add", "arguments": {
+                "driver": image.format.name(), "node-name": node,
+                "file": {"driver": "file", "filename": image.path},
+            }}));
+        self.vm.qmp(&json!({"execute": "device_add", "arguments": {
+            "driver": "virtio-blk-pci", "drive": node, "id": format!("vd{number}"),
+        }}));
+        until(seen_as, LIMIT, || {
+            let (code, _) = self.vm.console().shell(&format!("test -b /dev/{seen_as}"));
+            (code == 0).then_some(())
+        });
+    }
+
+    /// Three granules of noise on a disk without a file system.
+    pub fn write_noise(&self, disk: &str, first: u64) {
+        self.shell(&format!(
+            "dd if=/dev/urandom of=/dev/{disk} bs=64k seek={first} count=3 \
+             conv=notrunc,fsync 2>/dev/null"
+        ));
+    }
+
+    /// A backup whose agent is killed at the first command of this name, before QEMU has it.
+    #[track_caller]
+    pub fn backup_killed_at(&mut self, name: &'static str) {
+        let victim: Arc<Mutex<Option<u32>>> = Arc::default();
+        let known = victim.clone();
+        let mut done = false;
+        self.watch(move |command| {
+            if command["execute"] == name && !done {
+                done = true;
+                let agent = until("the agent", LIMIT, || *known.lock().unwrap());
+                tool("kill", &["-9", &agent.to_string()]);
+            }
+            command
+        });
+        let running = self.start_backup(&[]);
+        *victim.lock().unwrap() = Some(running.id());
+        let ran = running.ended();
+        assert!(ran.was_killed(), "{name}: {}", ran.stderr);
+        // The guard's commands come this way too.
+        until("the guest to run", LIMIT, || {
+            (self.vm.status() == "running").then_some(())
+        });
+        self.proxy.pass();
     }
 
     pub fn next_night(&mut self) {
