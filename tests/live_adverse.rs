@@ -1,5 +1,5 @@
-//! What a night meets that a guest must not feel: a store that stalls, a freezer that is gone or stuck.
-//! a freezer that dies, a guest agent that does not answer.
+//! What a night meets that a guest must not feel: a store that stalls, a freezer that is gone or
+//! stuck.
 
 #![forbid(unsafe_code)]
 
