@@ -1,5 +1,6 @@
 use super::when::When;
 use crate::config;
+use crate::hypervisor::libvirt::DomainName;
 use crate::model::{CustomerName, DiskName, NameError, PointId, VmName};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
@@ -181,7 +182,12 @@ Exit 0 means that every byte was checked. Each restore is written into the ledge
 Example:
   vmkeep restore web01 --at latest --to /srv/restored
   vmkeep restore acme/db01 --at 2026-11-07 --to /srv/restored --disk vda --format qcow2 \\
-      --reason 'ticket 4711'")]
+      --reason 'ticket 4711'
+  vmkeep restore mail01 --at latest --to /srv/mail01-test --define mail01-test
+
+--define makes a libvirt domain of the restored disks, beside the one that was backed up: under a new
+name, with a UUID and MAC addresses of its own, and without what it would share with the other one on
+this host (host devices, shared folders, sockets, fixed ports). It is not started.")]
 pub struct RestoreArgs {
     /// The VM: NAME or CUSTOMER/NAME
     #[arg(value_name = "VM")]
@@ -198,6 +204,12 @@ pub struct RestoreArgs {
     /// Format of the images written
     #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
     pub format: ImageFormat,
+    /// Then define a libvirt domain under this new name, which has the restored disks
+    #[arg(long, value_name = "NAME")]
+    pub define: Option<DomainName>,
+    /// The new domain takes the place of the other one: with its UUID, MAC addresses, host devices
+    #[arg(long, requires = "define")]
+    pub keep_identity: bool,
     /// Why, for the ledger
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
@@ -428,6 +440,8 @@ mod tests {
             "vmkeep points web01 --json",
             "vmkeep restore web01 --at latest --to /r",
             "vmkeep restore acme/web01 --at 2026-11-07 --to /r --disk vda --disk vdb --format qcow2 --reason x",
+            "vmkeep restore web01 --at latest --to /r --define web01-test",
+            "vmkeep restore web01 --at latest --to /r --define web01 --keep-identity",
             "vmkeep prune --dry-run --trust-clock",
             "vmkeep prune --confirm",
             "vmkeep prune --undo 3f9a",
@@ -456,6 +470,9 @@ mod tests {
             "vmkeep restore web01 --to /r",
             "vmkeep restore web01 --at yesterday --to /r",
             "vmkeep restore web01 --at latest --to /r --format vmdk",
+            "vmkeep restore web01 --at latest --to /r --define a/b",
+            "vmkeep restore web01 --at latest --to /r --define 7",
+            "vmkeep restore web01 --at latest --to /r --keep-identity",
             "vmkeep prune --undo zz",
             "vmkeep prune --undo 3f9a --dry-run",
             "vmkeep verify --read-data=0",

@@ -1,3 +1,5 @@
+mod define;
+
 use super::report::short;
 use super::selection;
 use crate::cli::answer::Answer;
@@ -6,16 +8,19 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
 use crate::cli::site::{OpenCustomer, Site, Watching};
+use crate::hypervisor::libvirt;
 use crate::hypervisor::target::{DeviceTarget, ImageTarget, Qcow2Target, RawTarget};
 use crate::jobs::{Choice, JobError, JobErrorKind, RestoreTarget, choose, good_instead, listed};
 use crate::jobs::{note_restore, restore};
 use crate::model::{DiskName, PointId};
 use crate::repository::{Point, PointReader, RepositoryErrorKind};
+use define::Definition;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::json;
 use std::fmt::Write;
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -29,8 +34,11 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
     let chosen = choose_point(&open, args, &zone, now)?;
     let point = PointReader::open(customer, &chosen)?;
     let names = chosen_disks(&point, &args.disks)?;
+    // Whatever stands in the way of it is told before anything is restored.
+    let new_domain = Definition::plan(&site, args, &point, &names)?;
     let targets = targets(&site, args, &point, &names)?;
     let mut notes = take_down(&site, &open, &point, &names, args)?;
+    notes.extend(new_domain.iter().flat_map(Definition::notes));
     let suspect = open
         .customer
         .with_state(|state| suspicion(&listed(state, now), &chosen, args, &zone));
@@ -43,7 +51,7 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
 
     let paths: Vec<(DiskName, PathBuf)> = targets
         .iter()
-        .map(|target| (target.disk.clone(), path_of(args, &target.disk)))
+        .map(|target| (target.disk.clone(), path_of(args, &point, &target.disk)))
         .collect();
     let watching = Watching::new(invocation);
     let restored = restore(
@@ -57,6 +65,7 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
     drop(watching);
     let restored = restored.map_err(|error| explain(error, args))?;
     let definition = write_definition(args, &point)?;
+    let defined = new_domain.map(Definition::define).transpose()?;
 
     let id = chosen.to_string();
     let mut text = format!(
@@ -72,6 +81,9 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
     }
     if let Some(path) = &definition {
         let _ = writeln!(text, "  definition: {}", path.display());
+    }
+    if let Some(defined) = &defined {
+        text.push_str(&defined.text());
     }
     let _ = writeln!(
         text,
@@ -89,6 +101,7 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
             "name": disk.as_str(), "path": path,
         })).collect::<Vec<_>>(),
         "definition": definition,
+        "domain": defined.map(|defined| defined.document()),
         "disks_bytes": restored.disks_bytes,
         "data_bytes": restored.data_bytes,
         "notes": notes,
@@ -238,18 +251,31 @@ fn is_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
 }
 
-fn path_of(args: &RestoreArgs, disk: &DiskName) -> PathBuf {
+fn path_of(args: &RestoreArgs, point: &PointReader, disk: &DiskName) -> PathBuf {
     match is_device(&args.to) {
         true => args.to.clone(),
-        false => args.to.join(file_name(args, disk)),
+        false => args.to.join(file_name(args, point, disk)),
     }
 }
 
-fn file_name(args: &RestoreArgs, disk: &DiskName) -> String {
-    match args.format {
+fn file_name(args: &RestoreArgs, point: &PointReader, disk: &DiskName) -> String {
+    match format_of(args, point, disk) {
         ImageFormat::Raw => format!("{disk}.raw"),
         ImageFormat::Qcow2 => format!("{disk}.qcow2"),
     }
+}
+
+/// What a firmware stores is the content of a file, and of use as that only.
+fn format_of(args: &RestoreArgs, point: &PointReader, disk: &DiskName) -> ImageFormat {
+    match is_of_libvirt(point) && disk.as_str() == libvirt::NVRAM {
+        true => ImageFormat::Raw,
+        false => args.format,
+    }
+}
+
+fn is_of_libvirt(point: &PointReader) -> bool {
+    let definition = point.definition.as_ref();
+    definition.is_some_and(|(name, _)| name == libvirt::DEFINITION)
 }
 
 /// All targets are made before the first byte is read: what is in the way is told at once.
@@ -285,8 +311,8 @@ fn targets(
                 .iter()
                 .find(|disk| disk.name() == name)
                 .map_or(0, |disk| disk.shape().size_bytes);
-            let file = file_name(args, name);
-            let target: Box<dyn ImageTarget> = match (device, args.format) {
+            let file = file_name(args, point, name);
+            let target: Box<dyn ImageTarget> = match (device, format_of(args, point, name)) {
                 (true, _) => Box::new(DeviceTarget::open(&args.to, size, args.force)?),
                 (false, ImageFormat::Raw) => Box::new(RawTarget::create(&args.to, &file, size)?),
                 (false, ImageFormat::Qcow2) => {
@@ -381,20 +407,22 @@ fn write_definition(args: &RestoreArgs, point: &PointReader) -> Result<Option<Pa
         true => name.as_str(),
         false => "definition",
     });
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
-        .and_then(|mut file| {
-            file.write_all(content)?;
-            file.sync_all()
-        });
-    match written {
+    match write_new(&path, content) {
         Ok(()) => Ok(Some(path)),
         Err(error) => Err(
             Failure::new(Exit::Failed, format!("{}: {error}", path.display()))
                 .hint("the disks were restored and checked; only the definition is missing"),
         ),
     }
+}
+
+/// A file that only we can read; it replaces none.
+fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
 }

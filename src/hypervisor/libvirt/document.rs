@@ -1,13 +1,14 @@
 //! The XML that libvirt is given. Names were checked before; paths are escaped here.
 
 use super::plan::{DiskPlan, Plan, Tracking};
+use super::xml::escaped;
 use std::path::Path;
 
 /// The bitmap of changes, as it is exported with a disk.
 pub(super) const EXPORT_BITMAP: &str = "vmkeep";
 
 pub(super) fn backup(plan: &Plan, socket: &Path, scratch: &Path) -> Option<String> {
-    let socket = attribute(socket.to_str()?);
+    let socket = escaped(socket.to_str()?);
     let disks = plan
         .disks
         .iter()
@@ -32,7 +33,7 @@ fn backup_disk(plan: &DiskPlan, scratch: &Path) -> Option<String> {
     Some(format!(
         "<disk name='{name}' backup='yes' type='file' {mode} exportname='{name}'>\
          <scratch file='{}'/></disk>",
-        attribute(file.to_str()?)
+        escaped(file.to_str()?)
     ))
 }
 
@@ -55,21 +56,6 @@ pub(super) fn checkpoint(plan: &Plan, name: &str) -> Option<String> {
     Some(format!(
         "<domaincheckpoint><name>{name}</name><disks>{disks}</disks></domaincheckpoint>\n"
     ))
-}
-
-fn attribute(text: &str) -> String {
-    let mut escaped = String::new();
-    for letter in text.chars() {
-        match letter {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '\'' => escaped.push_str("&apos;"),
-            '"' => escaped.push_str("&quot;"),
-            other => escaped.push(other),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
 //! What is needed of a domain's XML. It is another program's output: bounded, and everything that
 //! is read is checked.
 
+use super::xml::{self, shown};
 use crate::hypervisor::{CaptureError, CaptureErrorKind};
 use crate::model::DiskName;
-use roxmltree::{Document, Node, ParsingOptions};
+use roxmltree::Node;
 use std::path::PathBuf;
 
-const MAX_XML_BYTES: usize = 4 << 20;
-const MAX_NODES: u32 = 200_000;
 /// Images of one disk, overlays and all.
 const MAX_CHAIN: usize = 256;
 
@@ -70,23 +69,9 @@ pub(super) struct Domain {
 
 impl Domain {
     /// Reads the output of `virsh dumpxml` for the domain that the configuration calls `wanted`.
-    pub(super) fn parse(wanted: &str, xml: &str) -> Result<Self, CaptureError> {
+    pub(super) fn parse(wanted: &str, content: &str) -> Result<Self, CaptureError> {
         let invalid = |detail: String| CaptureError::new(CaptureErrorKind::Invalid, wanted, detail);
-        if xml.len() > MAX_XML_BYTES {
-            return Err(invalid(format!(
-                "its XML has {} bytes; at most {MAX_XML_BYTES} are read",
-                xml.len()
-            )));
-        }
-        let options = ParsingOptions {
-            allow_dtd: false,
-            nodes_limit: MAX_NODES,
-            ..ParsingOptions::default()
-        };
-        let document = Document::parse_with_options(xml, options).map_err(|error| {
-            let error = shown(&error.to_string());
-            invalid(format!("its XML cannot be read: {error}"))
-        })?;
+        let document = xml::parse(content).map_err(invalid)?;
         let root = document.root_element();
         if !root.has_tag_name("domain") {
             return Err(invalid("its XML is not that of a domain".to_string()));
@@ -145,14 +130,7 @@ fn text<'a>(node: &Node<'a, '_>, name: &str) -> Option<&'a str> {
         .filter(|text| !text.is_empty())
 }
 
-fn shown(text: &str) -> String {
-    text.chars()
-        .filter(|letter| !letter.is_control())
-        .take(80)
-        .collect()
-}
-
-fn is_uuid(text: &str) -> bool {
+pub(super) fn is_uuid(text: &str) -> bool {
     text.len() == 36
         && text
             .bytes()
@@ -251,7 +229,12 @@ fn qemu_user(root: &Node<'_, '_>) -> Option<(u32, u32)> {
         .children()
         .filter(|node| node.has_tag_name("seclabel"))
         .find(|node| node.attribute("model") == Some("dac"))?;
-    let (user, group) = text(&label, "label")?.split_once(':')?;
+    user_and_group(text(&label, "label")?)
+}
+
+/// `+64055:+107`
+pub(super) fn user_and_group(label: &str) -> Option<(u32, u32)> {
+    let (user, group) = label.split_once(':')?;
     Some((
         user.strip_prefix('+')?.parse().ok()?,
         group.strip_prefix('+')?.parse().ok()?,
@@ -364,8 +347,8 @@ mod tests {
 
     #[test]
     fn huge_and_deep_xml_is_refused() {
-        assert!(detail("db", &" ".repeat(MAX_XML_BYTES + 1)).contains("at most"));
-        let many = xml(&"<x/>".repeat(MAX_NODES as usize + 1));
+        assert!(detail("db", &" ".repeat(xml::MAX_BYTES + 1)).contains("at most"));
+        let many = xml(&"<x/>".repeat(xml::MAX_NODES as usize + 1));
         assert!(detail("db", &many).contains("cannot be read"));
         let deep = format!(
             "<disk type='file'><source file='/x'/><target dev='vda'/>{}{}</disk>",

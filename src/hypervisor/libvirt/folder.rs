@@ -144,7 +144,7 @@ impl Drop for Folder {
 
 /// Whether a user may pass through a folder and all above it. Lists of further rights are not
 /// looked at.
-fn check_passable(path: &Path, user: u32, group: u32) -> Result<(), CaptureError> {
+pub(super) fn check_passable(path: &Path, user: u32, group: u32) -> Result<(), CaptureError> {
     if user == 0 {
         return Ok(());
     }

@@ -15,17 +15,22 @@
 //! The definition is the XML that defines the domain, with its secrets: without them it could not
 //! be defined again as it was. It is sealed with the point. A UEFI firmware's variables come as a
 //! small disk named `nvram`, see `nvram`.
+//!
+//! The way back: `new_domain` makes the definition of a new domain of the one in a restore point,
+//! and `Domains` gives it to libvirt.
 
 mod capture;
 mod checkpoint;
 mod document;
 mod domain;
+mod domains;
 mod folder;
 mod freeze;
 #[cfg(any(test, fuzzing))]
 pub(super) mod hostile_bytes;
 mod job;
 mod mark;
+mod new_domain;
 mod nvram;
 mod offline;
 mod plan;
@@ -33,8 +38,11 @@ mod scratch;
 #[cfg(test)]
 mod testing;
 mod virsh;
+mod xml;
 
+pub use domains::Domains;
 pub use freeze::{ThawGuard, thaw_when_orphaned};
+pub use new_domain::{DomainName, NewDomain, RestoredDisk, Wish, new_domain};
 
 use super::{
     Capture, CaptureError, CaptureErrorKind, Freeze, Hypervisor, Reading, SinceMark, runtime_folder,
@@ -53,7 +61,11 @@ use virsh::{Process, Reply, Virsh};
 
 /// Time for one question to libvirt. It waits up to 30 s for a domain that is busy.
 const QUERY_LIMIT: Duration = Duration::from_secs(45);
-const DEFINITION: &str = "domain.xml";
+/// The name of the definition in a restore point.
+pub const DEFINITION: &str = "domain.xml";
+/// The name of the disk that holds the firmware's variables. It is the content of a file, whatever
+/// the format of the disks is.
+pub const NVRAM: &str = "nvram";
 
 #[derive(Debug, Clone)]
 pub struct LibvirtSettings {
@@ -100,11 +112,7 @@ impl LibvirtSource {
         if settings.domain.is_empty() || settings.domain.starts_with('-') {
             return Err(invalid("this is not the name of a domain"));
         }
-        let scheme = settings.uri.as_deref().and_then(|uri| uri.split_once(':'));
-        if let Some((scheme, _)) = scheme
-            && scheme.contains('+')
-            && !scheme.ends_with("+unix")
-        {
+        if !is_local(settings.uri.as_deref()) {
             return Err(invalid(
                 "libvirt must be on this host: a backup is read through its local socket",
             ));
@@ -256,6 +264,14 @@ impl Hypervisor for LibvirtSource {
                 "libvirt deletes checkpoints of running domains only; start it first",
             )),
         }
+    }
+}
+
+/// Whether the libvirt behind a URI is on this host, as far as the URI tells.
+fn is_local(uri: Option<&str>) -> bool {
+    match uri.and_then(|uri| uri.split_once(':')) {
+        Some((scheme, _)) => !scheme.contains('+') || scheme.ends_with("+unix"),
+        None => true,
     }
 }
 

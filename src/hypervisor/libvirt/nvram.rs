@@ -4,6 +4,7 @@
 //! stores (boot entries, keys of Secure Boot) is content of the VM like any other, so it is kept
 //! like a disk: named `nvram`, in memory, read in full each time.
 
+use super::NVRAM;
 use super::domain::Domain;
 use crate::hypervisor::{CaptureError, CaptureErrorKind, CapturedDisk, Changes};
 use crate::model::{DiskName, Extent};
@@ -12,7 +13,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-const NAME: &str = "nvram";
 /// The largest known ones have 64 MiB.
 const MAX_BYTES: u64 = 64 << 20;
 
@@ -36,7 +36,7 @@ impl Nvram {
 
     fn read(path: &Path) -> Result<Self, String> {
         let failed = |error: io::Error| format!("{}: {error}", path.display());
-        let name = DiskName::new(NAME).map_err(|error| error.to_string())?;
+        let name = DiskName::new(NVRAM).map_err(|error| error.to_string())?;
         // Not waiting: a pipe in its place would hold us.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = rustix::fs::open(path, flags, Mode::empty())
@@ -99,7 +99,7 @@ impl CapturedDisk for Nvram {
             }
             None => Err(CaptureError::new(
                 CaptureErrorKind::Invalid,
-                NAME,
+                NVRAM,
                 "a read outside of the disk",
             )),
         }
