@@ -38,8 +38,9 @@ pub const CUSTOMERS_FOLDER: &str = "customers.d";
 
 const MIB: u64 = 1 << 20;
 const DEFAULT_STATE_DIR: &str = "/var/lib/vmkeep";
-/// Below the state folder.
-const OVERLAYS: &str = "overlays";
+/// Not below the state folder, which nobody else may pass through: a QEMU that does not run as root
+/// opens its overlays itself.
+const DEFAULT_OVERLAY_DIR: &str = "/var/cache/vmkeep";
 const DEFAULT_OVERLAY_BYTES: u64 = 10 << 30;
 const MIN_OVERLAY_BYTES: u64 = 1 << 20;
 const DEFAULT_FREEZE_LIMIT: Duration = Duration::from_secs(10);
@@ -284,7 +285,7 @@ fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Optio
             clock: ClockTrust::Verified,
             state_dir: PathBuf::from(DEFAULT_STATE_DIR),
             threads: cores(),
-            overlay_dir: PathBuf::from(DEFAULT_STATE_DIR).join(OVERLAYS),
+            overlay_dir: PathBuf::from(DEFAULT_OVERLAY_DIR),
             overlay_bytes: DEFAULT_OVERLAY_BYTES,
             freeze_limit: DEFAULT_FREEZE_LIMIT,
             libvirt_uri: None,
@@ -320,9 +321,11 @@ fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Optio
             1
         }
     };
-    let overlay_dir = section
-        .text("overlay_dir", problems)
-        .map_or_else(|| state_dir.join(OVERLAYS), PathBuf::from);
+    let overlay_dir = PathBuf::from(
+        section
+            .text("overlay_dir", problems)
+            .unwrap_or(DEFAULT_OVERLAY_DIR),
+    );
     check_path(&section, "overlay_dir", &overlay_dir, problems);
     let overlay_bytes = section
         .bytes("overlay_size", problems)

@@ -164,7 +164,11 @@ mod tests {
             Say::No(""),
             Say::Nothing,
         ] {
-            assert!(domains(vec![("domuuid", say)]).check_free(&new(None)).is_err());
+            assert!(
+                domains(vec![("domuuid", say)])
+                    .check_free(&new(None))
+                    .is_err()
+            );
         }
     }
 
@@ -173,7 +177,10 @@ mod tests {
         let told = domains(vec![
             ("domuuid", Say::No(NOBODY)),
             ("define", Say::Yes("")),
-            ("domuuid", Say::Yes("af4a5c33-756e-430d-85fe-5b2e34bbe955\n")),
+            (
+                "domuuid",
+                Say::Yes("af4a5c33-756e-430d-85fe-5b2e34bbe955\n"),
+            ),
         ]);
         assert_eq!(told.define(&new(None), Path::new("/x")).unwrap(), UUID);
         let refused = domains(vec![

@@ -92,9 +92,8 @@ impl Definition {
             })
             .collect::<Result<Vec<RestoredDisk>, String>>()
             .map_err(refused)?;
-        let failed = |error: CaptureError| {
-            Failure::from(error).hint("nothing was restored or defined")
-        };
+        let failed =
+            |error: CaptureError| Failure::from(error).hint("nothing was restored or defined");
         let wish = Wish {
             name,
             keep_identity: args.keep_identity,
@@ -138,17 +137,21 @@ impl Definition {
             )
         };
         write_new(&self.file, self.new.xml.as_bytes()).map_err(|error| {
-            failed(format!("{}: {error}", self.file.display()))
-                .hint("its definition would have been written there; see domain.xml for the old one")
+            failed(format!("{}: {error}", self.file.display())).hint(
+                "its definition would have been written there; see domain.xml for the old one",
+            )
         })?;
-        let uuid = self.domains.define(&self.new, &self.file).map_err(|error| {
-            failed(error.to_string())
+        let uuid = self
+            .domains
+            .define(&self.new, &self.file)
+            .map_err(|error| {
+                failed(error.to_string())
                 .hint("nothing has to be restored again")
                 .hint(format!(
                     "see to what is said above, in that file if need be, then: {virsh} define '{}'",
                     self.file.display()
                 ))
-        })?;
+            })?;
         Ok(Defined {
             start: format!("{virsh} start '{}'", self.new.name),
             name: self.new.name.to_string(),

@@ -48,7 +48,9 @@ fn check_disk<'w>(
         ("floppy", [_]) if child(disk, "readonly").is_some() => Ok(()),
         ("" | "disk", [source]) => {
             let drivers: Vec<_> = children(disk, "driver").collect();
-            let found = restored.iter().find(|one| one.path == value(*source, "file"));
+            let found = restored
+                .iter()
+                .find(|one| one.path == value(*source, "file"));
             let (Some(found), [driver]) = (found, drivers.as_slice()) else {
                 return Err("a disk would not be a restored one".to_string());
             };

@@ -49,7 +49,9 @@ impl Making<'_, '_> {
             {
                 self.take_out(device, "a smartcard of the host");
             }
-            "rng" if children(device, "backend").any(|backend| value(backend, "model") == "egd") => {
+            "rng"
+                if children(device, "backend").any(|backend| value(backend, "model") == "egd") =>
+            {
                 self.take_out(device, "a random number generator behind a socket");
             }
             _ => {}
@@ -64,8 +66,8 @@ impl Making<'_, '_> {
                 for known_by in ["mac", "target"] {
                     self.edits.remove_children(interface, known_by);
                 }
-                for parameters in children(interface, "virtualport")
-                    .flat_map(|port| children(port, "parameters"))
+                for parameters in
+                    children(interface, "virtualport").flat_map(|port| children(port, "parameters"))
                 {
                     for id in ["interfaceid", "instanceid"] {
                         self.edits.remove_attribute(parameters, id);
@@ -123,8 +125,7 @@ impl Making<'_, '_> {
         let listens = children(graphics, "listen").collect::<Vec<_>>();
         // Without any of the two it would listen to the network.
         if !value(graphics, "socket").is_empty() && listens.is_empty() {
-            self.edits
-                .insert_into(graphics, "<listen type='socket'/>");
+            self.edits.insert_into(graphics, "<listen type='socket'/>");
         }
         self.edits.remove_attribute(graphics, "socket");
         for listen in listens {

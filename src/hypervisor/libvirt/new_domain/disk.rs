@@ -90,7 +90,8 @@ impl Making<'_, '_> {
             && !value(source, "file").is_empty()
             && children(disk, "source").count() == 1;
         if is_read_only && is_one_file {
-            self.edits.set_attribute(source, "startupPolicy", "optional");
+            self.edits
+                .set_attribute(source, "startupPolicy", "optional");
             self.edits.remove_children(disk, "backingStore");
             self.edits.remove_children(disk, "mirror");
             return;

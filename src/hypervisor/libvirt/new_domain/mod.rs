@@ -43,7 +43,10 @@ impl FromStr for DomainName {
             _ if text.bytes().all(|byte| byte.is_ascii_digit()) => refused("this is a number"),
             _ if super::domain::is_uuid(text) => refused("this looks like a UUID"),
             _ if text.starts_with('.') => refused("this begins with a dot"),
-            _ if text.chars().any(|letter| letter == '/' || letter.is_control()) => {
+            _ if text
+                .chars()
+                .any(|letter| letter == '/' || letter.is_control()) =>
+            {
                 refused("this has a slash or a control character")
             }
             _ if text.trim() != text => refused("this begins or ends with a space"),
@@ -204,7 +207,8 @@ impl<'w> Making<'w, '_> {
             self.edits.remove_children(root, "uuid");
             self.edits.remove_children(root, "hwuuid");
             for system in children(root, "sysinfo").flat_map(|info| children(info, "system")) {
-                for entry in children(system, "entry").filter(|entry| value(*entry, "name") == "uuid")
+                for entry in
+                    children(system, "entry").filter(|entry| value(*entry, "name") == "uuid")
                 {
                     self.edits.remove(entry);
                 }
