@@ -9,7 +9,7 @@
 //! to be quoted for QEMU. Drivers are named explicitly, so nothing is probed.
 
 use super::nbd::{Endpoint, NbdClient, NbdError};
-use super::runtime_folder::RuntimeFolder;
+use super::runtime_folder::{self, RuntimeFolder};
 use super::{CaptureError, CaptureErrorKind};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -24,6 +24,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// Time for the server to end after its last client has gone.
 const END_LIMIT: Duration = Duration::from_secs(60);
 const CONNECTIONS: usize = 8;
+/// The folders of servers.
+const KIND: &str = "nbd";
 const TOOL_MISSING: &str = "is not in PATH; install qemu-utils";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +53,7 @@ impl QemuNbd {
         contexts: &[&str],
     ) -> Result<Self, CaptureError> {
         let failed = |error: io::Error| CaptureError::new(CaptureErrorKind::Io, name, error);
-        let folder = RuntimeFolder::create(runtime_dir)?;
+        let folder = RuntimeFolder::create(runtime_dir, KIND, None)?;
         let log = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -179,6 +181,21 @@ impl Drop for QemuNbd {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Removes what dead agents left in `runtime_dir`, and ends servers that wait for a client of
+/// theirs.
+pub(super) fn remove_dead(runtime_dir: &Path) -> Result<(), CaptureError> {
+    for folder in runtime_folder::dead(runtime_dir, KIND)? {
+        // A server whose agent died before its first connection waits for one; it ends when
+        // that has been and gone.
+        let mut endpoint = Endpoint::new(folder.socket(), "");
+        endpoint.timeout = Duration::from_secs(2);
+        if let Ok(client) = NbdClient::connect(endpoint) {
+            let _ = client.disconnect();
+        }
+    }
+    Ok(())
 }
 
 /// The block nodes: qcow2 over file, nothing below. `backing` is null because an image that has

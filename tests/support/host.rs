@@ -202,7 +202,7 @@ impl Host {
             .args(arguments)
             .current_dir(self.folder.path())
             .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("PATH", self.search_path())
             .env("VMKEEP_CONFIG", &self.config)
             .env("TZ", "UTC")
             .env("PRELOAD", FAKETIME)
@@ -213,6 +213,14 @@ impl Host {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
+    }
+
+    /// A program in the folder `tools` takes the place of the one that vmkeep would find.
+    fn search_path(&self) -> std::ffi::OsString {
+        let mut path = self.path("tools").into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        path
     }
 
     pub fn start(&self, arguments: &[&str], at: Timestamp) -> Running {

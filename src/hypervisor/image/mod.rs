@@ -21,7 +21,7 @@ mod opened;
 mod qcow2;
 mod raw;
 
-use super::runtime_folder;
+use super::qemu_nbd;
 use super::{
     Capture, CaptureError, CaptureErrorKind, CapturedDisk, Consistency, Hypervisor, Outcome,
     Reading, SinceMark,
@@ -118,7 +118,7 @@ impl Hypervisor for ImageSource {
     }
 
     fn recover(&self) -> Result<(), CaptureError> {
-        runtime_folder::remove_dead(&self.runtime_dir)
+        qemu_nbd::remove_dead(&self.runtime_dir)
     }
 
     /// The marks of images are kept in restore points only.

@@ -3,7 +3,6 @@
 use super::checkpoint;
 use super::document::{self, EXPORT_BITMAP};
 use super::domain::Domain;
-use super::folder::Folder;
 use super::freeze::Frozen;
 use super::job;
 use super::mark::Mark;
@@ -11,9 +10,10 @@ use super::nvram::Nvram;
 use super::plan::{DiskPlan, Plan, Tracking};
 use super::scratch::{self, Watch};
 use super::virsh::Virsh;
-use super::{LibvirtSettings, refused};
+use super::{LibvirtSettings, folder_kind, refused};
 use crate::hypervisor::nbd::{BASE_ALLOCATION, Endpoint, NbdClient};
 use crate::hypervisor::nbd_disk::{self, NbdDisk};
+use crate::hypervisor::runtime_folder::RuntimeFolder;
 use crate::hypervisor::{
     Capture, CaptureError, CaptureErrorKind, CapturedDisk, Changes, Consistency, Freeze, Outcome,
     SinceMark,
@@ -31,9 +31,9 @@ struct Job {
     virsh: Arc<dyn Virsh>,
     domain: Domain,
     owner: String,
-    runtime: Folder,
+    runtime: RuntimeFolder,
     /// Only held: libvirt removes the scratch files, and this their folder.
-    _scratch: Folder,
+    _scratch: RuntimeFolder,
     socket: PathBuf,
     /// What it made; none if no disk can be tracked.
     checkpoint: Option<String>,
@@ -105,9 +105,10 @@ impl LibvirtCapture {
         since: &[SinceMark],
     ) -> Result<Self, CaptureError> {
         let user = domain.qemu_user;
-        let runtime = Folder::create(&settings.runtime_dir, &settings.owner, user)?;
-        let socket = runtime.socket_for(user)?;
-        let scratch = Folder::create(&settings.scratch_dir, &settings.owner, user)?;
+        let kind = folder_kind(&settings.owner);
+        let runtime = RuntimeFolder::create(&settings.runtime_dir, &kind, user)?;
+        let socket = runtime.socket();
+        let scratch = RuntimeFolder::create(&settings.scratch_dir, &kind, user)?;
         scratch::check(scratch.path(), settings.scratch_reserve_bytes)?;
         let name = checkpoint::new_name(&settings.owner)?;
         let checkpoint = document::checkpoint(&plan, &name)

@@ -1,11 +1,11 @@
 //! The domains that libvirt has: whether a new one can be added, and adding it.
 
 use super::domain::is_uuid;
-use super::folder::check_passable;
 use super::new_domain::NewDomain;
 use super::virsh::{Process, Virsh};
 use super::xml::{self, shown};
 use super::{QUERY_LIMIT, is_local, refused};
+use crate::hypervisor::runtime_folder::check_passable;
 use crate::hypervisor::{CaptureError, CaptureErrorKind};
 use roxmltree::Node;
 use std::path::{Path, PathBuf};

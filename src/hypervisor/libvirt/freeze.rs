@@ -5,9 +5,9 @@
 //! folder that we left. A thaw too many is harmless.
 
 use super::domain::Domain;
-use super::folder::Folder;
 use super::refused;
 use super::virsh::{Process, Reply, Virsh};
+use crate::hypervisor::runtime_folder::RuntimeFolder;
 use crate::hypervisor::{CaptureError, CaptureErrorKind};
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -90,7 +90,7 @@ pub(super) fn thaw(virsh: &dyn Virsh, name: &str, uuid: &str) -> Result<(), Capt
 pub(super) struct Frozen<'a> {
     virsh: &'a dyn Virsh,
     domain: &'a Domain,
-    folder: &'a Folder,
+    folder: &'a RuntimeFolder,
     guard: Option<Child>,
     since: Instant,
     limit: Duration,
@@ -101,7 +101,7 @@ impl<'a> Frozen<'a> {
     pub(super) fn freeze(
         virsh: &'a dyn Virsh,
         domain: &'a Domain,
-        folder: &'a Folder,
+        folder: &'a RuntimeFolder,
         guard: Option<&ThawGuard>,
         limit: Duration,
     ) -> Result<Self, CaptureError> {

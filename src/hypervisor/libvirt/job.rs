@@ -1,9 +1,9 @@
 //! The backup job of a domain: whether there is one, whose it is, and its end.
 
 use super::domain::Domain;
-use super::folder::{self, JobOwner};
 use super::virsh::Virsh;
-use super::{QUERY_LIMIT, refused};
+use super::{QUERY_LIMIT, folder_kind, refused};
+use crate::hypervisor::runtime_folder::{Owner, owner_of};
 use crate::hypervisor::{CaptureError, CaptureErrorKind};
 use roxmltree::Document;
 use std::path::{Path, PathBuf};
@@ -61,10 +61,10 @@ pub(super) fn end_leftover(
             detail,
         ))
     };
-    match folder::owner_of(&socket, runtime_dir, owner) {
-        JobOwner::Dead => end(virsh, domain, &socket),
-        JobOwner::Alive => busy("another vmkeep is backing it up right now"),
-        JobOwner::Foreign => busy(
+    match owner_of(&socket, runtime_dir, &folder_kind(owner)) {
+        Owner::Dead => end(virsh, domain, &socket),
+        Owner::Alive => busy("another vmkeep is backing it up right now"),
+        Owner::Foreign => busy(
             "another program has a backup job of it open; wait for its end, or end it with \
              `virsh domjobabort`",
         ),

@@ -24,7 +24,6 @@ mod checkpoint;
 mod document;
 mod domain;
 mod domains;
-mod folder;
 mod freeze;
 #[cfg(any(test, fuzzing))]
 pub(super) mod hostile_bytes;
@@ -45,15 +44,16 @@ pub use freeze::{ThawGuard, thaw_when_orphaned};
 pub use new_domain::{DomainName, NewDomain, RestoredDisk, Wish, new_domain};
 
 use super::{
-    Capture, CaptureError, CaptureErrorKind, Freeze, Hypervisor, Reading, SinceMark, runtime_folder,
+    Capture, CaptureError, CaptureErrorKind, Freeze, Hypervisor, Reading, SinceMark, qemu_nbd,
+    runtime_folder,
 };
 use capture::LibvirtCapture;
 use checkpoint::Deletion;
 use domain::Domain;
-use folder::Dead;
 use jiff::Timestamp;
 use nvram::Nvram;
 use offline::OfflineCapture;
+use runtime_folder::RuntimeFolder;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,7 +154,8 @@ impl LibvirtSource {
             return Ok(Deletion::Done);
         }
         let settings = &self.settings;
-        let folder = folder::Folder::create(&settings.runtime_dir, &settings.owner, None)?;
+        let kind = folder_kind(&settings.owner);
+        let folder = RuntimeFolder::create(&settings.runtime_dir, &kind, None)?;
         let describe = |xml: &str| folder.write("redefinition.xml", xml);
         let mut result = Ok(Deletion::Done);
         for name in names {
@@ -184,7 +185,7 @@ impl Hypervisor for LibvirtSource {
         }
         let definition = self.definition(&domain)?;
         let mut notes = domain.skipped.clone();
-        folder::create_parent(&settings.runtime_dir)?;
+        runtime_folder::create_parent(&settings.runtime_dir)?;
         if !domain.active {
             let nvram = Nvram::of(&domain, &mut notes);
             let capture = OfflineCapture::open(
@@ -225,10 +226,11 @@ impl Hypervisor for LibvirtSource {
     fn recover(&self) -> Result<(), CaptureError> {
         let settings = &self.settings;
         // Locked as long as they are held here, so nobody else takes them meanwhile.
-        let dead = folder::dead(&settings.runtime_dir, &settings.owner)?;
+        let kind = folder_kind(&settings.owner);
+        let dead = runtime_folder::dead(&settings.runtime_dir, &kind)?;
         let domain = self.domain()?;
         if domain.active {
-            if dead.iter().any(Dead::is_frozen) {
+            if dead.iter().any(RuntimeFolder::is_frozen) {
                 freeze::thaw(&*self.virsh, &domain.name, &domain.uuid)?;
             }
             match job::running(&*self.virsh, &domain)? {
@@ -245,11 +247,11 @@ impl Hypervisor for LibvirtSource {
             }
         }
         // A VM that is shut off is not frozen.
-        dead.iter().for_each(Dead::note_thawed);
+        dead.iter().for_each(RuntimeFolder::note_thawed);
         drop(dead);
-        drop(folder::dead(&settings.scratch_dir, &settings.owner)?);
+        drop(runtime_folder::dead(&settings.scratch_dir, &kind)?);
         // Those of the servers for stopped domains.
-        runtime_folder::remove_dead(&settings.runtime_dir)
+        qemu_nbd::remove_dead(&settings.runtime_dir)
     }
 
     fn release(&self) -> Result<Vec<String>, CaptureError> {
@@ -265,6 +267,11 @@ impl Hypervisor for LibvirtSource {
             )),
         }
     }
+}
+
+/// The folders of the captures of one owner.
+fn folder_kind(owner: &str) -> String {
+    format!("lv-{owner}")
 }
 
 /// Whether the libvirt behind a URI is on this host, as far as the URI tells.

@@ -6,7 +6,7 @@ use super::machine::{Machine, Peer, rows};
 use super::overlay::{BrokenSnapshot, Shared, Watcher, lock};
 use super::plan::Mark;
 use super::planned::{PlannedDisk, plan_disks, settlement};
-use super::recover::{HeldNote, clean};
+use super::recover::{HeldNote, KIND, clean};
 use super::{QmpError, QmpSettings, QmpSource};
 use crate::hypervisor::guard::{Guard, Order, Thawed};
 use crate::hypervisor::nbd::{BASE_ALLOCATION, Endpoint, NbdClient, NbdError};
@@ -64,12 +64,7 @@ pub(super) fn open(
     let has_iothreads = !rows(&iothreads).map_err(failed)?.is_empty();
     let connection = Arc::new(Mutex::new(connection));
     let attempt = |way: Way, notes: Vec<String>| -> Result<QmpCapture, Attempt> {
-        let folder = RuntimeFolder::create(&settings.overlay_dir)?;
-        if peer.user != rustix::process::geteuid().as_raw() {
-            folder.give_to(peer.user, peer.group).map_err(|error| {
-                CaptureError::new(CaptureErrorKind::Io, settings.overlay_dir.display(), error)
-            })?;
-        }
+        let folder = RuntimeFolder::create(&settings.overlay_dir, KIND, peer.stranger())?;
         let mut capture = QmpCapture {
             settings: settings.clone(),
             connection: connection.clone(),

@@ -4,11 +4,12 @@ use super::connection::Connection;
 use super::machine::Peer;
 use super::planned::PlannedDisk;
 use super::{QmpError, QmpSettings};
-use crate::hypervisor::runtime_folder::RuntimeFolder;
+use crate::hypervisor::runtime_folder::{RuntimeFolder, give};
 use crate::hypervisor::{CaptureError, CaptureErrorKind};
 use serde_json::{Value, json};
 use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 
 /// Seconds after which a guest's write no longer waits for its overlay.
@@ -71,8 +72,15 @@ pub(super) fn add_overlay(
     way: Way,
     disk: &PlannedDisk,
 ) -> Result<(), CaptureError> {
-    let path = folder.overlay(disk.number);
+    let path = folder.path().join(format!("overlay-{}", disk.number));
     let failed = |error: io::Error| CaptureError::new(CaptureErrorKind::Io, path.display(), error);
+    // A guest's data is nobody else's to read, also before the file is given away.
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
     let output = Command::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2"])
         .arg(&path)
@@ -101,7 +109,9 @@ pub(super) fn add_overlay(
         let file = OpenOptions::new().write(true).open(&path).map_err(failed)?;
         file.set_len(limit).map_err(failed)?;
     }
-    std::os::unix::fs::chown(&path, Some(peer.user), Some(peer.group)).map_err(failed)?;
+    if let Some(user) = peer.stranger() {
+        give(&path, user)?;
+    }
     let file = json!({
         "driver": "file",
         "node-name": Role::OverlayFile.name(&settings.owner, disk.number),

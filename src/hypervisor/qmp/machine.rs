@@ -18,6 +18,14 @@ pub(super) struct Peer {
     pub group: u32,
 }
 
+impl Peer {
+    /// The user and group, if they are not ours.
+    pub(super) fn stranger(&self) -> Option<(u32, u32)> {
+        let is_ours = self.user == rustix::process::geteuid().as_raw();
+        (!is_ours).then_some((self.user, self.group))
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Bitmap {
     pub name: String,

@@ -14,6 +14,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+/// The folders of captures.
+pub(super) const KIND: &str = "qmp";
+
 /// A note of what a guest is held by, on disk before it is: for the next run, in case that both
 /// the agent and its guard are killed while it stands still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +82,9 @@ pub(super) fn recover(source: &QmpSource) -> Result<(), CaptureError> {
         Err(error) if error.kind == CaptureErrorKind::Missing => HeldNote::remove(settings),
         Err(error) => return Err(error),
     }
-    runtime_folder::remove_dead(&settings.overlay_dir)
+    // Also those of VMs that are backed up no more: their QEMU does not need the names of its files.
+    drop(runtime_folder::dead(&settings.overlay_dir, KIND)?);
+    Ok(())
 }
 
 /// Removes the exports, jobs, filters and overlays of this owner. What the guest stands on

@@ -1,4 +1,4 @@
-use super::super::live::GuestFiles;
+use super::super::live::{Format, GuestFiles, Image};
 use super::{Daemon, eventually};
 use std::cell::RefCell;
 use std::fs;
@@ -11,8 +11,7 @@ use std::thread;
 
 const MIB: u64 = 1 << 20;
 
-/// A domain with three disks: `vda` (qcow2, bare), `vdb` (qcow2, with ext4 in it) and `vdc` (raw,
-/// bare).
+/// A domain of libvirt whose guest does what its console is told.
 pub struct Machine {
     pub daemon: &'static Daemon,
     pub name: String,
@@ -35,7 +34,30 @@ fn qemu_user() -> (u32, u32) {
 }
 
 impl Machine {
+    /// With three disks: `vda` (qcow2, bare), `vdb` (qcow2, with ext4 in it) and `vdc` (raw, bare).
     pub fn define(name: &str, agent: bool) -> Machine {
+        let machine = Machine::new(name);
+        let path = |name: &str| machine.text(name);
+        let (vda, vdb, vdc) = (path("vda.qcow2"), path("vdb.qcow2"), path("vdc.raw"));
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", &vda, "32M"]);
+        Image::ext4(&vdb, 16 * MIB, Format::Qcow2);
+        fs::File::create(&vdc).unwrap().set_len(8 * MIB).unwrap();
+        machine.register("writer=0", agent, "", &["qcow2", "qcow2", "raw"]);
+        machine
+    }
+
+    /// With two disks that its guest writes records to: `vda` (qcow2) and `vdb` (qcow2).
+    pub fn define_writing(name: &str, devices: &str) -> Machine {
+        let machine = Machine::new(name);
+        for disk in ["vda", "vdb"] {
+            let path = machine.folder.join(format!("{disk}.qcow2"));
+            Image::ext4(path, 64 * MIB, Format::Qcow2);
+        }
+        machine.register("pause_us=1000", false, devices, &["qcow2", "qcow2"]);
+        machine
+    }
+
+    fn new(name: &str) -> Machine {
         let daemon = Daemon::shared();
         let folder = daemon.folder(name);
         let (user, _) = qemu_user();
@@ -47,14 +69,11 @@ impl Machine {
             console: RefCell::new(None),
             commands: RefCell::new(0),
         };
-        let path = |name: &str| machine.text(name);
-        let (vda, vdb, vdc) = (path("vda.qcow2"), path("vdb.qcow2"), path("vdc.raw"));
-        tool("qemu-img", &["create", "-q", "-f", "qcow2", &vda, "32M"]);
-        let raw = path("vdb.raw");
-        fs::File::create(&raw).unwrap().set_len(16 * MIB).unwrap();
-        tool("mkfs.ext4", &["-q", "-F", &raw]);
-        tool("qemu-img", &["convert", "-O", "qcow2", &raw, &vdb]);
-        fs::File::create(&vdc).unwrap().set_len(8 * MIB).unwrap();
+        machine
+    }
+
+    fn register(&self, own: &str, agent: bool, devices: &str, formats: &[&str]) {
+        let path = |name: &str| self.text(name);
         let guest = GuestFiles::made();
         // QEMU's user must be able to read them, wherever the project lies.
         fs::copy(&guest.kernel, path("kernel")).unwrap();
@@ -66,31 +85,35 @@ impl Machine {
             }
             false => "",
         };
+        let disks: String = ('a'..)
+            .zip(formats)
+            .map(|(letter, format)| {
+                format!(
+                    "<disk type='file' device='disk'><driver name='qemu' type='{format}'/>
+                     <source file='{}'/><target dev='vd{letter}' bus='virtio'/></disk>",
+                    path(&format!("vd{letter}.{format}"))
+                )
+            })
+            .collect();
         let xml = format!(
             "<domain type='qemu'><name>{name}</name><memory unit='MiB'>160</memory><vcpu>1</vcpu>
              <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel>
-             <initrd>{initramfs}</initrd><cmdline>console=ttyS0 quiet panic=0 mitigations=off \
-             nokaslr no_timer_check writer=0 agent={agent}</cmdline></os>
+             <initrd>{initramfs}</initrd><cmdline>{command_line}</cmdline></os>
              <features><acpi/></features><on_poweroff>destroy</on_poweroff><devices>
-             <disk type='file' device='disk'><driver name='qemu' type='qcow2'/>
-             <source file='{vda}'/><target dev='vda' bus='virtio'/></disk>
-             <disk type='file' device='disk'><driver name='qemu' type='qcow2'/>
-             <source file='{vdb}'/><target dev='vdb' bus='virtio'/></disk>
-             <disk type='file' device='disk'><driver name='qemu' type='raw'/>
-             <source file='{vdc}'/><target dev='vdc' bus='virtio'/></disk>
+             {disks}
              <disk type='file' device='cdrom'><target dev='hda' bus='ide'/><readonly/></disk>
-             {channel}<serial type='unix'><source mode='bind' path='{console}'/>
+             {channel}{devices}<serial type='unix'><source mode='bind' path='{console}'/>
              <log file='{log}' append='off'/><target port='0'/></serial>
              <memballoon model='none'/></devices></domain>",
             kernel = path("kernel"),
             initramfs = path("initramfs"),
-            agent = u8::from(agent),
+            command_line = GuestFiles::command_line(&format!("{own} agent={}", u8::from(agent))),
+            name = self.name,
             console = path("console"),
             log = path("log"),
         );
         fs::write(path("domain.xml"), xml).unwrap();
-        daemon.virsh(&["define", &path("domain.xml")]);
-        machine
+        self.daemon.virsh(&["define", &path("domain.xml")]);
     }
 
     pub fn text(&self, name: &str) -> String {

@@ -131,11 +131,12 @@ impl Scene {
             .agent
             .then(|| AgentProxy::start(folder.join("p.agent"), &vm.agent_socket()));
         let text = format!(
-            "[host]\nname = \"host1\"\nclock = \"trusted\"\nstate_dir = \"{}\"\n{}\n\
+            "[host]\nname = \"host1\"\nclock = \"trusted\"\nstate_dir = \"{}\"\noverlay_dir = \"{}\"\n{}\n\
              [repository]\nurl = \"{}\"\nreserve = \"1 MiB\"\n\n\
              [policy]\ntimezone = \"UTC\"\nwindow = \"22:00-06:00\"\n\n\
              [[customer]]\nid = \"acme\"\n\n[[customer.vm]]\nname = \"db01\"\nqmp = \"{}\"\n{}\n",
             path_text(&host.state()),
+            path_text(&host.path("overlays")),
             options.host_keys,
             path_text(host.store()),
             path_text(&proxy.socket),
