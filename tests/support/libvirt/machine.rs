@@ -62,14 +62,13 @@ impl Machine {
         let folder = daemon.folder(name);
         let (user, _) = qemu_user();
         chown(&folder, Some(user), None).unwrap();
-        let machine = Machine {
+        Machine {
             daemon,
             name: name.to_string(),
             folder,
             console: RefCell::new(None),
             commands: RefCell::new(0),
-        };
-        machine
+        }
     }
 
     fn register(&self, own: &str, agent: bool, devices: &str, formats: &[&str]) {
@@ -129,6 +128,23 @@ impl Machine {
         let mut said = console.try_clone().unwrap();
         thread::spawn(move || io::copy(&mut said, &mut io::sink()));
         *self.console.borrow_mut() = Some(console);
+    }
+
+    /// The guest leaves its disks and boots again; QEMU lives on.
+    pub fn reboot(&self) {
+        let boots = || self.log().matches("READY").count();
+        let before = boots();
+        let mut console = self.console.borrow_mut();
+        console.as_mut().unwrap().write_all(b"reboot\n").unwrap();
+        eventually("the guest is ready again", || boots() > before);
+    }
+
+    /// Waits until the guest has told of so many more records than now.
+    #[track_caller]
+    pub fn wait_for_progress(&self, records: u64) {
+        let told = || last_record(&self.log()).unwrap_or(0);
+        let first = told();
+        eventually("the guest writes", || told() >= first + records);
     }
 
     fn log(&self) -> String {
@@ -233,6 +249,14 @@ impl Machine {
             .as_array()
             .map_or(0, Vec::len)
     }
+}
+
+/// The last record that a guest has told of.
+pub fn last_record(said: &str) -> Option<u64> {
+    let lines = said.rsplit_once('\n')?.0.lines();
+    lines
+        .rev()
+        .find_map(|line| line.trim_end().strip_prefix("SEQ ")?.parse().ok())
 }
 
 impl Drop for Machine {

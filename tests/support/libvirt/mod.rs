@@ -4,10 +4,12 @@
 mod daemon;
 mod machine;
 mod store;
+mod terminal;
 
 pub use daemon::Daemon;
-pub use machine::Machine;
+pub use machine::{Machine, last_record};
 pub use store::{Store, Told, reason};
+pub use terminal::Terminal;
 
 use std::time::{Duration, Instant};
 
