@@ -51,9 +51,14 @@ impl Machine {
         let machine = Machine::new(name);
         for disk in ["vda", "vdb"] {
             let path = machine.folder.join(format!("{disk}.qcow2"));
-            Image::ext4(path, 64 * MIB, Format::Qcow2);
+            Image::ext4(path, 24 * MIB, Format::Qcow2);
         }
-        machine.register("pause_us=1000", false, devices, &["qcow2", "qcow2"]);
+        machine.register(
+            "pause_us=1000 slots=1024",
+            false,
+            devices,
+            &["qcow2", "qcow2"],
+        );
         machine
     }
 
