@@ -90,7 +90,12 @@ fn a_qemu_that_is_stuck_while_its_guest_is_paused_spoils_no_other_vm() {
         path_text(&socket)
     );
     let config = host.config_text();
-    let config = config.replacen("[host]\n", "[host]\nfreeze_limit = \"2s\"\n", 1);
+    let overlays = host.path("overlays");
+    let own = format!(
+        "[host]\nfreeze_limit = \"2s\"\noverlay_dir = \"{}\"\n",
+        path_text(&overlays)
+    );
+    let config = config.replacen("[host]\n", &own, 1);
     host.write_config(&(config + &vm));
     let now = time("2031-02-10T23:00:00Z");
     host.vmkeep(&["init", "--yes"], now).exits(0);
@@ -107,8 +112,6 @@ fn a_qemu_that_is_stuck_while_its_guest_is_paused_spoils_no_other_vm() {
     let at = |name: &str| commands.iter().rposition(|command| command == name);
     assert!(at("stop") < at("cont"), "{commands:?}");
     assert_eq!(at("stop"), at("transaction").map(|at| at - 1));
-    let left: Vec<_> = fs::read_dir(host.state().join("overlays"))
-        .unwrap()
-        .collect();
+    let left: Vec<_> = fs::read_dir(overlays).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }

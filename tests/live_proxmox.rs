@@ -67,11 +67,12 @@ impl Scene {
         let vm = Vm::start(options);
         let proxy = Proxy::start(folder.join("p.qmp"), &monitor);
         host.write_config(&format!(
-            "[host]\nname = \"pve1\"\nclock = \"trusted\"\nstate_dir = \"{}\"\n\n\
+            "[host]\nname = \"pve1\"\nclock = \"trusted\"\nstate_dir = \"{}\"\noverlay_dir = \"{}\"\n\n\
              [repository]\nurl = \"{}\"\nreserve = \"1 MiB\"\n\n\
              [policy]\ntimezone = \"UTC\"\nwindow = \"22:00-06:00\"\n\n\
              [[customer]]\nid = \"acme\"\n\n[[customer.vm]]\nname = \"101\"\nqmp = \"{}\"\n",
             path_text(&host.state()),
+            path_text(&host.path("overlays")),
             path_text(host.store()),
             path_text(&proxy.socket),
         ));
