@@ -541,15 +541,16 @@ impl Customer {
     }
 }
 
-/// From when a restore point's time counts. A lone clock's word is not enough to keep anything
-/// longer: then it is the last time before it that two sources agreed on.
+/// From when a restore point's time counts. A lone clock's word is enough neither to keep anything
+/// longer nor to erase it earlier: it may be years ahead, or back in 1970. Then it is the last time
+/// before it that two sources agreed on, which is never later than the true one.
 pub(super) fn counted_from(
     begun_at: Timestamp,
     clock_alone: bool,
     witnessed_before: Option<Timestamp>,
 ) -> Timestamp {
     match (clock_alone, witnessed_before) {
-        (true, Some(before)) => before.min(begun_at),
+        (true, Some(before)) => before,
         _ => begun_at,
     }
 }

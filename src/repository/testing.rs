@@ -67,6 +67,15 @@ impl TestHost {
         })
     }
 
+    pub fn set_clock(&self, wrong_by: SignedDuration, attestation: Attestation) {
+        *lock(&self.wrong_by) = wrong_by;
+        *lock(&self.attestation) = attestation;
+    }
+
+    pub fn clock_is_right(&self) -> bool {
+        lock(&self.wrong_by).is_zero() && *lock(&self.attestation) == Attestation::Witnessed
+    }
+
     pub fn body(&self) -> HostBody {
         HostBody {
             host: self.identity.host_id(),

@@ -33,11 +33,11 @@ pub struct OpenSession {
 }
 
 impl OpenSession {
-    /// The time from which the expiry of its point counts: a lone clock is not believed to be later
-    /// than the last time that two sources agreed on.
+    /// The time from which the expiry of its point counts: a lone clock is not believed, but the
+    /// last time that two sources agreed on before it.
     pub fn counted_from(&self) -> Timestamp {
         match (self.attestation, self.witnessed_before) {
-            (Attestation::Alone, Some(before)) => before.min(self.begun_at),
+            (Attestation::Alone, Some(before)) => before,
             _ => self.begun_at,
         }
     }
@@ -51,6 +51,8 @@ pub struct Point {
     pub session: SessionId,
     pub base: Option<PointId>,
     pub taken_at: Timestamp,
+    /// See [`OpenSession::counted_from`].
+    counted_from: Timestamp,
     pub expires_at: Timestamp,
     pub deadline: Timestamp,
     pub disks: Vec<DiskBody>,
@@ -407,7 +409,12 @@ impl State {
             Body::Policy(body) => {
                 if let Ok((terms, policy)) = parse_terms(&body.terms) {
                     for (id, point) in &mut self.points {
-                        let now = after_policy_change(&point.facts(id), &policy, entry.time);
+                        // What a lone clock said is no reason to erase it at once.
+                        let facts = PointFacts {
+                            taken_at: point.counted_from,
+                            ..point.facts(id)
+                        };
+                        let now = after_policy_change(&facts, &policy, entry.time);
                         point.expires_at = now.expires_at;
                         point.deadline = now.deadline;
                     }
@@ -432,13 +439,14 @@ impl State {
                 self.open.insert(body.session, open);
             }
             Body::Commit(body) => {
+                let counted_from = self.counted_from(body);
                 self.adopt(&body.session, &body.segments, entry.time);
                 self.take_in_audit(body);
                 let point = Point {
                     full_seq: self.full_below(body, entry.seq),
                     suspect: body.point_kind == PointKind::Incremental
                         && self.is_distrusted(&body.vm),
-                    ..Point::new(entry, body, false)
+                    ..Point::new(entry, body, counted_from, false)
                 };
                 self.points.insert(body.point, point);
                 self.newest.insert(body.vm.clone(), body.point);
@@ -549,6 +557,11 @@ impl State {
         }
     }
 
+    fn counted_from(&self, body: &CommitBody) -> Timestamp {
+        let open = self.open.get(&body.session);
+        open.map_or(body.taken_at, OpenSession::counted_from)
+    }
+
     fn adopt(&mut self, session: &SessionId, segments: &[SegmentName], at: Timestamp) {
         self.open.remove(session);
         self.born.insert(*session, at);
@@ -609,9 +622,10 @@ impl State {
         if !own || self.points.contains_key(&body.point) {
             return;
         }
+        let counted_from = self.counted_from(body);
         self.adopt(&body.session, &body.segments, entry.time);
-        self.points
-            .insert(body.point, Point::new(entry, body, true));
+        let point = Point::new(entry, body, counted_from, true);
+        self.points.insert(body.point, point);
     }
 
     /// Points whose record must be there: live, or expired and not yet erased.
@@ -772,13 +786,14 @@ impl Point {
         }
     }
 
-    fn new(entry: &Entry, body: &CommitBody, void: bool) -> Self {
+    fn new(entry: &Entry, body: &CommitBody, counted_from: Timestamp, void: bool) -> Self {
         Point {
             vm: body.vm.clone(),
             kind: body.point_kind,
             session: body.session,
             base: body.base,
             taken_at: body.taken_at,
+            counted_from,
             expires_at: body.expires_at,
             deadline: body.deadline,
             disks: body.disks.clone(),
