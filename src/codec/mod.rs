@@ -23,6 +23,8 @@ pub use record::{
     DiskRecord, MAX_RECORD_BYTES, PointRecord, RecordDefinition, open_record, seal_record,
 };
 pub use seal::random_bytes;
+#[cfg(test)]
+pub use seal::seeded;
 
 /// Why a sealed piece does not open. None of them says what the content was.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! What the entries of a ledger add up to: a pure function of the entries, in order.
 
+use super::super::rule::{Rule, stands};
 use super::audit::Hidden;
 use crate::format::entry::{
     Attestation, Body, CertificateRef, ClockEvent, CommitBody, DiskBody, Entry, HostBody, KeyBody,
@@ -263,7 +264,9 @@ impl State {
             }
             Body::Condemn(body) => {
                 need(&[Role::Prune])?;
-                self.check_session(entry, &body.session, Purpose::Reclaim)?;
+                if stands(Rule::OpenSession) {
+                    self.check_session(entry, &body.session, Purpose::Reclaim)?;
+                }
                 match body.packs.iter().any(|pack| pack.session == body.session) {
                     true => refuse("condemns its own packs"),
                     false => self.check_segments(&body.session, &body.segments),
@@ -349,7 +352,8 @@ impl State {
             if self.newest.get(&body.vm) != Some(&base) {
                 return refuse(format!("base {base} is not the VM's newest point"));
             }
-            if self.points.get(&base).map(|point| point.state) != Some(PointState::Live) {
+            let base_is = self.points.get(&base).map(|point| point.state);
+            if base_is != Some(PointState::Live) && stands(Rule::LiveBase) {
                 return refuse(format!("base {base} is expired or erased"));
             }
         }

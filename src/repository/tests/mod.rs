@@ -2,5 +2,5 @@ mod crashes;
 mod damage;
 mod evidence;
 mod interleavings;
+mod model;
 mod points;
-mod random;
