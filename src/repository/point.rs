@@ -187,12 +187,10 @@ impl Relied {
     }
 
     fn lost(&self, state: &State) -> BTreeSet<PackName> {
-        let condemned = |pack: &PackName| {
-            state.is_condemned(pack) && stands(Rule::NothingCondemned)
-        };
-        let unborn = |pack: &PackName| {
-            !state.born.contains_key(&pack.session) && stands(Rule::Born)
-        };
+        let condemned =
+            |pack: &PackName| state.is_condemned(pack) && stands(Rule::NothingCondemned);
+        let unborn =
+            |pack: &PackName| !state.born.contains_key(&pack.session) && stands(Rule::Born);
         self.packs
             .iter()
             .filter(|pack| condemned(pack) || unborn(pack))

@@ -76,6 +76,11 @@ impl TestHost {
         lock(&self.wrong_by).is_zero() && *lock(&self.attestation) == Attestation::Witnessed
     }
 
+    /// As a machine that has seen nothing of the store yet.
+    pub fn forget(&self) {
+        lock(&self.heads).clear();
+    }
+
     pub fn body(&self) -> HostBody {
         HostBody {
             host: self.identity.host_id(),

@@ -2,8 +2,8 @@
 
 use super::customer::{Customer, WriteSettings};
 use super::index::{Index, NotedRecords, PackNumber};
-use super::{RepositoryError, RepositoryErrorKind};
 use super::rule::{Rule, stands};
+use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{Opener, Sealer, random_bytes};
 use crate::format::names::CustomerNames;
 use crate::format::pack::{

@@ -2,8 +2,8 @@
 
 use super::super::customer::{Begun, Customer};
 use super::super::mark::{Ground, Mark};
-use super::super::rule::{Rule, stands};
 use super::super::reader::{ReadScratch, Reader};
+use super::super::rule::{Rule, stands};
 use super::super::writer::{Session, Trust, Uploaded, Worker};
 use super::super::{RepositoryError, RepositoryErrorKind};
 use super::{Directory, PackDecision, Pass, directory, entries_in_index};

@@ -1,6 +1,7 @@
 mod crashes;
 mod damage;
 mod evidence;
+mod explore;
 mod interleavings;
 mod model;
 mod points;
