@@ -44,6 +44,15 @@ impl OpenSession {
     }
 }
 
+/// How a session dates its point.
+#[derive(Debug, Clone, Copy)]
+struct Dating {
+    /// See [`OpenSession::counted_from`].
+    counted_from: Timestamp,
+    /// Its `begin` had no witness, and with it the point's `taken_at`.
+    alone: bool,
+}
+
 /// A committed restore point of which at least a byte may still be in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Point {
@@ -443,14 +452,14 @@ impl State {
                 self.open.insert(body.session, open);
             }
             Body::Commit(body) => {
-                let counted_from = self.counted_from(body);
+                let dating = self.dating(body);
                 self.adopt(&body.session, &body.segments, entry.time);
                 self.take_in_audit(body);
                 let point = Point {
                     full_seq: self.full_below(body, entry.seq),
                     suspect: body.point_kind == PointKind::Incremental
                         && self.is_distrusted(&body.vm),
-                    ..Point::new(entry, body, counted_from, false)
+                    ..Point::new(entry, body, dating, false)
                 };
                 self.points.insert(body.point, point);
                 self.newest.insert(body.vm.clone(), body.point);
@@ -561,9 +570,13 @@ impl State {
         }
     }
 
-    fn counted_from(&self, body: &CommitBody) -> Timestamp {
+    /// What the session that commits knew of the time when it began.
+    fn dating(&self, body: &CommitBody) -> Dating {
         let open = self.open.get(&body.session);
-        open.map_or(body.taken_at, OpenSession::counted_from)
+        Dating {
+            counted_from: open.map_or(body.taken_at, OpenSession::counted_from),
+            alone: open.is_some_and(|open| open.attestation == Attestation::Alone),
+        }
     }
 
     fn adopt(&mut self, session: &SessionId, segments: &[SegmentName], at: Timestamp) {
@@ -626,9 +639,9 @@ impl State {
         if !own || self.points.contains_key(&body.point) {
             return;
         }
-        let counted_from = self.counted_from(body);
+        let dating = self.dating(body);
         self.adopt(&body.session, &body.segments, entry.time);
-        let point = Point::new(entry, body, counted_from, true);
+        let point = Point::new(entry, body, dating, true);
         self.points.insert(body.point, point);
     }
 
@@ -790,14 +803,15 @@ impl Point {
         }
     }
 
-    fn new(entry: &Entry, body: &CommitBody, counted_from: Timestamp, void: bool) -> Self {
+    fn new(entry: &Entry, body: &CommitBody, dating: Dating, void: bool) -> Self {
+        let commit_alone = entry.attestation == Attestation::Alone;
         Point {
             vm: body.vm.clone(),
             kind: body.point_kind,
             session: body.session,
             base: body.base,
             taken_at: body.taken_at,
-            counted_from,
+            counted_from: dating.counted_from,
             expires_at: body.expires_at,
             deadline: body.deadline,
             disks: body.disks.clone(),
@@ -807,8 +821,9 @@ impl Point {
             state: PointState::Live,
             expired_at: None,
             erase_seq: None,
-            clock_alone: entry.attestation == Attestation::Alone,
-            witnessed_since: None,
+            // A clock may be set right between the two: then `taken_at` is still the wrong one's.
+            clock_alone: commit_alone || dating.alone,
+            witnessed_since: (dating.alone && !commit_alone).then_some(entry.time),
             consistency: body.consistency.clone(),
             notes: body.notes.clone(),
             void,

@@ -5,3 +5,4 @@ mod explore;
 mod interleavings;
 mod model;
 mod points;
+mod power;

@@ -129,6 +129,23 @@ fn a_point_of_a_clock_that_fell_back_to_1970_is_not_past_its_deadline_when_it_is
 }
 
 #[test]
+fn a_clock_that_is_set_right_during_a_backup_does_not_make_its_point_an_old_one() {
+    let world = World::new();
+    let customer = world.open();
+    world.host.set_clock(DAY * -40, Attestation::Alone);
+    let running = Running::write(&customer, "web", &image(&[1]), true).unwrap();
+    let point = running.point;
+    world
+        .host
+        .set_clock(SignedDuration::ZERO, Attestation::Witnessed);
+    running.commit().unwrap();
+    let state = customer.state();
+    let facts = [state.points[&point].facts(&point)];
+    let decisions = crate::policy::plan(&facts, state.policy.as_ref().unwrap(), world.now());
+    assert_eq!(decisions[0].action, crate::policy::Action::Keep);
+}
+
+#[test]
 fn a_change_of_policy_does_not_date_a_point_by_the_lone_clock_that_took_it() {
     let world = World::with_terms(&sixty_days());
     let (point, agreed) = taken_in_1970(&world);

@@ -45,9 +45,12 @@ pub fn give_up(_: &World, customer: &Customer, _: &Mutex<Told>, _: PointId) {
 
 pub fn full_and_erase(_: &World, customer: &Customer, told: &Mutex<Told>, _: PointId) {
     let bytes = image(&[7, 8]);
-    let (point, result) = backup(customer, "db", &bytes, true);
-    if result.is_ok() {
-        lock(told).bytes.insert(point, bytes);
+    let Ok(running) = Running::write(customer, "db", &bytes, true) else {
+        return;
+    };
+    let point = running.point;
+    lock(told).bytes.insert(point, bytes);
+    if running.commit().is_ok() {
         erase_one(customer, point);
     }
 }

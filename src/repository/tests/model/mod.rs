@@ -100,3 +100,9 @@ fn a_seed_repeats_its_sequence_to_the_byte() {
         assert_eq!(once, Sequence::trace(seed));
     }
 }
+
+/// Seeds that failed once.
+#[test]
+fn seed_13411_a_clock_set_right_during_a_backup_does_not_make_its_point_an_old_one() {
+    Sequence::run(13_411, true);
+}
