@@ -14,6 +14,8 @@ pub mod minisign;
 mod node;
 mod record;
 mod seal;
+#[cfg(test)]
+pub mod seeded;
 
 pub use frame::{Opener, Sealed, Sealer};
 pub use identity::{HostIdentity, IdentityError, verify_signature};
@@ -23,8 +25,6 @@ pub use record::{
     DiskRecord, MAX_RECORD_BYTES, PointRecord, RecordDefinition, open_record, seal_record,
 };
 pub use seal::random_bytes;
-#[cfg(test)]
-pub use seal::seeded;
 
 /// Why a sealed piece does not open. None of them says what the content was.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,57 +8,13 @@ pub const NONCE_BYTES: usize = 12;
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     #[cfg(test)]
-    if seeded::fill(&mut bytes) {
+    if super::seeded::fill(&mut bytes) {
         return bytes;
     }
     SystemRandom::new()
         .fill(&mut bytes)
         .expect("the kernel's random generator answers on every supported system");
     bytes
-}
-
-/// Bytes that follow from a seed, for one thread of a test: a run can be repeated exactly.
-#[cfg(test)]
-pub mod seeded {
-    use std::cell::RefCell;
-
-    thread_local! {
-        static STREAM: RefCell<Option<blake3::OutputReader>> = const { RefCell::new(None) };
-    }
-
-    /// As long as this lives, its thread draws from the seed.
-    pub struct Seeded(());
-
-    impl Seeded {
-        pub fn with(seed: u64, process: u64) -> Self {
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(&seed.to_le_bytes());
-            hasher.update(&process.to_le_bytes());
-            STREAM.with_borrow_mut(|stream| *stream = Some(hasher.finalize_xof()));
-            Seeded(())
-        }
-    }
-
-    impl Drop for Seeded {
-        fn drop(&mut self) {
-            STREAM.with_borrow_mut(|stream| *stream = None);
-        }
-    }
-
-    /// Whether this thread draws from a seed.
-    pub fn is_on() -> bool {
-        STREAM.with_borrow(Option::is_some)
-    }
-
-    pub(super) fn fill(bytes: &mut [u8]) -> bool {
-        STREAM.with_borrow_mut(|stream| match stream {
-            Some(stream) => {
-                stream.fill(bytes);
-                true
-            }
-            None => false,
-        })
-    }
 }
 
 fn cipher(key: &[u8; 32]) -> LessSafeKey {
