@@ -64,7 +64,7 @@ fn run_all(seeds: Range<u64>) {
                             }
                         }
                     }
-                    if seed % 100_000 == 99_999 {
+                    if seed % 10_000 == 9_999 {
                         eprintln!("seeds up to {seed}, {} s", started.elapsed().as_secs());
                     }
                 }
