@@ -14,6 +14,8 @@ pub mod minisign;
 mod node;
 mod record;
 mod seal;
+#[cfg(test)]
+pub mod seeded;
 
 pub use frame::{Opener, Sealed, Sealer};
 pub use identity::{HostIdentity, IdentityError, verify_signature};

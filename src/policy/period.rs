@@ -103,6 +103,9 @@ impl Period {
     /// Whether this length ends no later than `other`, on whatever day both begin.
     /// "61 days" is not within "2 months": from 1 January, two months have 59.
     pub fn is_within(&self, other: &Period) -> bool {
+        if let (Some(own), Some(others)) = (self.fixed_days(), other.fixed_days()) {
+            return own <= others;
+        }
         starts().all(|start| self.days_from(start) <= other.days_from(start))
     }
 

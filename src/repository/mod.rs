@@ -14,6 +14,7 @@ mod opening;
 mod point;
 mod reader;
 pub mod reclaim;
+mod rule;
 mod scrub;
 mod sweep;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use super::customer::{Begun, Customer, counted_from};
 use super::index::{Index, Place};
 use super::ledger::State;
 use super::reader::{ReadScratch, Reader, frame_length};
+use super::rule::{Rule, stands};
 use super::tree::{DiskDraft, DiskView, Row};
 use super::writer::{Session, Trust, Worker};
 use super::{RepositoryError, RepositoryErrorKind};
@@ -186,9 +187,13 @@ impl Relied {
     }
 
     fn lost(&self, state: &State) -> BTreeSet<PackName> {
+        let condemned =
+            |pack: &PackName| state.is_condemned(pack) && stands(Rule::NothingCondemned);
+        let unborn =
+            |pack: &PackName| !state.born.contains_key(&pack.session) && stands(Rule::Born);
         self.packs
             .iter()
-            .filter(|pack| state.is_condemned(pack) || !state.born.contains_key(&pack.session))
+            .filter(|pack| condemned(pack) || unborn(pack))
             .copied()
             .collect()
     }

@@ -3,7 +3,8 @@
 use super::RepositoryError;
 use super::customer::Customer;
 use super::index::Index;
-use super::ledger::State;
+use super::ledger::{Point, State};
+use super::rule::{Rule, stands};
 use crate::format::entry::Purpose;
 use crate::format::names::{CUSTOMERS, ObjectRole};
 use crate::model::{PackName, PointState};
@@ -44,6 +45,9 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
         true => Explained::Yes,
         false => Explained::No(otherwise),
     };
+    if leaves_it_be(role, state) {
+        return Explained::Yes;
+    }
     match role {
         ObjectRole::Ledger(seq) => yes_if(
             *seq >= 1 && *seq <= state.seq,
@@ -66,7 +70,8 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
             "an index segment that is not current",
         ),
         ObjectRole::Point(point) => {
-            let pending = state.open.values().any(|open| open.point == Some(*point));
+            let pending = stands(Rule::BeginNamesPoint)
+                && state.open.values().any(|open| open.point == Some(*point));
             match state.points.get(point) {
                 Some(row) if row.state != PointState::Erased => Explained::Yes,
                 Some(_) => Explained::No("the record of an erased point"),
@@ -95,6 +100,21 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
     }
 }
 
+/// What goes at every sweep, unless a rule is switched off.
+fn leaves_it_be(role: &ObjectRole, state: &State) -> bool {
+    let session = match role {
+        ObjectRole::Pack(pack) => &pack.session,
+        ObjectRole::Segment(segment) => &segment.session,
+        ObjectRole::Point(point) => {
+            let erased = |row: &Point| row.state == PointState::Erased;
+            return !stands(Rule::LateWritesGo) && state.points.get(point).is_some_and(erased);
+        }
+        _ => return false,
+    };
+    (!stands(Rule::LateWritesGo) && state.aborted.contains(session))
+        || (!stands(Rule::UnadoptedGoes) && state.born.contains_key(session))
+}
+
 /// Lists the customer's prefix, reads the ledger to its end, and removes what is not explained.
 ///
 /// The order matters: what was listed before the ledger was read and is under no session of it
@@ -104,13 +124,20 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
 /// somebody put them there.
 pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, RepositoryError> {
     let storage = customer.storage();
+    let mut early = None;
+    if !stands(Rule::ListFirst) {
+        early = Some(customer.index_and_state()?);
+    }
     customer.refresh()?;
     customer.may_write()?;
     let leftovers_removed = storage.sweep_leftovers()?;
     // Before the listing: what a writer finishes between the two is listed, and nothing is missed.
     let leftovers = storage.leftovers()?;
     let listed = storage.list(customer.names().prefix())?;
-    let (index, state) = customer.index_and_state()?;
+    let (index, state) = match early {
+        None => customer.index_and_state()?,
+        Some(early) => early,
+    };
     // What a later version wrote may explain what this one cannot.
     customer.may_write()?;
     let packs = born_packs(&index);

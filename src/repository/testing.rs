@@ -67,6 +67,20 @@ impl TestHost {
         })
     }
 
+    pub fn set_clock(&self, wrong_by: SignedDuration, attestation: Attestation) {
+        *lock(&self.wrong_by) = wrong_by;
+        *lock(&self.attestation) = attestation;
+    }
+
+    pub fn clock_is_right(&self) -> bool {
+        lock(&self.wrong_by).is_zero() && *lock(&self.attestation) == Attestation::Witnessed
+    }
+
+    /// As a machine that has seen nothing of the store yet.
+    pub fn forget(&self) {
+        lock(&self.heads).clear();
+    }
+
     pub fn body(&self) -> HostBody {
         HostBody {
             host: self.identity.host_id(),
@@ -490,6 +504,10 @@ impl<'a> Running<'a> {
         Ok((session, vec![disk]))
     }
 
+    pub fn base(&self) -> Option<PointId> {
+        self.draft.base
+    }
+
     /// Commits, or gives the session up as a real run would.
     pub fn commit(self) -> Result<Committed, RepositoryError> {
         let (begun, session) = (self.begun, self.session);
@@ -541,6 +559,13 @@ fn restore_with(reader: &Reader<'_>, point: &PointReader) -> Result<Vec<u8>, Rep
 pub fn restore(customer: &Customer, point: &PointId) -> Result<Vec<u8>, RepositoryError> {
     let point = PointReader::open(customer, point)?;
     restore_with(&Reader::new(customer)?, &point)
+}
+
+/// What a test said when it failed.
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+        .unwrap_or_else(|| "it panicked".to_string())
 }
 
 /// A disk whose chunks are told apart by one number each; 0 is a hole.

@@ -4,7 +4,6 @@ use std::str::FromStr;
 use bech32::primitives::decode::CheckedHrpstring;
 use bech32::primitives::iter::{ByteIterExt, Fe32IterExt};
 use bech32::{Bech32, Hrp};
-use ring::rand::{SecureRandom, SystemRandom};
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -127,10 +126,7 @@ pub struct AgeIdentity {
 
 impl AgeIdentity {
     pub fn generate() -> Result<Self, AgeError> {
-        let mut bytes = Zeroizing::new([0; 32]);
-        SystemRandom::new()
-            .fill(bytes.as_mut_slice())
-            .map_err(|_| AgeError::Random)?;
+        let bytes = Zeroizing::new(crate::codec::random_bytes());
         Ok(Self::from_secret_bytes(&bytes))
     }
 

@@ -1,5 +1,6 @@
 //! What the entries of a ledger add up to: a pure function of the entries, in order.
 
+use super::super::rule::{Rule, stands};
 use super::audit::Hidden;
 use crate::format::entry::{
     Attestation, Body, CertificateRef, ClockEvent, CommitBody, DiskBody, Entry, HostBody, KeyBody,
@@ -33,14 +34,23 @@ pub struct OpenSession {
 }
 
 impl OpenSession {
-    /// The time from which the expiry of its point counts: a lone clock is not believed to be later
-    /// than the last time that two sources agreed on.
+    /// The time from which the expiry of its point counts: a lone clock is not believed, but the
+    /// last time that two sources agreed on before it.
     pub fn counted_from(&self) -> Timestamp {
         match (self.attestation, self.witnessed_before) {
-            (Attestation::Alone, Some(before)) => before.min(self.begun_at),
+            (Attestation::Alone, Some(before)) => before,
             _ => self.begun_at,
         }
     }
+}
+
+/// How a session dates its point.
+#[derive(Debug, Clone, Copy)]
+struct Dating {
+    /// See [`OpenSession::counted_from`].
+    counted_from: Timestamp,
+    /// Its `begin` had no witness, and with it the point's `taken_at`.
+    alone: bool,
 }
 
 /// A committed restore point of which at least a byte may still be in the store.
@@ -51,6 +61,8 @@ pub struct Point {
     pub session: SessionId,
     pub base: Option<PointId>,
     pub taken_at: Timestamp,
+    /// See [`OpenSession::counted_from`].
+    counted_from: Timestamp,
     pub expires_at: Timestamp,
     pub deadline: Timestamp,
     pub disks: Vec<DiskBody>,
@@ -261,7 +273,9 @@ impl State {
             }
             Body::Condemn(body) => {
                 need(&[Role::Prune])?;
-                self.check_session(entry, &body.session, Purpose::Reclaim)?;
+                if stands(Rule::OpenSession) {
+                    self.check_session(entry, &body.session, Purpose::Reclaim)?;
+                }
                 match body.packs.iter().any(|pack| pack.session == body.session) {
                     true => refuse("condemns its own packs"),
                     false => self.check_segments(&body.session, &body.segments),
@@ -347,7 +361,8 @@ impl State {
             if self.newest.get(&body.vm) != Some(&base) {
                 return refuse(format!("base {base} is not the VM's newest point"));
             }
-            if self.points.get(&base).map(|point| point.state) != Some(PointState::Live) {
+            let base_is = self.points.get(&base).map(|point| point.state);
+            if base_is != Some(PointState::Live) && stands(Rule::LiveBase) {
                 return refuse(format!("base {base} is expired or erased"));
             }
         }
@@ -407,7 +422,12 @@ impl State {
             Body::Policy(body) => {
                 if let Ok((terms, policy)) = parse_terms(&body.terms) {
                     for (id, point) in &mut self.points {
-                        let now = after_policy_change(&point.facts(id), &policy, entry.time);
+                        // What a lone clock said is no reason to erase it at once.
+                        let facts = PointFacts {
+                            taken_at: point.counted_from,
+                            ..point.facts(id)
+                        };
+                        let now = after_policy_change(&facts, &policy, entry.time);
                         point.expires_at = now.expires_at;
                         point.deadline = now.deadline;
                     }
@@ -432,13 +452,14 @@ impl State {
                 self.open.insert(body.session, open);
             }
             Body::Commit(body) => {
+                let dating = self.dating(body);
                 self.adopt(&body.session, &body.segments, entry.time);
                 self.take_in_audit(body);
                 let point = Point {
                     full_seq: self.full_below(body, entry.seq),
                     suspect: body.point_kind == PointKind::Incremental
                         && self.is_distrusted(&body.vm),
-                    ..Point::new(entry, body, false)
+                    ..Point::new(entry, body, dating, false)
                 };
                 self.points.insert(body.point, point);
                 self.newest.insert(body.vm.clone(), body.point);
@@ -549,6 +570,15 @@ impl State {
         }
     }
 
+    /// What the session that commits knew of the time when it began.
+    fn dating(&self, body: &CommitBody) -> Dating {
+        let open = self.open.get(&body.session);
+        Dating {
+            counted_from: open.map_or(body.taken_at, OpenSession::counted_from),
+            alone: open.is_some_and(|open| open.attestation == Attestation::Alone),
+        }
+    }
+
     fn adopt(&mut self, session: &SessionId, segments: &[SegmentName], at: Timestamp) {
         self.open.remove(session);
         self.born.insert(*session, at);
@@ -609,9 +639,10 @@ impl State {
         if !own || self.points.contains_key(&body.point) {
             return;
         }
+        let dating = self.dating(body);
         self.adopt(&body.session, &body.segments, entry.time);
-        self.points
-            .insert(body.point, Point::new(entry, body, true));
+        let point = Point::new(entry, body, dating, true);
+        self.points.insert(body.point, point);
     }
 
     /// Points whose record must be there: live, or expired and not yet erased.
@@ -772,13 +803,15 @@ impl Point {
         }
     }
 
-    fn new(entry: &Entry, body: &CommitBody, void: bool) -> Self {
+    fn new(entry: &Entry, body: &CommitBody, dating: Dating, void: bool) -> Self {
+        let commit_alone = entry.attestation == Attestation::Alone;
         Point {
             vm: body.vm.clone(),
             kind: body.point_kind,
             session: body.session,
             base: body.base,
             taken_at: body.taken_at,
+            counted_from: dating.counted_from,
             expires_at: body.expires_at,
             deadline: body.deadline,
             disks: body.disks.clone(),
@@ -788,8 +821,9 @@ impl Point {
             state: PointState::Live,
             expired_at: None,
             erase_seq: None,
-            clock_alone: entry.attestation == Attestation::Alone,
-            witnessed_since: None,
+            // A clock may be set right between the two: then `taken_at` is still the wrong one's.
+            clock_alone: commit_alone || dating.alone,
+            witnessed_since: (dating.alone && !commit_alone).then_some(entry.time),
             consistency: body.consistency.clone(),
             notes: body.notes.clone(),
             void,

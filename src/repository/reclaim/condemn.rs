@@ -3,6 +3,7 @@
 use super::super::customer::{Begun, Customer};
 use super::super::mark::{Ground, Mark};
 use super::super::reader::{ReadScratch, Reader};
+use super::super::rule::{Rule, stands};
 use super::super::writer::{Session, Trust, Uploaded, Worker};
 use super::super::{RepositoryError, RepositoryErrorKind};
 use super::{Directory, PackDecision, Pass, directory, entries_in_index};
@@ -296,14 +297,14 @@ impl Plan<'_> {
         let mut checked: Option<Ground> = None;
         for _ in 0..SLOT_ATTEMPTS {
             let attempt = customer.append(|state| {
-                if !state.open.contains_key(&self.begun.id) {
+                if stands(Rule::OpenSession) && !state.open.contains_key(&self.begun.id) {
                     return Err(RepositoryError::new(
                         RepositoryErrorKind::Superseded,
                         self.begun.id,
                         "the reclaim's session was aborted",
                     ));
                 }
-                if checked.as_ref() != Some(&Ground::of(state)) {
+                if stands(Rule::PlanAgain) && checked.as_ref() != Some(&Ground::of(state)) {
                     return Err(RepositoryError::new(
                         RepositoryErrorKind::AlreadyExists,
                         self.begun.id,

@@ -2,6 +2,7 @@
 
 use super::super::RepositoryError;
 use super::super::mark::Mark;
+use super::super::rule::{Rule, stands};
 use super::{Directory, Pass, directory, entries_in_index};
 use crate::model::{PackName, Tag};
 
@@ -33,7 +34,7 @@ impl Pass<'_> {
             for entry in &entries {
                 needed = needed || self.is_needed(mark, &name, &entry.tag)?;
             }
-            if needed {
+            if needed && stands(Rule::MarkBeforeDeleting) {
                 self.result.withheld.push(name);
                 continue;
             }

@@ -7,7 +7,7 @@ use crate::storage::{Fault, Faulty, Snapshot, StorageErrorKind, Verb};
 use std::sync::{Arc, PoisonError};
 
 /// Two VMs, some nights, an erased point with scattered dead frames.
-fn small_repository() -> (World, Snapshot) {
+pub(super) fn small_repository() -> (World, Snapshot) {
     let mut world = World::new();
     let customer = world.open();
     let dying = world.backup(&customer, "web", &image(&[1, 2, 3, 4, 5, 6, 7, 8]), true);
@@ -21,7 +21,7 @@ fn small_repository() -> (World, Snapshot) {
     (world, snapshot)
 }
 
-fn rewind(world: &World, snapshot: &Snapshot) {
+pub(super) fn rewind(world: &World, snapshot: &Snapshot) {
     world.memory.restore_snapshot(snapshot);
     for host in [&world.host, &world.second] {
         host.heads
@@ -31,9 +31,9 @@ fn rewind(world: &World, snapshot: &Snapshot) {
     }
 }
 
-type Step = fn(&World, &Customer) -> Result<(), RepositoryError>;
+pub(super) type Step = fn(&World, &Customer) -> Result<(), RepositoryError>;
 
-fn one_backup(_: &World, customer: &Customer) -> Result<(), RepositoryError> {
+pub(super) fn one_backup(_: &World, customer: &Customer) -> Result<(), RepositoryError> {
     backup(
         customer,
         "web",
@@ -44,7 +44,7 @@ fn one_backup(_: &World, customer: &Customer) -> Result<(), RepositoryError> {
     Ok(())
 }
 
-fn one_prune(world: &World, customer: &Customer) -> Result<(), RepositoryError> {
+pub(super) fn one_prune(world: &World, customer: &Customer) -> Result<(), RepositoryError> {
     customer.abort_dead_sessions(world.now())?;
     let done = reclaim::reclaim(customer, world.now(), DAY * 4000, false)?;
     customer.note_reclaimed(&done)?;
@@ -52,7 +52,7 @@ fn one_prune(world: &World, customer: &Customer) -> Result<(), RepositoryError> 
     Ok(())
 }
 
-fn operations(
+pub(super) fn operations(
     world: &World,
     snapshot: &Snapshot,
     step: Step,
@@ -66,7 +66,7 @@ fn operations(
 }
 
 /// Whatever happened, the next run is clean and everything committed restores.
-fn recovers(world: &World, step: Step) {
+pub(super) fn recovers(world: &World, step: Step) {
     let customer = world.open();
     world.check(&customer);
     customer.abort_dead_sessions(world.now()).unwrap();
@@ -102,6 +102,122 @@ fn a_crash_at_any_operation_of_a_backup_leaves_what_the_next_run_cleans() {
 #[test]
 fn a_crash_at_any_operation_of_a_prune_leaves_what_the_next_run_cleans() {
     crash_everywhere(one_prune);
+}
+
+/// The index is merged: the prune before it left segments that list what is gone.
+fn one_merge(world: &World, customer: &Customer) -> Result<(), RepositoryError> {
+    let done = reclaim::reclaim(customer, world.now(), DAY * 4000, false)?;
+    customer.note_reclaimed(&done)?;
+    reclaim::merge_segments(customer)?;
+    Ok(())
+}
+
+fn one_abort(_: &World, customer: &Customer) -> Result<(), RepositoryError> {
+    let running = Running::write(customer, "db", &image(&[40, 41, 42, 43, 44]), true)?;
+    let session = running.begun.id;
+    drop(running.session);
+    customer.abort(&session, "a test")
+}
+
+#[test]
+fn a_crash_at_any_operation_of_a_merge_leaves_what_the_next_run_cleans() {
+    crash_everywhere(one_merge);
+}
+
+#[test]
+fn a_crash_at_any_operation_of_an_abort_leaves_what_the_next_run_cleans() {
+    crash_everywhere(one_abort);
+}
+
+/// Every operation of a recovery that meets what a dead session left, after every crash whose
+/// number is `first` or a stride further.
+fn crash_again(step: Step, first: u64) {
+    const STRIDE: u64 = 4;
+    let (world, snapshot) = small_repository();
+    let (before, log) = operations(&world, &snapshot, step);
+    let mut runs = 0;
+    for at in (before + 1 + first..=log.len() as u64).step_by(STRIDE as usize) {
+        rewind(&world, &snapshot);
+        let crash = |at| Fault::CrashAt {
+            at,
+            applied: at % 2 == 0,
+        };
+        let store = Arc::new(Faulty::with_faults(world.memory.clone(), vec![crash(at)]));
+        let customer = world.open_on(store, &world.host).unwrap();
+        let _died = step(&world, &customer);
+        drop(customer);
+        let left = world.memory.snapshot();
+        let (opened, recovery) = operations(&world, &left, one_prune);
+        for again in opened + 1..=recovery.len() as u64 {
+            rewind(&world, &left);
+            let store = Arc::new(Faulty::with_faults(
+                world.memory.clone(),
+                vec![crash(again)],
+            ));
+            let customer = world.open_on(store, &world.host).unwrap();
+            let _died = one_prune(&world, &customer);
+            drop(customer);
+            recovers(&world, one_prune);
+            runs += 1;
+        }
+    }
+    println!("{runs} crashes of a recovery");
+}
+
+#[test]
+fn a_crash_while_the_crash_of_a_backup_is_recovered_from_loses_nothing() {
+    (0..4).for_each(|first| crash_again(one_backup, first));
+}
+
+#[test]
+fn a_crash_while_the_crash_of_a_prune_is_recovered_from_loses_nothing() {
+    // Every fourth crash of the prune; the recovery is crashed at each of its operations.
+    crash_again(one_prune, 0);
+}
+
+/// The same in a real directory: what a crash leaves there is read back, and recovered from.
+fn crash_in_a_directory(step: Step) {
+    use crate::storage::{Directory, Memory, Storage};
+    let (world, snapshot) = small_repository();
+    let (before, log) = operations(&world, &snapshot, step);
+    let empty = Memory::new().snapshot();
+    for at in before + 1..=log.len() as u64 {
+        rewind(&world, &snapshot);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let directory = Arc::new(Directory::init(&path, 0).unwrap());
+        for object in world.memory.list("").unwrap() {
+            let bytes = world.memory.read(&object.name, u64::MAX).unwrap();
+            directory.create(&object.name, &bytes).unwrap();
+        }
+        let fault = Fault::CrashAt {
+            at,
+            applied: at % 2 == 0,
+        };
+        let store = Arc::new(Faulty::with_faults(directory, vec![fault]));
+        let customer = world.open_on(store, &world.host).unwrap();
+        let _died = step(&world, &customer);
+        drop(customer);
+        let directory = Directory::open(&path).unwrap();
+        directory.sweep_leftovers().unwrap();
+        assert_eq!(directory.leftovers().unwrap(), []);
+        world.memory.restore_snapshot(&empty);
+        for object in directory.list("").unwrap() {
+            let bytes = directory.read(&object.name, u64::MAX).unwrap();
+            world.memory.plant(&object.name, &bytes);
+        }
+        recovers(&world, step);
+    }
+}
+
+#[test]
+fn a_crash_at_any_operation_of_a_backup_in_a_directory_leaves_what_the_next_run_cleans() {
+    crash_in_a_directory(one_backup);
+}
+
+#[test]
+fn a_crash_at_any_operation_of_a_prune_in_a_directory_leaves_what_the_next_run_cleans() {
+    crash_in_a_directory(one_prune);
 }
 
 fn lose_every_reply(step: Step) {

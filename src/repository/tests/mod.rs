@@ -1,6 +1,8 @@
 mod crashes;
 mod damage;
 mod evidence;
+mod explore;
 mod interleavings;
+mod model;
 mod points;
-mod random;
+mod power;

@@ -3,6 +3,7 @@
 use super::super::testing::*;
 use super::super::*;
 use crate::format::entry::{Attestation, Body, Purpose};
+use crate::model::PointId;
 use crate::policy::PolicyTerms;
 use jiff::SignedDuration;
 use std::sync::PoisonError;
@@ -97,6 +98,67 @@ fn the_time_of_a_lone_clock_counts_from_the_last_time_two_sources_agreed_on() {
     let (_, committed) = backup(&customer, "web", &image(&[2]), false);
     let committed = committed.unwrap();
     assert!(committed.deadline < agreed + DAY * 63);
+}
+
+/// What a host whose clock fell back to 1970 took, alone, and from when it counts.
+fn taken_in_1970(world: &World) -> (PointId, jiff::Timestamp) {
+    let customer = world.open();
+    let agreed = customer.with_state(|state| state.last_witnessed).unwrap();
+    world.host.set_clock(DAY * -20_000, Attestation::Alone);
+    let (point, committed) = backup(&customer, "web", &image(&[1]), true);
+    assert_eq!(committed.unwrap().deadline, agreed + DAY * 60);
+    world
+        .host
+        .set_clock(SignedDuration::ZERO, Attestation::Witnessed);
+    (point, agreed)
+}
+
+fn sixty_days() -> PolicyTerms {
+    PolicyTerms {
+        max_retention: "60 days".to_string(),
+        ..PolicyTerms::default()
+    }
+}
+
+#[test]
+fn a_point_of_a_clock_that_fell_back_to_1970_is_not_past_its_deadline_when_it_is_taken() {
+    let world = World::with_terms(&sixty_days());
+    let (point, _) = taken_in_1970(&world);
+    let state = world.open().state();
+    assert!(state.points[&point].expires_at > world.now() + DAY * 14);
+}
+
+#[test]
+fn a_clock_that_is_set_right_during_a_backup_does_not_make_its_point_an_old_one() {
+    let world = World::new();
+    let customer = world.open();
+    world.host.set_clock(DAY * -40, Attestation::Alone);
+    let running = Running::write(&customer, "web", &image(&[1]), true).unwrap();
+    let point = running.point;
+    world
+        .host
+        .set_clock(SignedDuration::ZERO, Attestation::Witnessed);
+    running.commit().unwrap();
+    let state = customer.state();
+    let facts = [state.points[&point].facts(&point)];
+    let decisions = crate::policy::plan(&facts, state.policy.as_ref().unwrap(), world.now());
+    assert_eq!(decisions[0].action, crate::policy::Action::Keep);
+}
+
+#[test]
+fn a_change_of_policy_does_not_date_a_point_by_the_lone_clock_that_took_it() {
+    let world = World::with_terms(&sixty_days());
+    let (point, agreed) = taken_in_1970(&world);
+    let customer = world.open();
+    let terms = terms_map(&PolicyTerms {
+        max_retention: "50 days".to_string(),
+        ..PolicyTerms::default()
+    });
+    let body = crate::format::entry::PolicyBody { terms };
+    customer.append(|_| Ok(Body::Policy(body.clone()))).unwrap();
+    let row = customer.state().points[&point].clone();
+    assert_eq!(row.deadline, agreed + DAY * 50);
+    assert!(row.expires_at > world.now() + DAY * 14);
 }
 
 #[test]
