@@ -889,7 +889,7 @@ fn a_killed_agent_leaves_no_server_and_recover_removes_the_rest() {
     );
     let folders = names(&lab.runtime());
     assert_eq!(folders.len(), 1);
-    let socket = lab.runtime().join(&folders[0]).join("s");
+    let socket = lab.runtime().join(&folders[0]).join("q/s");
     assert!(UnixStream::connect(&socket).is_ok());
 
     // While the agent lives, nobody else takes its folder for a dead one.
@@ -911,8 +911,8 @@ fn recover_ends_a_server_whose_agent_died_before_its_first_connection() {
     let lab = Lab::new();
     let path = lab.raw("disk.raw", MIB, &[]);
     let folder = lab.runtime().join("nbd-00112233aabbccdd");
-    fs::create_dir_all(&folder).unwrap();
-    let socket = folder.join("s");
+    let socket = folder.join("q/s");
+    fs::create_dir_all(folder.join("q")).unwrap();
     let mut orphan = Command::new("qemu-nbd")
         .args(["--read-only", "--format", "raw", "--shared=8", "--socket"])
         .args([&socket, &path])
