@@ -90,7 +90,7 @@ impl NbdProxy {
         self.shared.connections.load(Ordering::Relaxed)
     }
 
-    /// No read is answered until `let_go`.
+    /// No read is passed on until `let_go`.
     pub fn hold(&self) {
         self.shared.waiting.store(0, Ordering::Relaxed);
         *self.shared.is_held.lock().unwrap() = true;
@@ -154,8 +154,12 @@ fn serve(client: UnixStream, server: UnixStream, shared: &Arc<Shared>) -> io::Re
     };
     let asked: Arc<Mutex<HashMap<u64, (u16, u64)>>> = Arc::default();
     let requests = {
-        let (asked, mut client, mut server) =
-            (asked.clone(), client.try_clone()?, server.try_clone()?);
+        let (asked, shared, mut client, mut server) = (
+            asked.clone(),
+            shared.clone(),
+            client.try_clone()?,
+            server.try_clone()?,
+        );
         thread::spawn(move || {
             let mut request = [0; 28];
             // The client only reads, so no request has more than this.
@@ -164,6 +168,11 @@ fn serve(client: UnixStream, server: UnixStream, shared: &Arc<Shared>) -> io::Re
                 let offset = u64::from_be_bytes(request[16..24].try_into().unwrap());
                 let kind = u16::from_be_bytes(request[6..8].try_into().unwrap());
                 asked.lock().unwrap().insert(cookie, (kind, offset));
+                // Held before QEMU has it: with an answer that nobody takes, QEMU cannot pause its
+                // disks, and waits for us in the middle of a migration.
+                if kind == READ {
+                    shared.wait();
+                }
                 if server.write_all(&request).is_err() {
                     break;
                 }
@@ -232,9 +241,6 @@ fn replies(
         let magic = u32::from_be_bytes(head[..4].try_into().unwrap());
         let cookie = u64::from_be_bytes(head[8..16].try_into().unwrap());
         let (kind, offset) = *asked.lock().unwrap().get(&cookie).unwrap_or(&(READ, 0));
-        if kind == READ {
-            shared.wait();
-        }
         // Structured replies were negotiated, so a simple one carries no data.
         if magic == SIMPLE_REPLY {
             client.write_all(&head)?;
