@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use support::libvirt::{Daemon, Machine, Store, eventually, reason};
-use vmkeep::hypervisor::libvirt::{LibvirtSettings, LibvirtSource, ThawGuard, thaw_when_orphaned};
+use vmkeep::hypervisor::guard::GuardCommand;
+use vmkeep::hypervisor::libvirt::{LibvirtSettings, LibvirtSource, thaw_when_orphaned};
 use vmkeep::hypervisor::{
     Capture, CaptureError, CaptureErrorKind, Consistency, Freeze, Hypervisor, Outcome, Reading,
     SinceMark,
@@ -180,10 +181,10 @@ fn order(what: &str, settings: &LibvirtSettings, folder: &Path, mark: &str) -> S
 }
 
 /// This test program as a child; see `child_process`.
-fn guard(settings: &LibvirtSettings) -> ThawGuard {
+fn guard(settings: &LibvirtSettings) -> GuardCommand {
     let program = std::env::current_exe().unwrap();
     let order = order("guard", settings, Path::new("/"), "");
-    ThawGuard {
+    GuardCommand {
         program: "env".into(),
         arguments: [
             format!("{CHILD}={order}"),
@@ -191,9 +192,14 @@ fn guard(settings: &LibvirtSettings) -> ThawGuard {
             "--exact".to_string(),
             "child_process".to_string(),
         ]
-        .map(Into::into)
         .to_vec(),
     }
+}
+
+fn put_program(path: &Path, script: &str) {
+    std::fs::write(path, script).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(path, executable).unwrap();
 }
 
 fn child(order: String) -> std::process::Child {
@@ -395,7 +401,7 @@ fn a_guest_is_frozen_for_the_instant_and_thawed_on_every_way_out() {
     assert_eq!(capture.consistency(), Consistency::Filesystem);
     assert!(capture.notes().is_empty(), "{:?}", capture.notes());
     writes();
-    let (store, _) = Store::default().next(&*capture);
+    let (mut store, _) = Store::default().next(&*capture);
     capture.close(Outcome::Abandoned).unwrap();
     let image = machine.folder.join("vdb.captured");
     std::fs::write(&image, &store.disks["vdb"].0).unwrap();
@@ -410,15 +416,37 @@ fn a_guest_is_frozen_for_the_instant_and_thawed_on_every_way_out() {
         "{said}"
     );
 
+    // An I/O thread serves vdb. A frozen guest writes nothing that could be missing.
+    store.night(&source, Outcome::Committed);
+    machine.run(
+        "touch /tmp/on; { (while test -e /tmp/on; do \
+         dd if=/dev/urandom of=/mnt/vdb/g bs=64k count=9 conv=fsync; done) 2> /dev/null & }",
+    );
+    let told = store.night(&source, Outcome::Committed);
+    assert!(told["vdb"].is_ok(), "{told:?}");
+    machine.run("rm /tmp/on");
+    // Where it cannot be shown, that disk is read in full.
+    let fake = machine.folder.join("virsh");
+    let script = "#!/bin/sh\ncase \"$*\" in\n*--size*) virsh \"$@\" | \
+                  sed \"s/ size='[0-9]*'/ size='65536000'/\";;\n*) exec virsh \"$@\";;\nesac\n";
+    put_program(&fake, script);
+    let silent = LibvirtSource::new(LibvirtSettings {
+        virsh: fake.clone(),
+        ..settings.clone()
+    })
+    .unwrap();
+    let told = store.night(&silent, Outcome::Committed);
+    assert!(told["vda"].is_ok(), "{told:?}");
+    assert!(reason(&told, "vdb").contains("I/O thread"), "{told:?}");
+    assert_eq!(source.release().unwrap().len(), 1);
+
     // An agent of ours that dies while the guest is frozen: with a guard and without.
     let script = format!(
         "#!/bin/sh\nfor word in \"$@\"; do\n[ \"$word\" = backup-begin ] && \
          {{ touch {0}; exec sleep 5; }}\ndone\nexec virsh \"$@\"\n",
         machine.text("frozen")
     );
-    let fake = machine.folder.join("virsh");
-    std::fs::write(&fake, script).unwrap();
-    std::fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    put_program(&fake, &script);
     for with in ["guarded", "alone"] {
         let mut agent = child(order("freezer", &settings, &machine.folder, with));
         eventually("it is frozen", || machine.folder.join("frozen").exists());

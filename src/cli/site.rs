@@ -8,7 +8,7 @@ use crate::format::repository_file::RepositoryFile;
 use crate::hypervisor::guard::GuardCommand;
 use crate::hypervisor::handed::HandedSource;
 use crate::hypervisor::image::{ImageDisk, ImageFormat, ImageSource};
-use crate::hypervisor::libvirt::{LibvirtSettings, LibvirtSource, ThawGuard};
+use crate::hypervisor::libvirt::{LibvirtSettings, LibvirtSource};
 use crate::hypervisor::qmp::{QmpSettings, QmpSource};
 use crate::hypervisor::{CaptureError, Freeze, Hypervisor};
 use crate::jobs::{
@@ -22,7 +22,6 @@ use crate::repository::{
 };
 use crate::storage::{Directory, Probe, Storage, StorageError, StorageErrorKind, probe};
 use jiff::tz::TimeZone;
-use std::ffi::OsString;
 use std::io;
 use std::sync::Arc;
 
@@ -183,7 +182,7 @@ impl Site {
                 overlay_bytes: host.overlay_bytes,
                 runtime_dir,
                 granularity_bytes: self.file.chunk_bytes,
-                guard: guard_command(),
+                guard: guard_command(Vec::new()),
             })),
             VmSource::Libvirt(libvirt) => Box::new(LibvirtSource::new(LibvirtSettings {
                 domain: libvirt.domain.clone(),
@@ -194,7 +193,7 @@ impl Site {
                 runtime_dir: host.overlay_dir.clone(),
                 freeze: freeze(libvirt.fsfreeze),
                 freeze_limit: host.freeze_limit,
-                guard: Some(thaw_guard(libvirt, host)),
+                guard: Some(guard_command(guarded_domain(libvirt, host))),
                 virsh: VIRSH.into(),
                 now: self.host.now(),
             })?),
@@ -237,26 +236,23 @@ fn freeze(fsfreeze: FsFreeze) -> Freeze {
     }
 }
 
-/// The same for a domain of libvirt.
-fn thaw_guard(vm: &config::LibvirtVm, host: &config::Host) -> ThawGuard {
-    let mut arguments: Vec<OsString> = ["guard", "--domain", &vm.domain].map(Into::into).to_vec();
-    if let Some(uri) = &host.libvirt_uri {
-        arguments.extend(["--uri".into(), uri.into()]);
-    }
-    let seconds = host.freeze_limit.as_secs().to_string();
-    arguments.extend(["--limit-seconds".into(), seconds.into()]);
-    ThawGuard {
+/// This very program, also when its file was replaced by an upgrade meanwhile.
+fn guard_command(arguments: Vec<String>) -> GuardCommand {
+    GuardCommand {
         program: "/proc/self/exe".into(),
-        arguments,
+        arguments: [vec!["guard".to_string()], arguments].concat(),
     }
 }
 
-/// This very program, also when its file was replaced by an upgrade meanwhile.
-fn guard_command() -> GuardCommand {
-    GuardCommand {
-        program: "/proc/self/exe".into(),
-        arguments: vec!["guard".to_string()],
+/// What the guard of a domain needs to know.
+fn guarded_domain(vm: &config::LibvirtVm, host: &config::Host) -> Vec<String> {
+    let mut arguments = vec!["--domain".to_string(), vm.domain.clone()];
+    if let Some(uri) = &host.libvirt_uri {
+        arguments.extend(["--uri".to_string(), uri.clone()]);
     }
+    let seconds = host.freeze_limit.as_secs().to_string();
+    arguments.extend(["--limit-seconds".to_string(), seconds]);
+    arguments
 }
 
 /// A host uses one repository: another one in its place is a disk that is not mounted, or a mistake.

@@ -10,7 +10,7 @@ use super::nvram::Nvram;
 use super::plan::{DiskPlan, Plan, Tracking};
 use super::scratch::{self, Watch};
 use super::virsh::Virsh;
-use super::{LibvirtSettings, folder_kind, refused};
+use super::{LibvirtSettings, QUERY_LIMIT, folder_kind, refused};
 use crate::hypervisor::nbd::{BASE_ALLOCATION, Endpoint, NbdClient};
 use crate::hypervisor::nbd_disk::{self, NbdDisk};
 use crate::hypervisor::runtime_folder::RuntimeFolder;
@@ -18,6 +18,7 @@ use crate::hypervisor::{
     Capture, CaptureError, CaptureErrorKind, CapturedDisk, Changes, Consistency, Freeze, Outcome,
     SinceMark,
 };
+use crate::model::DiskName;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +85,8 @@ impl Drop for Job {
 }
 
 pub(super) struct LibvirtCapture {
+    /// Disks whose changes may not be all.
+    unproved: Vec<DiskName>,
     disks: Vec<NbdDisk>,
     nvram: Option<Nvram>,
     definition: (String, Vec<u8>),
@@ -114,6 +117,12 @@ impl LibvirtCapture {
         let checkpoint = document::checkpoint(&plan, &name)
             .map(|xml| runtime.write("checkpoint.xml", &xml))
             .transpose()?;
+        let served: Vec<DiskName> = plan
+            .disks
+            .iter()
+            .filter(|plan| plan.disk.has_io_thread)
+            .map(|plan| plan.disk.name.clone())
+            .collect();
         let scratch_path = scratch.path().to_path_buf();
         let mut job = Job {
             virsh: Arc::clone(virsh),
@@ -126,7 +135,7 @@ impl LibvirtCapture {
             ended: false,
         };
         let result = (|| {
-            let consistency = begin(
+            let instant = begin(
                 &mut job,
                 &mut plan,
                 &scratch_path,
@@ -147,14 +156,19 @@ impl LibvirtCapture {
                 .into_iter()
                 .map(|plan| open_disk(&job, plan, since, &watch))
                 .collect::<Result<Vec<NbdDisk>, CaptureError>>()?;
-            Ok((consistency, watch, nvram, disks))
+            Ok((instant, watch, nvram, disks))
         })();
         match result {
-            Ok((consistency, watch, nvram, disks)) => Ok(LibvirtCapture {
+            Ok((instant, watch, nvram, disks)) => Ok(LibvirtCapture {
+                unproved: disks
+                    .iter()
+                    .filter(|disk| served.contains(&disk.name) && !instant.proves(disk))
+                    .map(|disk| disk.name.clone())
+                    .collect(),
                 disks,
                 nvram,
                 definition,
-                consistency,
+                consistency: instant.consistency,
                 notes,
                 watch,
                 job,
@@ -168,6 +182,29 @@ impl LibvirtCapture {
     }
 }
 
+/// How the guest was at the instant.
+struct Instant {
+    consistency: Consistency,
+    /// How much some disks had been written to, soon after it.
+    changed_bytes: Vec<(DiskName, u64)>,
+}
+
+impl Instant {
+    /// Whether the changes of a disk are told to the last.
+    ///
+    /// In the one transaction that begins a job, libvirt copies the bitmap of a disk's changes
+    /// before it sets up the disk's own job, and an I/O thread takes a guest's writes in between:
+    /// they are in the image, and in no bitmap that anybody will read. The bitmap that was copied
+    /// records on. Where it has grown by nothing since, there was no such write.
+    fn proves(&self, disk: &NbdDisk) -> bool {
+        let Changes::Extents(extents) = &disk.changes else {
+            return true;
+        };
+        let copied: u64 = extents.iter().map(|extent| extent.length).sum();
+        self.changed_bytes.contains(&(disk.name.clone(), copied))
+    }
+}
+
 /// The instant: freeze, begin, thaw.
 fn begin(
     job: &mut Job,
@@ -176,7 +213,7 @@ fn begin(
     checkpoint: Option<&str>,
     settings: &LibvirtSettings,
     notes: &mut Vec<String>,
-) -> Result<Consistency, CaptureError> {
+) -> Result<Instant, CaptureError> {
     let virsh = Arc::clone(&job.virsh);
     let frozen = match settings.freeze {
         Freeze::Never => None,
@@ -223,6 +260,20 @@ fn begin(
             break Err(refused(&domain.name, "begin a backup", &reply));
         }
     };
+    // As soon as may be, for the guest writes on; where it is frozen, before it does.
+    let mut changed_bytes = Vec::new();
+    if result.is_ok() {
+        for checkpoint in plan.to_be_proved() {
+            let limit = frozen.as_ref().map_or(QUERY_LIMIT, Frozen::left);
+            // Where it is not told, nothing is proved.
+            let told = checkpoint::changed_bytes(&*virsh, domain, &checkpoint, limit);
+            changed_bytes.extend(told.unwrap_or_default());
+        }
+    }
+    let instant = |consistency| Instant {
+        consistency,
+        changed_bytes,
+    };
     // A guard lets go at the limit; what was frozen longer may not have been frozen to the end.
     let in_time = frozen
         .as_ref()
@@ -230,7 +281,7 @@ fn begin(
     if let Some(frozen) = frozen {
         frozen.thaw().and(result)?;
         if in_time {
-            return Ok(Consistency::Filesystem);
+            return Ok(instant(Consistency::Filesystem));
         }
         let late = "the guest was frozen, but the backup began after the limit";
         if settings.freeze == Freeze::Require {
@@ -241,9 +292,9 @@ fn begin(
             ));
         }
         notes.push(late.to_string());
-        return Ok(Consistency::Crash);
+        return Ok(instant(Consistency::Crash));
     }
-    result.map(|()| Consistency::Crash)
+    result.map(|()| instant(Consistency::Crash))
 }
 
 fn open_disk(
@@ -289,6 +340,12 @@ fn open_disk(
         has_allocation: true,
         explain: Some(watch.explain()),
     })
+}
+
+impl LibvirtCapture {
+    pub(super) fn unproved(&self) -> &[DiskName] {
+        &self.unproved
+    }
 }
 
 impl Capture for LibvirtCapture {

@@ -3,9 +3,10 @@
 
 use super::domain::Domain;
 use super::virsh::{Reply, Virsh};
-use super::{QUERY_LIMIT, refused};
+use super::{QUERY_LIMIT, refused, xml};
 use crate::hypervisor::runtime_folder::random_suffix;
 use crate::hypervisor::{CaptureError, CaptureErrorKind};
+use crate::model::DiskName;
 use roxmltree::Document;
 use std::time::Duration;
 
@@ -62,6 +63,36 @@ pub(super) fn list(
         )),
         false => Ok(names),
     }
+}
+
+/// How much each disk was written to since a checkpoint, in whole granules of its bitmap. Nothing
+/// for a disk of which it is not told.
+pub(super) fn changed_bytes(
+    virsh: &dyn Virsh,
+    domain: &Domain,
+    checkpoint: &str,
+    limit: Duration,
+) -> Result<Vec<(DiskName, u64)>, CaptureError> {
+    let arguments = [
+        "checkpoint-dumpxml",
+        &domain.uuid,
+        checkpoint,
+        "--no-domain",
+        "--size",
+    ];
+    let reply = virsh.run(&arguments, limit)?;
+    if !reply.success {
+        let what = format!("tell the size of the checkpoint {checkpoint}");
+        return Err(refused(&domain.name, &what, &reply));
+    }
+    let document = xml::parse(&reply.stdout)
+        .map_err(|detail| CaptureError::new(CaptureErrorKind::Invalid, &domain.name, detail))?;
+    let told = document.descendants().filter_map(|node| {
+        let name = node.has_tag_name("disk").then(|| node.attribute("name"))?;
+        let name = DiskName::new(name?).ok()?;
+        Some((name, node.attribute("size")?.parse().ok()?))
+    });
+    Ok(told.collect())
 }
 
 /// What became of a checkpoint that was to be deleted.

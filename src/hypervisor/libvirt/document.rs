@@ -73,6 +73,7 @@ mod tests {
                 format: "qcow2".to_string(),
                 source: Source::File("/x".to_string()),
                 backing: Vec::new(),
+                has_io_thread: false,
             },
             tracking,
             bitmap,

@@ -46,6 +46,8 @@ pub(super) struct Disk {
     pub(super) source: Source,
     /// The images below it, as far as libvirt tells.
     pub(super) backing: Vec<Source>,
+    /// A thread of its own serves it, beside QEMU's main thread.
+    pub(super) has_io_thread: bool,
 }
 
 impl Disk {
@@ -91,13 +93,22 @@ impl Domain {
             )));
         }
         let (mut disks, mut skipped) = (Vec::new(), Vec::new());
-        for node in child(&root, "devices")
-            .into_iter()
-            .flat_map(|devices| devices.children())
-            .filter(|node| node.has_tag_name("disk"))
-        {
+        let devices = child(&root, "devices");
+        let devices = || devices.iter().flat_map(|devices| devices.children());
+        let bus_has_io_thread = devices().any(|node| {
+            node.has_tag_name("controller")
+                && node.attribute("type") == Some("scsi")
+                && has_io_thread(&node)
+        });
+        for node in devices().filter(|node| node.has_tag_name("disk")) {
             match disk(&node).map_err(invalid)? {
-                Found::Disk(disk) => disks.push(disk),
+                Found::Disk(mut disk) => {
+                    // Which of several controllers it is on is not told by all versions.
+                    let is_scsi = child(&node, "target")
+                        .is_some_and(|target| target.attribute("bus") == Some("scsi"));
+                    disk.has_io_thread |= bus_has_io_thread && is_scsi;
+                    disks.push(disk);
+                }
                 Found::Skipped(reason) => skipped.push(reason),
                 Found::Nothing => {}
             }
@@ -184,7 +195,14 @@ fn disk(node: &Node<'_, '_>) -> Result<Found, String> {
         format,
         source,
         backing,
+        has_io_thread: has_io_thread(node),
     }))
+}
+
+fn has_io_thread(node: &Node<'_, '_>) -> bool {
+    child(node, "driver").is_some_and(|driver| {
+        driver.has_attribute("iothread") || child(&driver, "iothreads").is_some()
+    })
 }
 
 fn source(node: &Node<'_, '_>) -> Result<Option<Source>, String> {
@@ -321,6 +339,32 @@ mod tests {
                 "vdc raw network:rbd/pool/img",
             ]
         );
+    }
+
+    #[test]
+    fn disks_that_io_threads_serve_are_told_from_others() {
+        let disk = |name: &str, bus: &str, driver: &str| {
+            format!(
+                "<disk type='file'><driver type='qcow2' {driver}</driver><source file='/{name}'/>\
+                 <target dev='{name}' bus='{bus}'/></disk>"
+            )
+        };
+        let disks = disk("vda", "virtio", ">")
+            + &disk("vdb", "virtio", "iothread='1'>")
+            + &disk(
+                "vdc",
+                "virtio",
+                "><iothreads><iothread id='1'/></iothreads>",
+            )
+            + &disk("sda", "scsi", ">");
+        let served = |controller: &str| -> Vec<String> {
+            let domain = Domain::parse("db", &xml(&format!("{disks}{controller}"))).unwrap();
+            let served = domain.disks.iter().filter(|disk| disk.has_io_thread);
+            served.map(|disk| disk.name.to_string()).collect()
+        };
+        assert_eq!(served(""), ["vdb", "vdc"]);
+        let controller = "<controller type='scsi'><driver iothread='2'/></controller>";
+        assert_eq!(served(controller), ["vdb", "vdc", "sda"]);
     }
 
     #[test]

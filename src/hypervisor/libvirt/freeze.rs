@@ -7,9 +7,9 @@
 use super::domain::Domain;
 use super::refused;
 use super::virsh::{Process, Reply, Virsh};
+use crate::hypervisor::guard::GuardCommand;
 use crate::hypervisor::runtime_folder::RuntimeFolder;
 use crate::hypervisor::{CaptureError, CaptureErrorKind};
-use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -26,13 +26,6 @@ const THAW_PAUSE: Duration = Duration::from_millis(500);
 const GUARD_LIMIT: Duration = Duration::from_secs(2);
 /// What a guard is told when its work has been done.
 const THAWED: &[u8] = b"thawed\n";
-
-/// The command that runs [`thaw_when_orphaned`] on its standard input: vmkeep itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ThawGuard {
-    pub program: PathBuf,
-    pub arguments: Vec<OsString>,
-}
 
 /// Waits until the other end of `input` is closed or `limit` has passed, and thaws the domain
 /// unless it was told that this has been done.
@@ -102,7 +95,7 @@ impl<'a> Frozen<'a> {
         virsh: &'a dyn Virsh,
         domain: &'a Domain,
         folder: &'a RuntimeFolder,
-        guard: Option<&ThawGuard>,
+        guard: Option<&GuardCommand>,
         limit: Duration,
     ) -> Result<Self, CaptureError> {
         folder.note_frozen()?;
@@ -174,7 +167,7 @@ fn is_without_agent(reply: &Reply) -> bool {
         .any(|said| reply.stderr.contains(said))
 }
 
-fn spawn(guard: &ThawGuard) -> Result<Child, CaptureError> {
+fn spawn(guard: &GuardCommand) -> Result<Child, CaptureError> {
     Command::new(&guard.program)
         .args(&guard.arguments)
         .stdin(Stdio::piped())

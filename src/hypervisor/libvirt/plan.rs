@@ -5,6 +5,7 @@ use super::checkpoint;
 use super::domain::{Disk, Domain};
 use super::mark::Mark;
 use crate::hypervisor::SinceMark;
+use crate::model::DiskName;
 
 /// How a disk's changes are told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +114,32 @@ fn tracking(
 }
 
 impl Plan {
+    /// The checkpoints that tell changes of disks which an I/O thread serves.
+    pub(super) fn to_be_proved(&self) -> Vec<String> {
+        let mut checkpoints: Vec<String> = Vec::new();
+        for plan in self.disks.iter().filter(|plan| plan.disk.has_io_thread) {
+            if let Tracking::Since(checkpoint) = &plan.tracking
+                && !checkpoints.contains(checkpoint)
+            {
+                checkpoints.push(checkpoint.clone());
+            }
+        }
+        checkpoints
+    }
+
+    /// Gives up tracking where it could not be shown that no write of the instant is missing.
+    pub(super) fn give_up_unproved(&mut self, unproved: &[DiskName]) {
+        for plan in &mut self.disks {
+            if unproved.contains(&plan.disk.name) {
+                plan.tracking = Tracking::Unknown(
+                    "an I/O thread serves it, and the guest wrote too much to tell whether libvirt \
+                     counted all of it; with the guest agent and fsfreeze it can be told"
+                        .to_string(),
+                );
+            }
+        }
+    }
+
     /// Gives up tracking where libvirt found it broken: the disk that its complaint names, else
     /// all. False if there was nothing to give up.
     pub(super) fn give_up(&mut self, complaint: &str) -> bool {
@@ -141,7 +168,32 @@ impl Plan {
 mod tests {
     use super::super::domain::Source;
     use super::*;
-    use crate::model::DiskName;
+
+    #[test]
+    fn what_cannot_be_proved_is_read_in_full_for_a_reason() {
+        let mut plan = Plan {
+            disks: ["vda", "vdb", "vdc"]
+                .map(|target| DiskPlan {
+                    disk: Disk {
+                        has_io_thread: target != "vda",
+                        ..disk(target, "qcow2", &["/x"])
+                    },
+                    tracking: Tracking::Since(name(1)),
+                    bitmap: true,
+                })
+                .to_vec(),
+            needless: Vec::new(),
+        };
+        plan.disks[2].tracking = Tracking::Unknown("new".to_string());
+        assert_eq!(plan.to_be_proved(), [name(1)]);
+        plan.give_up_unproved(&[DiskName::new("vdb").unwrap()]);
+        assert!(plan.to_be_proved().is_empty());
+        assert_eq!(plan.disks[0].tracking, Tracking::Since(name(1)));
+        let Tracking::Unknown(reason) = &plan.disks[1].tracking else {
+            panic!("{:?}", plan.disks[1]);
+        };
+        assert!(reason.contains("I/O thread"), "{reason}");
+    }
 
     const OWNER: &str = "ab12";
     const UUID: &str = "af4a5c33-756e-430d-85fe-5b2e34bbe955";
@@ -157,6 +209,7 @@ mod tests {
             format: format.to_string(),
             source: sources.next().unwrap(),
             backing: sources.collect(),
+            has_io_thread: false,
         }
     }
 

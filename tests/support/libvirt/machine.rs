@@ -35,6 +35,7 @@ fn qemu_user() -> (u32, u32) {
 
 impl Machine {
     /// With three disks: `vda` (qcow2, bare), `vdb` (qcow2, with ext4 in it) and `vdc` (raw, bare).
+    /// In one with an agent, an I/O thread serves `vdb`.
     pub fn define(name: &str, agent: bool) -> Machine {
         let machine = Machine::new(name);
         let path = |name: &str| machine.text(name);
@@ -42,7 +43,7 @@ impl Machine {
         tool("qemu-img", &["create", "-q", "-f", "qcow2", &vda, "32M"]);
         Image::ext4(&vdb, 16 * MIB, Format::Qcow2);
         fs::File::create(&vdc).unwrap().set_len(8 * MIB).unwrap();
-        machine.register("writer=0", agent, "", &["qcow2", "qcow2", "raw"]);
+        machine.register("writer=0", agent, agent, "", &["qcow2", "qcow2", "raw"]);
         machine
     }
 
@@ -55,6 +56,7 @@ impl Machine {
         }
         machine.register(
             "pause_us=1000 slots=1024",
+            false,
             false,
             devices,
             &["qcow2", "qcow2"],
@@ -76,7 +78,7 @@ impl Machine {
         }
     }
 
-    fn register(&self, own: &str, agent: bool, devices: &str, formats: &[&str]) {
+    fn register(&self, own: &str, agent: bool, io_thread: bool, devices: &str, formats: &[&str]) {
         let path = |name: &str| self.text(name);
         let guest = GuestFiles::made();
         // QEMU's user must be able to read them, wherever the project lies.
@@ -92,8 +94,13 @@ impl Machine {
         let disks: String = ('a'..)
             .zip(formats)
             .map(|(letter, format)| {
+                let served_by = match io_thread && letter == 'b' {
+                    true => "iothread='1'",
+                    false => "",
+                };
                 format!(
-                    "<disk type='file' device='disk'><driver name='qemu' type='{format}'/>
+                    "<disk type='file' device='disk'>
+                     <driver name='qemu' type='{format}' {served_by}/>
                      <source file='{}'/><target dev='vd{letter}' bus='virtio'/></disk>",
                     path(&format!("vd{letter}.{format}"))
                 )
@@ -101,6 +108,7 @@ impl Machine {
             .collect();
         let xml = format!(
             "<domain type='qemu'><name>{name}</name><memory unit='MiB'>160</memory><vcpu>1</vcpu>
+             <iothreads>{threads}</iothreads>
              <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel>
              <initrd>{initramfs}</initrd><cmdline>{command_line}</cmdline></os>
              <features><acpi/></features><on_poweroff>destroy</on_poweroff><devices>
@@ -109,6 +117,7 @@ impl Machine {
              {channel}{devices}<serial type='unix'><source mode='bind' path='{console}'/>
              <log file='{log}' append='off'/><target port='0'/></serial>
              <memballoon model='none'/></devices></domain>",
+            threads = u8::from(io_thread),
             kernel = path("kernel"),
             initramfs = path("initramfs"),
             command_line = GuestFiles::command_line(&format!("{own} agent={}", u8::from(agent))),
