@@ -197,7 +197,7 @@ fn is_test_file(path: &str) -> bool {
     path.contains("/tests/")
         || matches!(
             name,
-            "tests.rs" | "testing.rs" | "simulation.rs" | "hostile.rs"
+            "tests.rs" | "testing.rs" | "simulation.rs" | "trajectories.rs" | "hostile.rs"
         )
 }
 

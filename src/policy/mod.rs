@@ -41,3 +41,5 @@ pub use terms::{
 
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod trajectories;
