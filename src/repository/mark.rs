@@ -8,6 +8,7 @@ use super::tree::children;
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::DiskRecord;
 use crate::model::{FAN_OUT, Id, PackName, PieceKind, PointId, SegmentName, Tag};
+use jiff::Timestamp;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -18,8 +19,17 @@ pub struct Unreachable {
     pub error: RepositoryError,
 }
 
+/// A piece that was asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Found {
+    pub kind: PieceKind,
+    pub id: Id,
+    /// When the last point that holds it expires.
+    pub held_until: Timestamp,
+}
+
 /// The tags asked for, and what was found of them.
-type Wanted = (HashSet<Tag>, HashMap<Tag, (PieceKind, Id)>);
+type Wanted = (HashSet<Tag>, HashMap<Tag, Found>);
 
 /// A mark of one index; grows by further roots, never shrinks.
 pub struct Mark {
@@ -36,6 +46,8 @@ pub struct Mark {
     pub damaged_frames: BTreeSet<(PackName, Tag)>,
     /// Ids of the pieces asked for, to open their frames. Dropped with the mark.
     wanted: Option<Wanted>,
+    /// When the point that is walked expires.
+    walked_until: Timestamp,
 }
 
 /// What a mark, and a plan made from it, rests on. Entries that leave it as it is (a `begin`, an
@@ -70,6 +82,7 @@ impl Mark {
             damage: Vec::new(),
             damaged_frames: BTreeSet::new(),
             wanted: None,
+            walked_until: Timestamp::MAX,
         }
     }
 
@@ -126,10 +139,10 @@ impl Mark {
         self.live.has(&self.index, tag)
     }
 
-    pub(super) fn id_of(&self, tag: &Tag) -> Option<(PieceKind, Id)> {
+    pub(super) fn found(&self, tag: &Tag) -> Option<Found> {
         self.wanted
             .as_ref()
-            .and_then(|(_, ids)| ids.get(tag))
+            .and_then(|(_, found)| found.get(tag))
             .copied()
     }
 
@@ -141,12 +154,17 @@ impl Mark {
         let reader = Reader::with_index(customer, self.index.clone());
         let mut scratch = ReadScratch::new()?;
         let mut added = 0;
-        let points: Vec<PointId> =
-            customer.with_state(|state| state.roots().map(|(id, _)| *id).collect());
-        for point in points {
+        let mut points: Vec<(Timestamp, PointId)> = customer.with_state(|state| {
+            let roots = state.roots();
+            roots.map(|(id, point)| (point.expires_at, *id)).collect()
+        });
+        // What reaches a piece first is then the last point to hold it.
+        points.sort_unstable_by(|one, other| other.cmp(one));
+        for (expires_at, point) in points {
             if self.roots.contains(&point) {
                 continue;
             }
+            self.walked_until = expires_at;
             match self.add_root(customer, &reader, &point, &mut scratch) {
                 Ok(()) => {}
                 Err(error) if error.is_damage() => {
@@ -256,10 +274,14 @@ impl Mark {
                 ),
             });
         }
-        if let Some((wanted, ids)) = &mut self.wanted
+        if let Some((wanted, found)) = &mut self.wanted
             && wanted.contains(&tag)
         {
-            ids.insert(tag, (kind, *id));
+            found.entry(tag).or_insert(Found {
+                kind,
+                id: *id,
+                held_until: self.walked_until,
+            });
         }
     }
 }

@@ -9,6 +9,7 @@ mod error;
 mod host;
 mod index;
 mod ledger;
+mod lifetime;
 mod mark;
 mod opening;
 mod point;

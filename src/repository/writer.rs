@@ -2,6 +2,7 @@
 
 use super::customer::{Customer, WriteSettings};
 use super::index::{Index, NotedRecords, PackNumber};
+use super::lifetime::Lifetime;
 use super::rule::{Rule, stands};
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{Opener, Sealer, random_bytes};
@@ -13,7 +14,7 @@ use crate::format::segment::{self, PackRow, Record};
 use crate::model::{Id, ObjectHash, ObjectName, PackName, PieceKind, SegmentName, SessionId, Tag};
 use crate::storage::{Storage, StorageErrorKind};
 use jiff::Timestamp;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -78,8 +79,8 @@ pub struct Session<'a> {
     trust: Trust,
     settings: WriteSettings,
     claimed: Vec<Mutex<HashSet<Tag>>>,
-    data: Mutex<Option<Filling>>,
-    nodes: Mutex<Option<Filling>>,
+    /// One of each kind and lifetime.
+    filling: Mutex<BTreeMap<(PackKind, Lifetime), Filling>>,
     written: Mutex<Written>,
     uploads: Mutex<Option<Uploads>>,
     /// Why the store did not take a pack: every thread that fails for it says the same.
@@ -148,8 +149,7 @@ impl<'a> Session<'a> {
             trust,
             settings,
             claimed: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            data: Mutex::new(None),
-            nodes: Mutex::new(None),
+            filling: Mutex::default(),
             written: Mutex::default(),
             uploads: Mutex::new(Some(Uploads { to_store, thread })),
             failure,
@@ -220,7 +220,7 @@ impl<'a> Session<'a> {
             sealed_bytes: worker.sealed.len() as u32,
         };
         let sealed = std::mem::take(&mut worker.sealed);
-        let result = self.append(worker, &header, &sealed, id);
+        let result = self.append(worker, &header, &sealed, id, Lifetime::Open);
         worker.sealed = sealed;
         result.map(|()| id)
     }
@@ -231,9 +231,10 @@ impl<'a> Session<'a> {
         worker: &mut Worker,
         frame: &pack::Frame<'_>,
         id: Id,
+        lifetime: Lifetime,
     ) -> Result<(), RepositoryError> {
         match self.claim(&frame.header.tag) {
-            true => self.append(worker, &frame.header, frame.sealed, id),
+            true => self.append(worker, &frame.header, frame.sealed, id, lifetime),
             false => Ok(()),
         }
     }
@@ -357,15 +358,12 @@ impl<'a> Session<'a> {
         header: &FrameHeader,
         sealed: &[u8],
         id: Id,
+        lifetime: Lifetime,
     ) -> Result<(), RepositoryError> {
         let kind = PackKind::of(header.kind);
-        let slot = match kind {
-            PackKind::Data => &self.data,
-            PackKind::Node => &self.nodes,
-        };
         let full = {
-            let mut slot = lock(slot);
-            let filling = slot.get_or_insert_with(|| Filling {
+            let mut packs = lock(&self.filling);
+            let filling = packs.entry((kind, lifetime)).or_insert_with(|| Filling {
                 builder: PackBuilder::new(
                     kind,
                     self.customer.keys().generation(),
@@ -378,7 +376,7 @@ impl<'a> Session<'a> {
             filling.builder.append(header, sealed);
             filling.ids.push(id);
             match filling.builder.size_bytes() >= self.settings.pack_bytes {
-                true => slot.take(),
+                true => packs.remove(&(kind, lifetime)),
                 false => None,
             }
         };
@@ -508,11 +506,9 @@ impl<'a> Session<'a> {
     /// index segment. Only after this may the session be adopted.
     pub fn finish(&self) -> Result<Uploaded, RepositoryError> {
         let mut worker = self.worker()?;
-        for slot in [&self.data, &self.nodes] {
-            let filling = lock(slot).take();
-            if let Some(filling) = filling {
-                self.send(&mut worker, filling)?;
-            }
+        let left = std::mem::take(&mut *lock(&self.filling));
+        for filling in left.into_values() {
+            self.send(&mut worker, filling)?;
         }
         let uploads = lock(&self.uploads).take();
         if let Some(uploads) = uploads {

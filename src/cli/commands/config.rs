@@ -394,7 +394,7 @@ mod tests {
             "  listed              37 days\n",
             "  erase budget        22 days\n",
             "  restore window      5 days\n",
-            "  expected rewriting  1.7 bytes",
+            "  expected rewriting  1.2 bytes",
         ] {
             assert!(answer.text.contains(part), "{part:?} in\n{}", answer.text);
         }

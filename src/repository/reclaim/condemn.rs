@@ -1,7 +1,8 @@
 //! Writing the survivors of a batch of packs, and condemning the packs.
 
 use super::super::customer::{Begun, Customer};
-use super::super::mark::{Ground, Mark};
+use super::super::lifetime::Lifetime;
+use super::super::mark::{Found, Ground, Mark};
 use super::super::reader::{ReadScratch, Reader};
 use super::super::rule::{Rule, stands};
 use super::super::writer::{Session, Trust, Uploaded, Worker};
@@ -10,6 +11,7 @@ use super::{Directory, PackDecision, Pass, directory, entries_in_index};
 use crate::format::entry::{Body, CondemnBody, Purpose};
 use crate::format::pack::{self, DirectoryEntry, MAX_PACK_BYTES};
 use crate::model::{PackName, Tag};
+use jiff::Timestamp;
 use std::collections::{BTreeSet, HashSet};
 
 /// How often a plan is checked anew because the ledger went on.
@@ -118,7 +120,7 @@ impl Pass<'_> {
         doomed: &[Doomed],
     ) -> Result<bool, RepositoryError> {
         let session = self.customer.session(begun, Trust::Nothing)?;
-        let survivors = write_survivors(self.customer, &mark, &session, doomed)?;
+        let survivors = write_survivors(self.customer, &mark, &session, doomed, self.now)?;
         let damaged: Vec<(PackName, Tag)> = survivors.damaged.iter().copied().collect();
         if !damaged.is_empty() {
             self.note_damage(&damaged)?;
@@ -169,12 +171,14 @@ impl Pass<'_> {
 }
 
 /// Copies every live frame of the batch that opens into the session, pack by pack in the order of
-/// the batch, so that cold stays with cold and one pack at a time is in memory.
+/// the batch, so that cold stays with cold and one old pack at a time is in memory; into new packs
+/// by lifetime.
 fn write_survivors(
     customer: &Customer,
     mark: &Mark,
     session: &Session<'_>,
     doomed: &[Doomed],
+    now: Timestamp,
 ) -> Result<Survivors, RepositoryError> {
     let mut survivors = Survivors::default();
     let wanted: HashSet<Tag> = doomed
@@ -189,6 +193,8 @@ fn write_survivors(
     // A second walk finds the ids of the survivors: a frame is copied only after it opened.
     let mut ids = Mark::collecting(mark.index().clone(), wanted.clone());
     ids.extend(customer)?;
+    let newest = customer.with_state(|state| state.roots().map(|(_, root)| root.expires_at).max());
+    let newest = newest.unwrap_or(now);
     let reader = Reader::with_index(customer, mark.index().clone());
     let mut scratch = ReadScratch::new()?;
     let mut worker = session.worker()?;
@@ -205,6 +211,8 @@ fn write_survivors(
                         entry,
                         bytes,
                         ids,
+                        newest,
+                        now,
                     };
                     frame.keep(&reader, session, &mut worker, &mut scratch, &mut survivors)?;
                 }
@@ -232,6 +240,9 @@ struct LiveFrame<'a> {
     entry: &'a DirectoryEntry,
     bytes: &'a [u8],
     ids: &'a Mark,
+    /// When the last point of all expires.
+    newest: Timestamp,
+    now: Timestamp,
 }
 
 impl LiveFrame<'_> {
@@ -245,13 +256,15 @@ impl LiveFrame<'_> {
     ) -> Result<(), RepositoryError> {
         let (name, tag) = (self.pack.name, self.entry.tag);
         // Its last root was erased meanwhile: the next mark knows it as dead.
-        let Some((kind, id)) = self.ids.id_of(&tag) else {
+        let Some(found) = self.ids.found(&tag) else {
             return Ok(());
         };
+        let Found { kind, id, .. } = found;
+        let lifetime = Lifetime::of(found.held_until, self.newest, self.now);
         let frame = pack::frame_bytes(self.bytes, self.entry).unwrap_or_default();
         let opened = reader.open_frame(&name, frame, kind, &id, &tag, scratch);
         if let (Ok(()), Ok(frame)) = (opened, pack::parse_frame(frame)) {
-            session.copy_frame(worker, &frame, id)?;
+            session.copy_frame(worker, &frame, id, lifetime)?;
             survivors.kept.insert(tag);
             return Ok(());
         }

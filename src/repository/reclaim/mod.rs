@@ -5,6 +5,8 @@ mod delete;
 mod merge;
 mod note;
 mod plan;
+#[cfg(test)]
+mod simulation;
 
 pub use merge::merge_segments;
 pub use plan::{PackAction, PackDecision, PackFacts, PackReason, plan};
@@ -46,6 +48,7 @@ pub struct Reclaimed {
 /// One reclaim on its way.
 struct Pass<'a> {
     customer: &'a Customer,
+    now: Timestamp,
     force: bool,
     result: Reclaimed,
     /// Condemned by this very pass, after their survivors were opened.
@@ -70,6 +73,7 @@ pub fn reclaim(
     customer.may_write()?;
     let mut pass = Pass {
         customer,
+        now,
         force,
         result: Reclaimed::default(),
         own: BTreeSet::new(),
