@@ -5,6 +5,7 @@
 
 mod audit;
 mod customer;
+mod directory;
 mod error;
 mod host;
 mod index;

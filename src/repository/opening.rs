@@ -5,6 +5,7 @@
 
 use super::RepositoryError;
 use super::customer::Customer;
+use super::directory::read_directory;
 use super::index::{Index, LiveRecords, PackNumber, count_uses};
 use super::mark::Unreachable;
 use super::reader::{ReadScratch, Reader};
@@ -20,7 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct Opened {
     pub frames: u64,
     pub bytes: u64,
-    /// Packs of which every frame was opened.
+    /// Packs of which every frame was opened, and the directory read.
     pub whole: Vec<PackName>,
     /// Places whose frame does not open; another place may have the piece.
     pub damaged: Vec<(PackName, Tag)>,
@@ -81,8 +82,9 @@ pub fn open_live(
         .opened
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    // A frame that nothing reaches was not opened: such a pack has not been seen whole.
-    result.whole = index
+    // A frame that nothing reaches was not opened: such a pack has not been seen whole. Nor has one
+    // whose directory is damaged, which no frame tells.
+    let opened: Vec<PackName> = index
         .packs()
         .iter()
         .zip(&uses)
@@ -92,6 +94,13 @@ pub fn open_live(
         })
         .map(|(_, (info, _))| info.row.name)
         .collect();
+    for name in opened {
+        match read_directory(customer, &name) {
+            Ok(_) => result.whole.push(name),
+            Err(error) if error.is_damage() => {}
+            Err(error) => return Err(error),
+        }
+    }
     result.damaged.sort_unstable();
     result.damaged.dedup();
     Ok(result)

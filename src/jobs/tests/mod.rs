@@ -1,3 +1,4 @@
 mod audit;
 mod chunk_size;
+mod damage;
 mod prune;

@@ -12,13 +12,13 @@ pub use merge::merge_segments;
 pub use plan::{PackAction, PackDecision, PackFacts, PackReason, plan};
 
 use super::customer::Customer;
+use super::directory::{Directory, directory};
 use super::index::{PackNumber, count_uses, frame_bytes_of};
 use super::mark::Mark;
-use super::{RepositoryError, RepositoryErrorKind};
+use super::RepositoryError;
 use crate::format::entry::{PackMark, VerifyMethod};
 use crate::format::pack::{self, DirectoryEntry};
 use crate::model::{PackName, Tag};
-use crate::storage::StorageErrorKind;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 
@@ -214,46 +214,6 @@ impl Pass<'_> {
         };
         self.result.withheld.iter().filter_map(decision).collect()
     }
-}
-
-/// What a pack holds.
-enum Directory {
-    Entries(Vec<DirectoryEntry>),
-    Gone,
-    Damaged,
-}
-
-/// The directory of a pack, from the pack itself.
-fn directory(customer: &Customer, name: &PackName) -> Result<Directory, RepositoryError> {
-    match read_directory(customer, name) {
-        Ok(entries) => Ok(Directory::Entries(entries)),
-        Err(error) if error.kind == RepositoryErrorKind::Storage(StorageErrorKind::NotFound) => {
-            Ok(Directory::Gone)
-        }
-        Err(error) if error.is_damage() => Ok(Directory::Damaged),
-        Err(error) => Err(error),
-    }
-}
-
-fn read_directory(
-    customer: &Customer,
-    name: &PackName,
-) -> Result<Vec<DirectoryEntry>, RepositoryError> {
-    let object = customer.names().pack(name);
-    let storage = customer.storage();
-    let size = storage.size_bytes(&object)?;
-    let mut trailer = [0; pack::TRAILER_BYTES];
-    let at = size.saturating_sub(pack::TRAILER_BYTES as u64);
-    storage.read_range(&object, at, &mut trailer)?;
-    let damaged = |detail: &dyn std::fmt::Display| RepositoryError::damaged(&object, detail);
-    let range = pack::directory_range(&trailer, size).map_err(|error| damaged(&error))?;
-    let mut header = [0; pack::HEADER_BYTES];
-    storage.read_range(&object, 0, &mut header)?;
-    let length =
-        usize::try_from(range.end - range.start).map_err(|_| damaged(&"impossible directory"))?;
-    let mut bytes = vec![0; length];
-    storage.read_range(&object, range.start, &mut bytes)?;
-    pack::parse_directory(&header, &bytes, range.start).map_err(|error| damaged(&error))
 }
 
 /// What the index knows of a pack, as its directory would list it.

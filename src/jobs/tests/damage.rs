@@ -1,0 +1,206 @@
+//! Every byte of a small repository changed, every object cut at every length, removed, swapped
+//! with another and replaced by an older one: a restore gives the right bytes or none, and `verify`
+//! finds what would not restore.
+
+use super::super::{JobError, Quiet, VerifyRequest, verify};
+use crate::format::names::ObjectRole;
+use crate::model::{ObjectName, PointId};
+use crate::repository::testing::{CHUNK, DAY, World, customer_name, panic_text, restore};
+use crate::repository::{Customer, RepositoryError};
+use crate::storage::Storage;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Compresses well, so that there are few bytes to change.
+fn image(chunks: &[u8]) -> Vec<u8> {
+    let chunk = |number: &u8| vec![*number; CHUNK];
+    chunks.iter().flat_map(chunk).collect()
+}
+
+/// One of so many is tried in each run of the tests; `scripts/damage` tries all.
+fn share() -> usize {
+    match std::env::var_os("VMKEEP_EVERY_BYTE") {
+        Some(_) => 1,
+        None => 19,
+    }
+}
+
+/// The ends of an object always.
+fn is_tried(at: usize, length: usize) -> bool {
+    at < 8 || at + 8 >= length || at.is_multiple_of(share())
+}
+
+struct Scene {
+    world: World,
+    /// The objects as they were written.
+    objects: BTreeMap<ObjectName, Vec<u8>>,
+    tried: usize,
+    unnoticed: Vec<String>,
+}
+
+/// How a damaged repository did.
+struct Found {
+    /// All points gave their bytes.
+    restored: bool,
+    /// `verify` has nothing to say.
+    clean: bool,
+}
+
+impl Scene {
+    /// Two VMs, three nights, a prune.
+    fn new() -> Self {
+        let mut world = World::new();
+        let customer = world.open();
+        let first = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+        world.backup(&customer, "db", &image(&[7, 7, 0]), true);
+        world.time.pass(DAY);
+        world.backup(&customer, "web", &image(&[1, 4, 3]), false);
+        world.time.pass(DAY);
+        world.backup(&customer, "web", &image(&[5, 4, 3]), false);
+        world.erase(&customer, first);
+        world.model.remove(&first);
+        world.prune(&customer).unwrap();
+        let objects = world.memory.list("").unwrap();
+        let objects = objects
+            .into_iter()
+            .map(|listed| {
+                let bytes = world.memory.read(&listed.name, u64::MAX).unwrap();
+                (listed.name, bytes)
+            })
+            .collect();
+        Scene {
+            world,
+            objects,
+            tried: 0,
+            unnoticed: Vec::new(),
+        }
+    }
+
+    fn look(&self) -> Result<Found, RepositoryError> {
+        let memory = Arc::new(self.world.memory.clone());
+        let customer = self.world.open_on(memory, &self.world.host)?;
+        let mut restored = true;
+        for (point, bytes) in &self.world.model {
+            match restore(&customer, point) {
+                Ok(found) => assert!(found == *bytes, "{point} restores to other bytes"),
+                Err(_) => restored = false,
+            }
+        }
+        let clean = verify_all(&customer).is_ok_and(|damage| damage.is_empty());
+        Ok(Found { restored, clean })
+    }
+
+    /// Puts these bytes (or nothing) in an object's place, looks, and puts things right.
+    fn try_with(&mut self, name: &ObjectName, bytes: Option<&[u8]>, what: &str) {
+        let right = self.objects.get(name).cloned().unwrap();
+        if bytes == Some(&*right) {
+            return;
+        }
+        match bytes {
+            Some(bytes) => self.world.memory.plant(name, bytes),
+            None => self.world.memory.delete(name).unwrap(),
+        }
+        let found = catch_unwind(AssertUnwindSafe(|| self.look()));
+        self.world.memory.plant(name, &right);
+        self.tried += 1;
+        match found {
+            Err(panic) => panic!("{name} {what}: {}", panic_text(&*panic)),
+            // Refused as a whole, with the object's name.
+            Ok(Err(_)) => {}
+            Ok(Ok(Found { restored, clean })) => {
+                assert!(
+                    restored || !clean,
+                    "{name} {what}: lost, and nobody says so"
+                );
+                if clean && is_content(name) {
+                    self.unnoticed.push(format!("{name} {what}"));
+                }
+            }
+        }
+    }
+}
+
+/// What holds content or says what there is. A key file has wrappings for others, and
+/// `vmkeep.json` a time, that no reader here can check.
+fn is_content(name: &ObjectName) -> bool {
+    let names = crate::format::names::CustomerNames::new(&customer_name());
+    matches!(
+        names.role(name),
+        ObjectRole::Ledger(_) | ObjectRole::Pack(_) | ObjectRole::Segment(_) | ObjectRole::Point(_)
+    )
+}
+
+fn verify_all(customer: &Customer) -> Result<Vec<String>, JobError> {
+    let request = VerifyRequest {
+        trees: true,
+        read_percent: Some(100),
+        unread_since: None,
+        threads: 1,
+    };
+    let never = AtomicBool::new(false);
+    Ok(verify(customer, request, &Quiet, &never)?.damage)
+}
+
+#[test]
+fn no_changed_byte_is_restored_or_overlooked() {
+    let mut scene = Scene::new();
+    let found = scene.look().unwrap();
+    assert!(found.restored && found.clean);
+    for (name, bytes) in scene.objects.clone() {
+        for at in (0..bytes.len()).filter(|at| is_tried(*at, bytes.len())) {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1 << (at % 8);
+            scene.try_with(&name, Some(&changed), &format!("byte {at}"));
+        }
+    }
+    println!("{} bytes changed", scene.tried);
+    assert!(scene.tried > 400);
+    assert_eq!(scene.unnoticed, Vec::<String>::new());
+}
+
+#[test]
+fn no_object_that_is_cut_missing_or_another_one_is_restored_from_or_overlooked() {
+    let mut scene = Scene::new();
+    for (name, bytes) in scene.objects.clone() {
+        scene.try_with(&name, None, "missing");
+        for length in (0..bytes.len()).filter(|at| is_tried(*at, bytes.len())) {
+            scene.try_with(&name, bytes.get(..length), &format!("cut to {length}"));
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        scene.try_with(&name, Some(&longer), "with a byte more");
+        // Every other one, older ones of the same kind among them.
+        for (other, content) in scene.objects.clone() {
+            scene.try_with(&name, Some(&content), &format!("replaced by {other}"));
+        }
+    }
+    println!("{} objects damaged", scene.tried);
+    assert_eq!(scene.unnoticed, Vec::<String>::new());
+}
+
+#[test]
+fn the_next_full_heals_what_the_source_still_has() {
+    let scene = Scene::new();
+    let packs: Vec<ObjectName> = scene.world.packs();
+    for name in &packs {
+        for cut in [true, false] {
+            let mut scene = Scene::new();
+            let customer = scene.world.open();
+            // The same pack of a world that was made the same way.
+            let at = packs.iter().position(|pack| pack == name).unwrap();
+            let name = scene.world.packs()[at].clone();
+            let mut bytes = scene.objects[&name].clone();
+            match cut {
+                true => bytes.truncate(bytes.len() / 2),
+                false => bytes[crate::format::pack::HEADER_BYTES + 60] ^= 1,
+            }
+            scene.world.memory.plant(&name, &bytes);
+            scene.world.time.pass(DAY * 9);
+            for (vm, image) in [("web", image(&[5, 4, 3])), ("db", image(&[7, 7, 0]))] {
+                let point: PointId = scene.world.backup(&customer, vm, &image, true);
+                assert!(restore(&customer, &point).unwrap() == image, "{name}");
+            }
+        }
+    }
+}
