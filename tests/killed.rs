@@ -1,4 +1,5 @@
-//! `kill -9` at random moments of a backup and of a prune.
+//! `kill -9` at random moments of a backup and of a prune, and a stop while another process works.
+//! `scripts/kills` runs the same with other seeds.
 
 mod support;
 
@@ -10,6 +11,15 @@ use support::{
 };
 
 const KILLS: u64 = 50;
+const STOPS: u64 = 10;
+
+/// What differs from run to run where the script asks for it.
+fn seed(own: u64) -> u64 {
+    let given = std::env::var("VMKEEP_SEED").ok();
+    let given = given.map_or(0, |text| text.parse().expect("VMKEEP_SEED is a number"));
+    println!("seed {given}");
+    own + given
+}
 
 fn options() -> HostOptions {
     HostOptions {
@@ -150,7 +160,7 @@ fn nothing_unexplained(pruned: &Ran) {
 
 #[test]
 fn a_backup_killed_at_any_moment_leaves_a_state_that_the_next_run_cleans() {
-    let mut one = Host1::new(0x6b11_0001);
+    let mut one = Host1::new(seed(0x6b11_0001));
     let mut takes = one.timed(&["backup", "web01", "--full"]);
     one.examine();
     for number in 0..KILLS {
@@ -182,7 +192,7 @@ fn a_backup_killed_at_any_moment_leaves_a_state_that_the_next_run_cleans() {
 
 #[test]
 fn a_prune_killed_at_any_moment_is_gone_on_with_by_the_next() {
-    let mut one = Host1::new(0x6b11_0002);
+    let mut one = Host1::new(seed(0x6b12_0000));
     // A week of nights, so that every later prune expires, erases and rewrites something.
     for night in 0..7 {
         one.work();
@@ -222,6 +232,54 @@ fn a_prune_killed_at_any_moment_is_gone_on_with_by_the_next() {
     assert!(one.killed as u64 > KILLS / 2);
     nothing_unexplained(&one.host.vmkeep(&["--json", "prune"], one.at));
     one.examine();
+    one.restore_all();
+    one.host.vmkeep(&["verify", "--read-data"], one.at).exits(0);
+}
+
+/// The writer holds its session all that time: nobody takes it for dead, and the ledger decides what
+/// its commit is still worth.
+#[test]
+fn a_writer_that_is_stopped_while_others_work_commits_soundly_or_not_at_all() {
+    let mut one = Host1::new(seed(0x6b13_0000));
+    let mut takes = one.timed(&["backup", "web01", "--full"]);
+    one.examine();
+    let (mut stopped, mut refused) = (0, 0);
+    for number in 0..STOPS {
+        one.work();
+        one.hours(20);
+        let line: &[&str] = match number % 3 {
+            0 => &["backup", "web01", "--full"],
+            _ => &["backup", "web01"],
+        };
+        let delay = takes.mul_f64(one.random.share());
+        let running = one.host.start(line, one.at);
+        std::thread::sleep(delay);
+        running.signal("-STOP");
+        // Its own clock stands still meanwhile.
+        one.hours(2 + 20 * (number as i64 % 2));
+        nothing_unexplained(&one.host.vmkeep(&["--json", "prune"], one.at));
+        if number % 4 == 3 {
+            // What the writer builds on is not the newest any more.
+            let other = one.host.vmkeep(&["backup", "web01"], one.at);
+            other.exits_with_one_of(&[0, 11]);
+        }
+        running.signal("-CONT");
+        let ran = running.ended();
+        match ran.code() {
+            Some(0) => stopped += 1,
+            _ => {
+                ran.exits(1).one_error();
+                refused += 1;
+            }
+        }
+        one.look();
+        one.hours(1);
+        nothing_unexplained(&one.host.vmkeep(&["--json", "prune"], one.at));
+        one.examine();
+        takes = one.timed(&["backup", "web01"]).max(takes / 2);
+        one.examine();
+    }
+    println!("{stopped} committed, {refused} gave up");
     one.restore_all();
     one.host.vmkeep(&["verify", "--read-data"], one.at).exits(0);
 }

@@ -273,6 +273,11 @@ impl Running {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// Also one that has ended and was not waited for takes it.
+    pub fn signal(&self, signal: &str) {
+        tool("kill", &[signal, &self.id().to_string()]);
+    }
+
     /// `kill -9`. What was printed so far is lost with it.
     pub fn kill(mut self) -> Ran {
         self.child.kill().unwrap();

@@ -11,11 +11,11 @@ mod simulation;
 pub use merge::merge_segments;
 pub use plan::{PackAction, PackDecision, PackFacts, PackReason, plan};
 
+use super::RepositoryError;
 use super::customer::Customer;
 use super::directory::{Directory, directory};
 use super::index::{PackNumber, count_uses, frame_bytes_of};
 use super::mark::Mark;
-use super::RepositoryError;
 use crate::format::entry::{PackMark, VerifyMethod};
 use crate::format::pack::{self, DirectoryEntry};
 use crate::model::{PackName, Tag};
