@@ -267,7 +267,8 @@ fn begin(
             let limit = frozen.as_ref().map_or(QUERY_LIMIT, Frozen::left);
             // Where it is not told, nothing is proved.
             let told = checkpoint::changed_bytes(&*virsh, domain, &checkpoint, limit);
-            changed_bytes.extend(told.unwrap_or_default());
+            let told = told.unwrap_or_default().into_iter();
+            changed_bytes.extend(told.filter(|(disk, _)| plan.is_since(disk, &checkpoint)));
         }
     }
     let instant = |consistency| Instant {

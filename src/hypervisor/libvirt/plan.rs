@@ -127,6 +127,14 @@ impl Plan {
         checkpoints
     }
 
+    /// Whether the changes of this disk are told since this checkpoint.
+    pub(super) fn is_since(&self, disk: &DiskName, checkpoint: &str) -> bool {
+        self.disks.iter().any(|plan| {
+            plan.disk.name == *disk
+                && matches!(&plan.tracking, Tracking::Since(since) if since == checkpoint)
+        })
+    }
+
     /// Gives up tracking where it could not be shown that no write of the instant is missing.
     pub(super) fn give_up_unproved(&mut self, unproved: &[DiskName]) {
         for plan in &mut self.disks {
@@ -186,6 +194,8 @@ mod tests {
         };
         plan.disks[2].tracking = Tracking::Unknown("new".to_string());
         assert_eq!(plan.to_be_proved(), [name(1)]);
+        let vdb = DiskName::new("vdb").unwrap();
+        assert!(plan.is_since(&vdb, &name(1)) && !plan.is_since(&vdb, &name(2)));
         plan.give_up_unproved(&[DiskName::new("vdb").unwrap()]);
         assert!(plan.to_be_proved().is_empty());
         assert_eq!(plan.disks[0].tracking, Tracking::Since(name(1)));
