@@ -28,7 +28,7 @@ use vmkeep::format::names::{CustomerNames, ObjectRole};
 use vmkeep::format::pack::{
     FrameHeader, PackBuilder, PackKind, SEAL_BYTES, directory_of, frame_bytes, parse_frame, scrub,
 };
-use vmkeep::format::segment::{PackRow, Record, Segment, build, session_of};
+use vmkeep::format::segment::{PackRow, Record, Segment, build};
 use vmkeep::model::{
     CustomerName, CustomerUid, DiskName, EntryHash, HostId, ObjectHash, ObjectName, PackName,
     PieceKind, PointId, PointKind, SegmentName, SessionId, Tag, TreeShape, VmName,
@@ -408,8 +408,9 @@ fn each_object_of_the_golden_store_is_what_its_name_says() {
             }
             ObjectRole::Segment(segment) => {
                 assert_eq!(hash(&bytes), segment.hash);
-                assert_eq!(session_of(&bytes).unwrap(), segment.session);
-                assert!(!Segment::parse(bytes).unwrap().is_empty());
+                let parsed = Segment::parse(bytes).unwrap();
+                assert_eq!(parsed.session(), segment.session);
+                assert!(!parsed.is_empty());
                 "segment"
             }
             ObjectRole::Point(_) => "point",
@@ -518,9 +519,9 @@ fn the_golden_segment_is_read_and_written_again() {
     let bytes = file("objects/segment");
     assert_eq!(bytes, fixed_segment());
     let segment = Segment::parse(bytes).unwrap();
-    let found = segment.find(&Tag::from_bytes([2; 16]));
-    assert_eq!(found, 1..2);
-    assert_eq!(segment.record(1).offset, 48 + 44 + 68);
+    let found = segment.find(&Tag::from_bytes([2; 16])).unwrap();
+    assert_eq!(found, [(1, segment.record(1).unwrap())]);
+    assert_eq!(segment.record(1).unwrap().offset, 48 + 44 + 68);
 }
 
 #[test]
@@ -741,8 +742,8 @@ impl Generator {
                     })
                 })
                 .collect();
-            records.extend((0..segment.len()).filter_map(|at| {
-                let record = segment.record(at);
+            records.extend(segment.records().filter_map(|record| {
+                let record = record.unwrap();
                 let pack = numbers[record.pack as usize]?;
                 Some(Record { pack, ..record })
             }));
@@ -875,6 +876,7 @@ fn what_made_the_golden_repository_still_makes_one_that_restores() {
         WriteSettings {
             pack_bytes: 100 << 10,
             compression_level: 3,
+            ..WriteSettings::default()
         },
     )
     .unwrap();

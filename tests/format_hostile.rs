@@ -16,7 +16,7 @@ use vmkeep::format::pack::{
     self, FrameHeader, HEADER_BYTES, PackBuilder, PackKind, SEAL_BYTES, TRAILER_BYTES,
 };
 use vmkeep::format::repository_file::RepositoryFile;
-use vmkeep::format::segment::{PackRow, Record, Segment, build, session_of};
+use vmkeep::format::segment::{PackRow, Record, Segment, build};
 use vmkeep::model::{
     CustomerName, CustomerUid, DiskName, Id, MAX_CHUNK_BYTES, ObjectName, PackName, PieceKind,
     PointId, PointKind, SessionId, Tag, TreeShape, VmName,
@@ -315,22 +315,24 @@ fn no_segment_makes_the_parser_or_a_search_panic_or_take_more_than_its_length() 
         .collect();
     let good = build(&session, &[3; 16], &packs, &mut records);
     let use_it = |bytes: &[u8]| {
-        let _session = session_of(bytes);
         let Ok(segment) = Segment::parse(bytes.to_vec()) else {
             return false;
         };
         for n in 0..=255u8 {
-            for at in segment.find(&Tag::from_bytes([n; 16])) {
-                let record = segment.record(at);
+            for (_, record) in segment.find(&Tag::from_bytes([n; 16])).unwrap() {
                 let pack = &segment.packs()[record.pack as usize];
                 let end = u64::from(record.offset) + u64::from(record.length_bytes);
                 assert!(end <= pack.size_bytes);
             }
         }
-        (0..segment.len()).for_each(|at| {
-            let found = segment.find(&segment.record(at).tag);
-            assert!(found.contains(&at), "a record that no search finds");
-        });
+        for (at, record) in segment.records().enumerate() {
+            let record = record.unwrap();
+            let found = segment.find(&record.tag).unwrap();
+            assert!(
+                found.contains(&(at, record)),
+                "a record that no search finds"
+            );
+        }
         true
     };
     let (refused, all) = attack(&good, 2, SMALL, use_it);

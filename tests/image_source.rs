@@ -166,7 +166,13 @@ impl Server {
             .spawn()
             .unwrap();
         let server = Server(child);
-        eventually("qemu-nbd listens", || UnixStream::connect(socket).is_ok());
+        // It listens before it opens the image, and greets after.
+        eventually("qemu-nbd greets", || {
+            let mut greeting = [0; 8];
+            UnixStream::connect(socket)
+                .and_then(|mut stream| stream.read_exact(&mut greeting))
+                .is_ok_and(|()| &greeting == b"NBDMAGIC")
+        });
         server
     }
 }

@@ -242,13 +242,15 @@ def parse_segment(data, session, object_hash):
     need(section_count <= 32, "sections")
     sections = {}
     following = 88 + 24 * section_count
+    kind_before = 0
     for _ in range(section_count):
         kind, reserved = fields.number(4), fields.number(4)
         offset, length = fields.number(8), fields.number(8)
         need(reserved == 0 and offset == following and offset + length <= len(data), "section")
         following = offset + length
         need(kind in (1, 2, 3) or kind >= 0x80000000, "unknown section")
-        need(kind not in sections or kind > 3, "section twice")
+        need(kind > kind_before, "section twice, or out of order")
+        kind_before = kind
         sections[kind] = data[offset:following]
     need(following == len(data), "after the sections")
     need({1, 2, 3} <= set(sections), "a section is missing")

@@ -117,6 +117,31 @@ fn a_range_beyond_the_end_is_damaged(store: &dyn Storage) {
     assert_eq!(store.read_range(&object, 5, &mut []), Ok(()));
 }
 
+fn an_object_held_open_is_read_after_it_was_deleted(store: &dyn Storage) {
+    let object = name("object");
+    store.create(&object, b"12345").expect("created");
+    let too_large = store.open(&object, 4).map(|_| ());
+    assert_eq!(kind_of(too_large), StorageErrorKind::Corrupt);
+    let missing = store.open(&name("missing"), 4).map(|_| ());
+    assert_eq!(kind_of(missing), StorageErrorKind::NotFound);
+    let open = store.open(&object, 5).expect("opened");
+    store.delete(&object).expect("deleted");
+    store.create(&name("other"), b"abcde").expect("created");
+    assert_eq!(open.size_bytes(), 5);
+    let mut part = [0; 3];
+    assert_eq!(open.read_at(1, &mut part), Ok(()));
+    assert_eq!(&part, b"234");
+    assert_eq!(open.read_at(5, &mut []), Ok(()));
+    for (offset, length) in [(0, 6), (5, 1), (u64::MAX, 1)] {
+        let told = open.read_at(offset, &mut vec![0; length]);
+        assert_eq!(
+            kind_of(told),
+            StorageErrorKind::Corrupt,
+            "{offset}+{length}"
+        );
+    }
+}
+
 fn a_listing_is_sorted_by_name_and_keeps_to_whole_parts(store: &dyn Storage) {
     // In the order of names, `-` and `.` come before `/`: not the order of a walk through folders.
     let objects = [
@@ -270,6 +295,7 @@ macro_rules! contract {
                 an_absent_object_is_not_found_and_deleting_it_succeeds,
                 an_object_larger_than_allowed_is_damaged,
                 a_range_beyond_the_end_is_damaged,
+                an_object_held_open_is_read_after_it_was_deleted,
                 a_listing_is_sorted_by_name_and_keeps_to_whole_parts,
                 what_is_deleted_or_destroyed_is_gone_and_nothing_else,
                 names_that_the_store_keeps_for_itself_are_refused,

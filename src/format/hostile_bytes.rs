@@ -5,7 +5,7 @@ use super::certificate::Certificate;
 use super::entry::{Body, Entry};
 use super::pack::{self, FrameHeader, PackBuilder};
 use super::repository_file::RepositoryFile;
-use super::segment::{Segment, build, session_of};
+use super::segment::{Segment, build};
 use super::wire::Fields;
 
 /// As it is, and with the hashes put right that nobody could guess, so that what stands behind them
@@ -48,16 +48,17 @@ pub fn frame(bytes: &[u8]) {
 }
 
 pub fn segment(bytes: &[u8]) {
-    let _ = session_of(bytes);
     let Ok(segment) = Segment::parse(bytes.to_vec()) else {
         return;
     };
-    let mut records: Vec<_> = (0..segment.len()).map(|at| segment.record(at)).collect();
+    let records: Result<Vec<_>, _> = segment.records().collect();
+    let mut records = records.expect("memory is read");
     for (at, record) in records.iter().enumerate() {
-        assert!(segment.find(&record.tag).contains(&at), "a record is lost");
+        let found = segment.find(&record.tag).expect("memory is read");
+        assert!(found.contains(&(at, *record)), "a record is lost");
+        assert_eq!(segment.record(at), Ok(*record));
     }
-    let session = session_of(bytes).expect("a segment has a session");
-    let built = build(&session, &[0; 16], segment.packs(), &mut records);
+    let built = build(&segment.session(), &[0; 16], segment.packs(), &mut records);
     let again = Segment::parse(built).expect("what is built is read");
     assert_eq!(again.packs(), segment.packs());
     let same = (0..segment.len()).all(|at| again.record(at) == segment.record(at));

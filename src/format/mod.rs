@@ -232,9 +232,11 @@
 //! | | | the sections in the order of the table, without gap, up to the end of the segment |
 //!
 //! A row of the section table is kind (`u32`), 0 (`u32`), offset (`u64`), length (`u64`). Kinds 1, 2 and 3
-//! stand exactly once each. Kinds from 0x80000000 on may be skipped by who does not know them (a filter,
-//! say; version 1 defines none); any other kind is refused. Today's writer covers all tags (zeros to
-//! 0xff…ff).
+//! stand exactly once each, and the sections in the ascending order of their kinds, so that one pass
+//! from the first byte to the last can check all of it. Kinds from 0x80000000 on may be skipped by who
+//! does not know them (a filter, say; version 1 defines none); any other kind is refused. A session with
+//! many records writes several segments of the same packs, each for a range of tags, no two ranges with
+//! a tag in common; what is in no range is in none of them. One segment covers all tags (zeros to 0xff…ff).
 //!
 //! **1, packs**, *p* rows of 64 bytes: session id (16), object hash (32), size of the pack in bytes
 //! (`u64`), number of frames (`u32`), kind of pack (`u32`). **2, fan-out**, 256 or 65536 numbers of 4 bytes:

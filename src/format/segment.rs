@@ -3,6 +3,7 @@
 use super::pack::{HEADER_BYTES as PACK_HEADER_BYTES, MAX_PACK_BYTES, PackKind};
 use super::wire::{Fields, FormatError};
 use crate::model::{ObjectHash, PackName, SessionId, Tag};
+use std::ops::RangeInclusive;
 
 const MAGIC: &[u8; 8] = b"VMKINDX1";
 /// magic 8, session 16, random 16, records u64, packs u32, sections u32, first tag 16, last tag 16.
@@ -41,7 +42,8 @@ pub struct Record {
     pub length_bytes: u32,
 }
 
-/// Lays out a segment. `records` are sorted here; `packs` keep their order (records refer to it).
+/// Lays out a segment that covers all tags. `records` are sorted here; `packs` keep their order
+/// (records refer to it).
 pub fn build(
     session: &SessionId,
     random: &[u8; 16],
@@ -50,209 +52,337 @@ pub fn build(
 ) -> Vec<u8> {
     records.sort_unstable();
     records.dedup();
-    let bits = if records.len() > 1 << 18 { 16 } else { 8 };
-    let fan_out_bytes = 4usize << bits;
-    let packs_at = HEADER_BYTES + 3 * SECTION_BYTES;
-    let fan_out_at = packs_at + packs.len() * PACK_BYTES;
-    let records_at = fan_out_at + fan_out_bytes;
-    let mut out = Vec::with_capacity(records_at + records.len() * RECORD_BYTES);
-    out.extend_from_slice(MAGIC);
-    out.extend_from_slice(session.as_bytes());
-    out.extend_from_slice(random);
-    out.extend_from_slice(&(records.len() as u64).to_le_bytes());
-    out.extend_from_slice(&(packs.len() as u32).to_le_bytes());
-    out.extend_from_slice(&3u32.to_le_bytes());
-    out.extend_from_slice(&[0; 16]);
-    out.extend_from_slice(&[0xff; 16]);
-    let sections = [
-        (SECTION_PACKS, packs_at, packs.len() * PACK_BYTES),
-        (SECTION_FAN_OUT, fan_out_at, fan_out_bytes),
-        (SECTION_RECORDS, records_at, records.len() * RECORD_BYTES),
-    ];
-    for (kind, offset, length) in sections {
-        out.extend_from_slice(&kind.to_le_bytes());
-        out.extend_from_slice(&0u32.to_le_bytes());
-        out.extend_from_slice(&(offset as u64).to_le_bytes());
-        out.extend_from_slice(&(length as u64).to_le_bytes());
+    let mut segment = SegmentBuilder::new(session, random, packs, records.len());
+    for record in records {
+        segment.push(*record);
     }
-    for pack in packs {
-        out.extend_from_slice(pack.name.session.as_bytes());
-        out.extend_from_slice(pack.name.hash.as_bytes());
-        out.extend_from_slice(&pack.size_bytes.to_le_bytes());
-        out.extend_from_slice(&pack.frames.to_le_bytes());
-        out.extend_from_slice(&pack.kind.code().to_le_bytes());
-    }
-    let mut before = 0usize;
-    for slot in 0..1usize << bits {
-        before += records
-            .get(before..)
-            .unwrap_or_default()
-            .partition_point(|record| slot_of(&record.tag, bits) <= slot);
-        out.extend_from_slice(&(before as u32).to_le_bytes());
-    }
-    for record in records.iter() {
-        out.extend_from_slice(record.tag.as_bytes());
-        out.extend_from_slice(&record.pack.to_le_bytes());
-        out.extend_from_slice(&record.offset.to_le_bytes());
-        out.extend_from_slice(&record.length_bytes.to_le_bytes());
-    }
-    out
+    segment.finish((Tag::FIRST, Tag::LAST))
 }
 
-fn slot_of(tag: &Tag, bits: u32) -> usize {
-    let [a, b, ..] = *tag.as_bytes();
-    usize::from(u16::from_be_bytes([a, b])) >> (16 - bits)
-}
-
-/// A checked segment, searched in place.
-pub struct Segment {
-    bytes: Vec<u8>,
-    packs: Vec<PackRow>,
+/// A segment that is laid out record by record.
+pub struct SegmentBuilder {
+    out: Vec<u8>,
+    fan_out: Vec<u8>,
     fan_out_at: usize,
-    bits: u32,
-    records_at: usize,
-    record_count: usize,
+    fan_out_bits: u32,
+    record_count: u64,
+    last: Option<Record>,
 }
 
-impl Segment {
-    /// Takes a segment apart and checks its order, so that a search can be trusted.
-    pub fn parse(bytes: Vec<u8>) -> Result<Self, FormatError> {
-        let mut fields = Fields::new(&bytes);
-        fields.magic(MAGIC, "index segment")?;
-        fields.bytes(32, "segment session")?;
-        let record_count = fields.u64("record count")?;
-        let pack_count = fields.u32("pack count")?;
-        let section_count = fields.u32("section count")?;
-        let tags = (
-            Tag::from_bytes(fields.array("first tag")?),
-            Tag::from_bytes(fields.array("last tag")?),
-        );
-        if section_count > MAX_SECTIONS {
-            return Err(FormatError::new("segment with too many sections"));
+impl SegmentBuilder {
+    /// `expected_records` are how many will come, about.
+    pub fn new(
+        session: &SessionId,
+        random: &[u8; 16],
+        packs: &[PackRow],
+        expected_records: usize,
+    ) -> Self {
+        let fan_out_bits = if expected_records > 1 << 18 { 16 } else { 8 };
+        let fan_out_bytes = 4usize << fan_out_bits;
+        let packs_at = HEADER_BYTES + 3 * SECTION_BYTES;
+        let fan_out_at = packs_at + packs.len() * PACK_BYTES;
+        let records_at = fan_out_at + fan_out_bytes;
+        let mut out = Vec::with_capacity(records_at + expected_records * RECORD_BYTES);
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(session.as_bytes());
+        out.extend_from_slice(random);
+        // The number of records, and the range of tags, when they are known.
+        out.extend_from_slice(&[0; 8]);
+        out.extend_from_slice(&(packs.len() as u32).to_le_bytes());
+        out.extend_from_slice(&3u32.to_le_bytes());
+        out.extend_from_slice(&[0; 32]);
+        let sections = [
+            (SECTION_PACKS, packs_at, packs.len() * PACK_BYTES),
+            (SECTION_FAN_OUT, fan_out_at, fan_out_bytes),
+            (SECTION_RECORDS, records_at, 0),
+        ];
+        for (kind, offset, length) in sections {
+            out.extend_from_slice(&kind.to_le_bytes());
+            out.extend_from_slice(&0u32.to_le_bytes());
+            out.extend_from_slice(&(offset as u64).to_le_bytes());
+            out.extend_from_slice(&(length as u64).to_le_bytes());
         }
-        let (mut packs_at, mut fan_out, mut records_at) = (None, None, None);
-        // Sections follow the table and each other without a gap, up to the segment's end.
-        let mut next = (HEADER_BYTES + SECTION_BYTES * section_count as usize) as u64;
-        for _ in 0..section_count {
-            let kind = fields.u32("section kind")?;
-            let reserved = fields.u32("section reserved field")?;
-            let offset = fields.u64("section offset")?;
-            let length = fields.u64("section length")?;
-            let end = offset
-                .checked_add(length)
-                .filter(|end| *end <= bytes.len() as u64)
-                .ok_or_else(|| FormatError::new("section outside of the segment"))?;
-            if reserved != 0 || offset != next {
-                return Err(FormatError::new("segment with a gap between its sections"));
-            }
-            next = end;
-            let range = offset as usize..end as usize;
-            let (place, expected) = match kind {
-                SECTION_PACKS => (&mut packs_at, u64::from(pack_count) * PACK_BYTES as u64),
-                SECTION_FAN_OUT => (&mut fan_out, length),
-                SECTION_RECORDS => (
-                    &mut records_at,
-                    record_count.saturating_mul(RECORD_BYTES as u64),
-                ),
-                kind if kind >= SECTION_OPTIONAL => continue,
-                _ => return Err(FormatError::new("segment with an unknown section")),
-            };
-            if expected != length || place.replace(range).is_some() {
-                return Err(FormatError::new("section of a wrong length, or twice"));
-            }
+        for pack in packs {
+            out.extend_from_slice(pack.name.session.as_bytes());
+            out.extend_from_slice(pack.name.hash.as_bytes());
+            out.extend_from_slice(&pack.size_bytes.to_le_bytes());
+            out.extend_from_slice(&pack.frames.to_le_bytes());
+            out.extend_from_slice(&pack.kind.code().to_le_bytes());
         }
-        if next != bytes.len() as u64 {
-            return Err(FormatError::new("bytes after the end of the index segment"));
+        out.resize(records_at, 0);
+        SegmentBuilder {
+            out,
+            fan_out: Vec::with_capacity(fan_out_bytes),
+            fan_out_at,
+            fan_out_bits,
+            record_count: 0,
+            last: None,
         }
-        let missing = || FormatError::new("segment lacks a section");
-        let packs_range = packs_at.ok_or_else(missing)?;
-        let fan_out_range = fan_out.ok_or_else(missing)?;
-        let records_range = records_at.ok_or_else(missing)?;
-        let bits = match fan_out_range.len() {
-            1024 => 8,
-            262_144 => 16,
-            _ => return Err(FormatError::new("fan-out table of a wrong length")),
-        };
-        let packs = parse_packs(bytes.get(packs_range).unwrap_or_default())?;
-        let segment = Segment {
-            packs,
-            fan_out_at: fan_out_range.start,
-            bits,
-            records_at: records_range.start,
-            record_count: record_count as usize,
-            bytes,
-        };
-        segment.check_order(&tags)?;
-        Ok(segment)
     }
 
-    fn check_order(&self, (first, last_tag): &(Tag, Tag)) -> Result<(), FormatError> {
-        let mut last: Option<Record> = None;
-        let mut slot = 0usize;
-        for at in 0..self.record_count {
-            let record = self.record(at);
-            if last.is_some_and(|last| last >= record) {
-                return Err(FormatError::new("segment is not sorted"));
-            }
-            let Some(pack) = self.packs.get(record.pack as usize) else {
-                return Err(FormatError::new("segment names a pack it does not list"));
-            };
-            let end = u64::from(record.offset) + u64::from(record.length_bytes);
-            if (record.offset as usize) < PACK_HEADER_BYTES || end > pack.size_bytes {
-                return Err(FormatError::new(
-                    "segment names a frame outside of its pack",
-                ));
-            }
-            if record.tag < *first || record.tag > *last_tag {
-                return Err(FormatError::new("segment holds a tag outside of its range"));
-            }
-            while slot < slot_of(&record.tag, self.bits) {
-                if self.fan_out(slot) != at {
-                    return Err(FormatError::new("fan-out table does not fit the records"));
-                }
-                slot += 1;
-            }
-            last = Some(record);
-        }
-        while slot < 1 << self.bits {
-            if self.fan_out(slot) != self.record_count {
-                return Err(FormatError::new("fan-out table does not fit the records"));
-            }
-            slot += 1;
-        }
-        Ok(())
-    }
-
-    fn fan_out(&self, slot: usize) -> usize {
-        let at = self.fan_out_at + 4 * slot;
-        Fields::new(self.bytes.get(at..).unwrap_or_default())
-            .u32("fan-out")
-            .unwrap_or_default() as usize
-    }
-
-    pub fn packs(&self) -> &[PackRow] {
-        &self.packs
-    }
-
+    /// Records so far.
     pub fn len(&self) -> usize {
-        self.record_count
+        self.record_count as usize
     }
 
     pub fn is_empty(&self) -> bool {
         self.record_count == 0
     }
 
-    fn raw(&self, at: usize) -> &[u8; RECORD_BYTES] {
-        let start = self.records_at + at * RECORD_BYTES;
-        self.bytes
-            .get(start..)
-            .and_then(|rest| rest.first_chunk())
-            .expect("parse checked that record_count records lie inside the bytes")
+    /// The next record, greater than all before.
+    pub fn push(&mut self, record: Record) {
+        assert!(
+            self.last.is_none_or(|last| last < record),
+            "records are pushed in ascending order: no reader takes a segment without"
+        );
+        self.fill_fan_out(slot_of(&record.tag, self.fan_out_bits));
+        self.out.extend_from_slice(record.tag.as_bytes());
+        self.out.extend_from_slice(&record.pack.to_le_bytes());
+        self.out.extend_from_slice(&record.offset.to_le_bytes());
+        self.out
+            .extend_from_slice(&record.length_bytes.to_le_bytes());
+        self.record_count += 1;
+        self.last = Some(record);
+    }
+
+    /// Slots before `slot` hold no record that is still to come.
+    fn fill_fan_out(&mut self, slot: usize) {
+        while self.fan_out.len() < 4 * slot {
+            let before = self.record_count as u32;
+            self.fan_out.extend_from_slice(&before.to_le_bytes());
+        }
+    }
+
+    /// `tags`: the first and the last that the segment covers.
+    pub fn finish(mut self, (first, last): (Tag, Tag)) -> Vec<u8> {
+        self.fill_fan_out(1 << self.fan_out_bits);
+        let mut put = |at: usize, bytes: &[u8]| {
+            self.out
+                .get_mut(at..at + bytes.len())
+                .expect("`new` laid out what comes before the records")
+                .copy_from_slice(bytes);
+        };
+        put(40, &self.record_count.to_le_bytes());
+        put(56, first.as_bytes());
+        put(72, last.as_bytes());
+        let records_bytes = self.record_count * RECORD_BYTES as u64;
+        let row = HEADER_BYTES + 2 * SECTION_BYTES;
+        put(row + 16, &records_bytes.to_le_bytes());
+        put(self.fan_out_at, &self.fan_out);
+        self.out
+    }
+}
+
+/// The first `bits` bits of the tag, `bits <= 32`.
+fn slot_of(tag: &Tag, bits: u32) -> usize {
+    let [a, b, c, d, ..] = *tag.as_bytes();
+    (u64::from(u32::from_be_bytes([a, b, c, d])) >> (32 - bits)) as usize
+}
+
+/// Where the bytes of a segment stand: in memory, or in an object that is held open.
+pub trait SegmentBytes {
+    type Error: From<FormatError>;
+
+    fn size_bytes(&self) -> u64;
+
+    /// Fills `buffer` from `offset`; an error if the segment ends before.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Self::Error>;
+}
+
+impl SegmentBytes for Vec<u8> {
+    type Error = FormatError;
+
+    fn size_bytes(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), FormatError> {
+        let part = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.get(start..)?.get(..buffer.len()))
+            .ok_or_else(ends_too_early)?;
+        buffer.copy_from_slice(part);
+        Ok(())
+    }
+}
+
+/// A segment that was read once from end to end and checked. Its records stay where they are; what
+/// is held of each is 32 bits of its tag, so that a tag the segment does not know costs no reading.
+///
+/// Memory: 4.5 to 5 bytes a record, and the pack table until it is taken.
+pub struct Segment<B> {
+    bytes: B,
+    session: SessionId,
+    packs: Vec<PackRow>,
+    tags: RangeInclusive<u128>,
+    /// For every value of a tag's first bits the number of its first record; then the end.
+    slots: Vec<u32>,
+    slot_bits: u32,
+    prints: Vec<u32>,
+    records_at: u64,
+}
+
+/// At least so many records a slot, on average, and less than twice as many: their prints are on one
+/// cache line.
+const RECORDS_IN_SLOT: usize = 4;
+const BLOCK_RECORDS: usize = 1 << 15;
+
+impl Segment<Vec<u8>> {
+    /// A segment in memory.
+    pub fn parse(bytes: Vec<u8>) -> Result<Self, FormatError> {
+        Self::open(bytes, |_| {})
+    }
+}
+
+impl<B: SegmentBytes> Segment<B> {
+    /// Takes a segment apart and checks its order, so that a search can be trusted. `seen` gets
+    /// every byte of it once, in order.
+    pub fn open(bytes: B, seen: impl FnMut(&[u8])) -> Result<Self, B::Error> {
+        let mut walk = Walk {
+            bytes: &bytes,
+            at: 0,
+            seen,
+        };
+        let head = walk.head()?;
+        let packs = parse_packs(&walk.whole(head.packs_bytes)?)?;
+        let fan_out = walk.whole(head.fan_out_bytes)?;
+        let records_at = walk.at;
+        let (slots, slot_bits, prints) = walk.records(&head, &packs, &fan_out)?;
+        walk.skip_to_end()?;
+        Ok(Segment {
+            session: head.session,
+            tags: head.tags,
+            packs,
+            slots,
+            slot_bits,
+            prints,
+            records_at,
+            bytes,
+        })
+    }
+
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    pub fn packs(&self) -> &[PackRow] {
+        &self.packs
+    }
+
+    /// The pack table, which is not kept here any longer.
+    pub fn take_packs(&mut self) -> Vec<PackRow> {
+        std::mem::take(&mut self.packs)
+    }
+
+    pub fn len(&self) -> usize {
+        self.prints.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.prints.is_empty()
     }
 
     /// The `at`-th record, `at < len()`.
-    pub fn record(&self, at: usize) -> Record {
-        let raw = self.raw(at);
+    pub fn record(&self, at: usize) -> Result<Record, B::Error> {
+        let mut raw = [0; RECORD_BYTES];
+        self.bytes
+            .read_at(self.records_at + (at * RECORD_BYTES) as u64, &mut raw)?;
+        let record = Record::parse(&raw);
+        match self.prints.get(at) == Some(&print_of(&record.tag)) {
+            true => Ok(record),
+            false => Err(changed().into()),
+        }
+    }
+
+    /// The records of `tag` and their positions.
+    pub fn find(&self, tag: &Tag) -> Result<Vec<(usize, Record)>, B::Error> {
+        let mut found = Vec::new();
+        if !self.tags.contains(&number_of(tag)) {
+            return Ok(found);
+        }
+        let slot = slot_of(tag, self.slot_bits);
+        let bound = |slot: usize| self.slots.get(slot).map(|at| *at as usize);
+        let (Some(start), Some(end)) = (bound(slot), bound(slot + 1)) else {
+            return Ok(found);
+        };
+        let print = print_of(tag);
+        let prints = self.prints.get(start..end).unwrap_or_default();
+        // All of them are compared at once, and without a branch: nearly always none fits.
+        if !prints
+            .iter()
+            .fold(false, |any, other| any | (*other == print))
+        {
+            return Ok(found);
+        }
+        for (at, _) in prints.iter().enumerate().filter(|(_, p)| **p == print) {
+            let record = self.record(start + at)?;
+            if record.tag == *tag {
+                found.push((start + at, record));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Every record, in order, read in large blocks.
+    pub fn records(&self) -> Records<'_, B> {
+        Records {
+            segment: self,
+            block: Vec::new(),
+            block_from: 0,
+            at: 0,
+        }
+    }
+}
+
+/// The records of a segment, one after the other. Nothing may be asked after an error.
+pub struct Records<'a, B> {
+    segment: &'a Segment<B>,
+    block: Vec<u8>,
+    block_from: usize,
+    at: usize,
+}
+
+impl<B: SegmentBytes> Iterator for Records<'_, B> {
+    type Item = Result<Record, B::Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let print = *self.segment.prints.get(self.at)?;
+        if self.at - self.block_from == self.block.len() / RECORD_BYTES {
+            let count = (self.segment.len() - self.at).min(BLOCK_RECORDS);
+            self.block.resize(count * RECORD_BYTES, 0);
+            self.block_from = self.at;
+            let offset = self.segment.records_at + (self.at * RECORD_BYTES) as u64;
+            if let Err(error) = self.segment.bytes.read_at(offset, &mut self.block) {
+                return Some(Err(error));
+            }
+        }
+        let raw = self.block.as_chunks().0.get(self.at - self.block_from)?;
+        let record = Record::parse(raw);
+        self.at += 1;
+        match print_of(&record.tag) == print {
+            true => Some(Ok(record)),
+            false => Some(Err(changed().into())),
+        }
+    }
+}
+
+fn changed() -> FormatError {
+    FormatError::new("index segment that changed after it was checked")
+}
+
+/// Tags as numbers are in the order of tags, and compared faster.
+fn number_of(tag: &Tag) -> u128 {
+    u128::from_be_bytes(*tag.as_bytes())
+}
+
+/// 32 bits of the tag behind those that choose its slot.
+fn print_of(tag: &Tag) -> u32 {
+    let [_, _, _, _, a, b, c, d, ..] = *tag.as_bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
+impl Record {
+    fn parse(raw: &[u8; RECORD_BYTES]) -> Self {
         let (tag, rest) = raw
             .split_first_chunk::<16>()
             .expect("a record has 28 bytes");
@@ -269,64 +399,220 @@ impl Segment {
             length_bytes: number(8),
         }
     }
+}
 
-    fn tag_at(&self, at: usize) -> &[u8; 16] {
-        self.raw(at).first_chunk().expect("a record has 28 bytes")
+/// What a segment's header and section table say.
+struct Head {
+    session: SessionId,
+    tags: RangeInclusive<u128>,
+    record_count: usize,
+    packs_bytes: u64,
+    fan_out_bytes: u64,
+    fan_out_bits: u32,
+}
+
+/// Reads a segment from its first byte to its last, each once.
+struct Walk<'a, B, F> {
+    bytes: &'a B,
+    at: u64,
+    seen: F,
+}
+
+impl<B: SegmentBytes, F: FnMut(&[u8])> Walk<'_, B, F> {
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<(), B::Error> {
+        self.bytes.read_at(self.at, buffer)?;
+        (self.seen)(buffer);
+        self.at += buffer.len() as u64;
+        Ok(())
     }
 
-    /// The positions of all records of `tag`.
-    pub fn find(&self, tag: &Tag) -> std::ops::Range<usize> {
-        let slot = slot_of(tag, self.bits);
-        let mut low = match slot {
-            0 => 0,
-            slot => self.fan_out(slot - 1),
+    /// The next `length_bytes`, which the section table proved to lie inside the segment.
+    fn whole(&mut self, length_bytes: u64) -> Result<Vec<u8>, B::Error> {
+        let mut part = vec![0; usize::try_from(length_bytes).map_err(|_| ends_too_early())?];
+        self.fill(&mut part)?;
+        Ok(part)
+    }
+
+    fn skip_to_end(&mut self) -> Result<(), B::Error> {
+        while self.at < self.bytes.size_bytes() {
+            let left = self.bytes.size_bytes() - self.at;
+            self.whole(left.min(1 << 20))?;
+        }
+        Ok(())
+    }
+
+    fn head(&mut self) -> Result<Head, B::Error> {
+        let size_bytes = self.bytes.size_bytes();
+        let mut header = [0; HEADER_BYTES];
+        self.fill(&mut header)?;
+        let mut fields = Fields::new(&header);
+        fields.magic(MAGIC, "index segment")?;
+        let session = SessionId::from_bytes(fields.array("segment session")?);
+        fields.bytes(16, "segment random bytes")?;
+        let record_count = fields.u64("record count")?;
+        let pack_count = fields.u32("pack count")?;
+        let section_count = fields.u32("section count")?;
+        let first = u128::from_be_bytes(fields.array("first tag")?);
+        let last = u128::from_be_bytes(fields.array("last tag")?);
+        if section_count > MAX_SECTIONS {
+            return Err(FormatError::new("segment with too many sections").into());
+        }
+        let table = self.whole(SECTION_BYTES as u64 * u64::from(section_count))?;
+        let mut fields = Fields::new(&table);
+        let (mut packs, mut fan_out, mut records) = (None, None, None);
+        // Sections follow the table and each other without a gap, up to the segment's end, and in
+        // the order of their kinds: what explains the records stands before them.
+        let (mut next, mut kind_before) = (self.at, 0);
+        for _ in 0..section_count {
+            let kind = fields.u32("section kind")?;
+            let reserved = fields.u32("section reserved field")?;
+            let offset = fields.u64("section offset")?;
+            let length = fields.u64("section length")?;
+            let end = offset
+                .checked_add(length)
+                .filter(|end| *end <= size_bytes)
+                .ok_or_else(|| FormatError::new("section outside of the segment"))?;
+            if reserved != 0 || offset != next {
+                return Err(FormatError::new("segment with a gap between its sections").into());
+            }
+            if kind <= kind_before {
+                return Err(FormatError::new("section twice, or out of its order").into());
+            }
+            (next, kind_before) = (end, kind);
+            let (place, expected) = match kind {
+                SECTION_PACKS => (&mut packs, u64::from(pack_count) * PACK_BYTES as u64),
+                SECTION_FAN_OUT => (&mut fan_out, length),
+                SECTION_RECORDS => (
+                    &mut records,
+                    record_count.saturating_mul(RECORD_BYTES as u64),
+                ),
+                kind if kind >= SECTION_OPTIONAL => continue,
+                _ => return Err(FormatError::new("segment with an unknown section").into()),
+            };
+            if expected != length {
+                return Err(FormatError::new("section of a wrong length").into());
+            }
+            *place = Some(length);
+        }
+        if next != size_bytes {
+            return Err(FormatError::new("bytes after the end of the index segment").into());
+        }
+        let (Some(packs_bytes), Some(fan_out_bytes), Some(_)) = (packs, fan_out, records) else {
+            return Err(FormatError::new("segment lacks a section").into());
         };
-        let high = self.fan_out(slot);
-        let mut upper = high;
-        while low < upper {
-            let middle = low + (upper - low) / 2;
-            if self.tag_at(middle) < tag.as_bytes() {
-                low = middle + 1;
-            } else {
-                upper = middle;
+        let fan_out_bits = match fan_out_bytes {
+            1024 => 8,
+            262_144 => 16,
+            _ => return Err(FormatError::new("fan-out table of a wrong length").into()),
+        };
+        if record_count > u64::from(u32::MAX) {
+            return Err(FormatError::new("segment with too many records").into());
+        }
+        Ok(Head {
+            session,
+            tags: first..=last,
+            record_count: record_count as usize,
+            packs_bytes,
+            fan_out_bytes,
+            fan_out_bits,
+        })
+    }
+
+    /// Checks every record and the fan-out table, and notes slots, slot bits and prints.
+    fn records(
+        &mut self,
+        head: &Head,
+        packs: &[PackRow],
+        fan_out: &[u8],
+    ) -> Result<(Vec<u32>, u32, Vec<u32>), B::Error> {
+        // By far smaller than the pack table, so that it stays near the processor.
+        let ends: Vec<u32> = packs.iter().map(|row| row.size_bytes as u32).collect();
+        let mut fan_out = fan_out
+            .as_chunks()
+            .0
+            .iter()
+            .map(|raw| u32::from_le_bytes(*raw));
+        let count = head.record_count;
+        let slot_bits = (count / RECORDS_IN_SLOT).max(1).ilog2().min(28);
+        let mut slots: Vec<u32> = Vec::with_capacity((1 << slot_bits) + 1);
+        let mut prints = Vec::with_capacity(count);
+        let (mut fan_out_slot, mut last) = (0usize, None);
+        let mut block = Vec::new();
+        while prints.len() < count {
+            block.resize((count - prints.len()).min(BLOCK_RECORDS) * RECORD_BYTES, 0);
+            self.fill(&mut block)?;
+            for raw in block.as_chunks().0 {
+                let record = Record::parse(raw);
+                let at = prints.len() as u32;
+                let tag = number_of(&record.tag);
+                let order = Some((tag, record.pack, record.offset, record.length_bytes));
+                if last >= order {
+                    return Err(FormatError::new("segment is not sorted").into());
+                }
+                let Some(pack_end) = ends.get(record.pack as usize) else {
+                    return Err(FormatError::new("segment names a pack it does not list").into());
+                };
+                let end = u64::from(record.offset) + u64::from(record.length_bytes);
+                if (record.offset as usize) < PACK_HEADER_BYTES || end > u64::from(*pack_end) {
+                    return Err(
+                        FormatError::new("segment names a frame outside of its pack").into(),
+                    );
+                }
+                if !head.tags.contains(&tag) {
+                    return Err(FormatError::new("segment holds a tag outside of its range").into());
+                }
+                while fan_out_slot < slot_of(&record.tag, head.fan_out_bits) {
+                    if fan_out.next() != Some(at) {
+                        return Err(wrong_fan_out().into());
+                    }
+                    fan_out_slot += 1;
+                }
+                let slot = slot_of(&record.tag, slot_bits);
+                while slots.len() <= slot {
+                    slots.push(at);
+                }
+                prints.push(print_of(&record.tag));
+                last = order;
             }
         }
-        let mut end = low;
-        while end < high && self.tag_at(end) == tag.as_bytes() {
-            end += 1;
+        if fan_out.any(|at| at as usize != count) {
+            return Err(wrong_fan_out().into());
         }
-        low..end
+        slots.resize((1 << slot_bits) + 1, count as u32);
+        Ok((slots, slot_bits, prints))
     }
+}
+
+fn ends_too_early() -> FormatError {
+    FormatError::new("index segment that ends too early")
+}
+
+fn wrong_fan_out() -> FormatError {
+    FormatError::new("fan-out table does not fit the records")
 }
 
 fn parse_packs(section: &[u8]) -> Result<Vec<PackRow>, FormatError> {
-    let mut fields = Fields::new(section);
-    let mut packs = Vec::with_capacity(section.len() / PACK_BYTES);
-    while fields.remaining() > 0 {
-        let session = SessionId::from_bytes(fields.array("pack session")?);
-        let hash = ObjectHash::from_bytes(fields.array("pack hash")?);
-        let size_bytes = fields.u64("pack size")?;
-        if size_bytes > MAX_PACK_BYTES {
-            return Err(FormatError::new("pack table lists an impossible size"));
-        }
-        let frames = fields.u32("pack frame count")?;
-        let kind = PackKind::from_code(fields.u32("pack kind")?)
-            .ok_or_else(|| FormatError::new("pack table lists an unknown kind"))?;
-        packs.push(PackRow {
-            name: PackName { session, hash },
-            size_bytes,
-            frames,
-            kind,
-        });
-    }
-    Ok(packs)
+    let (rows, _) = section.as_chunks::<PACK_BYTES>();
+    rows.iter().map(parse_pack).collect()
 }
 
-/// Reads only the session in the header.
-pub fn session_of(bytes: &[u8]) -> Result<SessionId, FormatError> {
-    let mut fields = Fields::new(bytes);
-    fields.magic(MAGIC, "index segment")?;
-    Ok(SessionId::from_bytes(fields.array("segment session")?))
+fn parse_pack(row: &[u8; PACK_BYTES]) -> Result<PackRow, FormatError> {
+    let mut fields = Fields::new(row);
+    let session = SessionId::from_bytes(fields.array("pack session")?);
+    let hash = ObjectHash::from_bytes(fields.array("pack hash")?);
+    let size_bytes = fields.u64("pack size")?;
+    if size_bytes > MAX_PACK_BYTES {
+        return Err(FormatError::new("pack table lists an impossible size"));
+    }
+    let frames = fields.u32("pack frame count")?;
+    let kind = PackKind::from_code(fields.u32("pack kind")?)
+        .ok_or_else(|| FormatError::new("pack table lists an unknown kind"))?;
+    Ok(PackRow {
+        name: PackName { session, hash },
+        size_bytes,
+        frames,
+        kind,
+    })
 }
 
 #[cfg(test)]
@@ -371,10 +657,13 @@ mod tests {
             assert_eq!(segment.packs(), packs);
             assert_eq!(segment.len(), records.len());
             for record in records.iter().step_by(1 + count as usize / 300) {
-                let found: Vec<Record> = segment
-                    .find(&record.tag)
-                    .map(|at| segment.record(at))
-                    .collect();
+                let found = segment.find(&record.tag).unwrap();
+                assert!(
+                    found
+                        .iter()
+                        .all(|(at, one)| segment.record(*at) == Ok(*one))
+                );
+                let found: Vec<Record> = found.into_iter().map(|(_, one)| one).collect();
                 let expected: Vec<Record> = records
                     .iter()
                     .filter(|other| other.tag == record.tag)
@@ -382,9 +671,11 @@ mod tests {
                     .collect();
                 assert_eq!(found, expected);
             }
-            assert!(segment.find(&Tag::from_bytes([0xee; 16])).is_empty());
-            assert!(segment.find(&Tag::from_bytes([0; 16])).is_empty());
-            assert!(segment.find(&Tag::from_bytes([0xff; 16])).is_empty());
+            for unknown in [0, 0xee, 0xff] {
+                let found = segment.find(&Tag::from_bytes([unknown; 16]));
+                assert_eq!(found, Ok(Vec::new()));
+            }
+            assert!(segment.records().eq(records.into_iter().map(Ok)));
         }
     }
 
@@ -419,7 +710,11 @@ mod tests {
         // The same section twice: which of them counts?
         let mut twice = bytes.clone();
         put(&mut twice, table(1, 0), u64::from(SECTION_RECORDS), 4);
-        for bad in [gap, more, reserved, twice] {
+        // The packs after what names them.
+        let mut turned = bytes.clone();
+        put(&mut turned, table(0, 0), u64::from(SECTION_FAN_OUT), 4);
+        put(&mut turned, table(1, 0), u64::from(SECTION_PACKS), 4);
+        for bad in [gap, more, reserved, twice, turned] {
             assert!(Segment::parse(bad).is_err());
         }
         // A section that may be skipped is skipped, in its place.
@@ -439,6 +734,63 @@ mod tests {
         assert_eq!(Segment::parse(optional.clone()).unwrap().len(), 20);
         put(&mut optional, table(3, 0), 4, 4);
         assert!(Segment::parse(optional).is_err());
+    }
+
+    /// Bytes that change behind a reader's back.
+    struct Changing(std::cell::RefCell<Vec<u8>>);
+
+    impl SegmentBytes for &Changing {
+        type Error = FormatError;
+
+        fn size_bytes(&self) -> u64 {
+            self.0.borrow().size_bytes()
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), FormatError> {
+            self.0.borrow().read_at(offset, buffer)
+        }
+    }
+
+    #[test]
+    fn a_record_that_changed_after_the_check_is_not_believed() {
+        let (_, records, bytes) = sample(500);
+        let changing = Changing(std::cell::RefCell::new(bytes.clone()));
+        let mut seen = Vec::new();
+        let segment = Segment::open(&changing, |part| seen.extend_from_slice(part)).unwrap();
+        assert_eq!(seen, bytes, "every byte is seen once, in order");
+        let records_at = bytes.len() - 500 * RECORD_BYTES;
+        changing.0.borrow_mut()[records_at + 7 * RECORD_BYTES + 5] ^= 1;
+        assert!(segment.record(7).is_err());
+        assert!(segment.find(&records[7].tag).is_err());
+        assert!(segment.records().any(|record| record.is_err()));
+        assert_eq!(segment.record(8), Ok(records[8]));
+        // Cut short, even: an error, not a panic.
+        changing.0.borrow_mut().truncate(records_at);
+        assert!(segment.find(&records[9].tag).is_err());
+        assert!(segment.records().next().is_some_and(|first| first.is_err()));
+    }
+
+    #[test]
+    fn a_segment_is_searched_only_within_its_range() {
+        let (packs, records, _) = sample(40);
+        let mut part = SegmentBuilder::new(&SessionId::from_bytes([1; 16]), &[2; 16], &packs, 20);
+        let (first, last) = (records[10].tag, records[29].tag);
+        for record in records
+            .iter()
+            .filter(|one| (first..=last).contains(&one.tag))
+        {
+            part.push(*record);
+        }
+        let bytes = part.finish((first, last));
+        let segment = Segment::parse(bytes.clone()).unwrap();
+        for record in &records {
+            let found = segment.find(&record.tag).unwrap();
+            assert_eq!(!found.is_empty(), (first..=last).contains(&record.tag));
+        }
+        // A tag outside of what the header says.
+        let mut narrow = bytes;
+        narrow[72..88].copy_from_slice(first.as_bytes());
+        assert!(Segment::parse(narrow).is_err());
     }
 
     #[test]

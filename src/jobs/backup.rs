@@ -317,7 +317,7 @@ impl Pass<'_> {
             })
             .collect::<Result<Vec<_>, RepositoryError>>()?;
         session.retire(worker);
-        let (whole, damaged) = session.checked_packs();
+        let (whole, damaged) = session.checked_packs()?;
         if !damaged.is_empty() {
             notes.push(format!(
                 "{} damaged pieces found in the store; what this VM has of them was stored anew",

@@ -90,6 +90,7 @@ impl Lab {
         let settings = WriteSettings {
             pack_bytes: 4 * CHUNK,
             compression_level: 1,
+            segment_records: 24,
         };
         let host_of_customer: Arc<dyn Host> = host.clone();
         Customer::open(

@@ -114,7 +114,7 @@ fn open_everything(
             "{} (tag {tag}): a frame does not open",
             customer.names().pack(pack)
         );
-        known.tell(pack, tag, what, verified);
+        known.tell(pack, tag, what, verified)?;
     }
     tell_unreadable(customer, &opened.unreadable, &mut verified.damage);
     // What nothing reaches, and what is below a node that does not open: by its checksum, or a
@@ -158,15 +158,22 @@ impl Known {
 
     /// Tells of a damaged frame. One that was known before and whose content stands elsewhere by
     /// now harms nobody: its pack loses it when it is rewritten.
-    fn tell(&self, pack: &PackName, tag: &Tag, what: String, verified: &mut Verified) {
+    fn tell(
+        &self,
+        pack: &PackName,
+        tag: &Tag,
+        what: String,
+        verified: &mut Verified,
+    ) -> Result<(), JobError> {
         let healed =
-            self.damaged.contains(&(*pack, *tag)) && self.index.sound_places(tag).next().is_some();
+            self.damaged.contains(&(*pack, *tag)) && !self.index.sound_places(tag)?.is_empty();
         match healed {
             true => verified
                 .notes
                 .push(format!("{what}; known, and healed by a later backup")),
             false => verified.damage.push(what),
         }
+        Ok(())
     }
 }
 
@@ -305,7 +312,7 @@ fn read_each(
             "{} (tag {tag}): a frame does not match its checksum",
             customer.names().pack(pack)
         );
-        known.tell(pack, tag, what, verified);
+        known.tell(pack, tag, what, verified)?;
     }
     for (pack, reason) in &scrubbed.broken {
         verified

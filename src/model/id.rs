@@ -107,6 +107,12 @@ public_id!(
     /// The lookup name of a chunk or node in packs and index; reveals nothing without the tag key.
     Tag, 16, "tag"
 );
+
+impl Tag {
+    pub const FIRST: Tag = Tag([0; 16]);
+    pub const LAST: Tag = Tag([0xff; 16]);
+}
+
 public_id!(
     /// One writer's run: the folder of its packs and segments.
     SessionId, 16, "session id"

@@ -23,20 +23,27 @@ use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How packs are written.
+/// How packs and index segments are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteSettings {
     /// A pack is closed when it reaches this size.
     pub pack_bytes: usize,
     /// zstd level.
     pub compression_level: i32,
+    /// An index segment is closed when it has so many records: what is written of it is in memory
+    /// until then, 28 bytes a record.
+    pub segment_records: usize,
 }
+
+/// 224 MiB in memory, and half a terabyte of chunks.
+pub const SEGMENT_RECORDS: usize = 8 << 20;
 
 impl Default for WriteSettings {
     fn default() -> Self {
         WriteSettings {
             pack_bytes: 16 << 20,
             compression_level: 1,
+            segment_records: SEGMENT_RECORDS,
         }
     }
 }

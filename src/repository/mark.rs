@@ -7,6 +7,7 @@ use super::reader::{ReadScratch, Reader};
 use super::tree::children;
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::DiskRecord;
+use crate::format::pack::DirectoryEntry;
 use crate::model::{FAN_OUT, Id, PackName, PieceKind, PointId, SegmentName, Tag};
 use jiff::Timestamp;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -135,8 +136,22 @@ impl Mark {
         self.began_at
     }
 
-    pub fn is_live(&self, tag: &Tag) -> bool {
+    pub fn is_live(&self, tag: &Tag) -> Result<bool, RepositoryError> {
         self.live.has(&self.index, tag)
+    }
+
+    /// Which of a pack's frames are live.
+    pub(super) fn live_among(
+        &self,
+        entries: &[DirectoryEntry],
+    ) -> Result<HashSet<Tag>, RepositoryError> {
+        let mut live = HashSet::new();
+        for entry in entries {
+            if self.is_live(&entry.tag)? {
+                live.insert(entry.tag);
+            }
+        }
+        Ok(live)
     }
 
     pub(super) fn found(&self, tag: &Tag) -> Option<Found> {
@@ -214,15 +229,12 @@ impl Mark {
         let mut level: Vec<(u64, Id)> = Vec::new();
         if let Some(root) = disk.root {
             let height = shape.height();
-            if self.visit(customer, point, PieceKind::Node { height }, &root) {
+            if self.visit(customer, point, PieceKind::Node { height }, &root)? {
                 level.push((0, root));
             }
         }
         for height in (1..=shape.height()).rev() {
-            level.sort_by_cached_key(|(_, id)| {
-                let places = self.index.places(&customer.keys().tag(id));
-                places.first().map(|place| (place.pack, place.offset))
-            });
+            level.sort_by_cached_key(|(_, id)| self.index.first_place(&customer.keys().tag(id)));
             let mut below = Vec::new();
             for (at, id) in level {
                 let count = shape.children_of(height, at);
@@ -238,13 +250,13 @@ impl Mark {
                 for (child, id) in children.into_iter().enumerate() {
                     let Some(id) = id else { continue };
                     if height == 1 {
-                        self.reach(customer, point, PieceKind::Chunk, &id);
+                        self.reach(customer, point, PieceKind::Chunk, &id)?;
                     } else if self.visit(
                         customer,
                         point,
                         PieceKind::Node { height: height - 1 },
                         &id,
-                    ) {
+                    )? {
                         below.push((at * FAN_OUT as u64 + child as u64, id));
                     }
                 }
@@ -255,17 +267,29 @@ impl Mark {
     }
 
     /// Reaches a node; `false`: it was reached before, with all below it.
-    fn visit(&mut self, customer: &Customer, point: &PointId, kind: PieceKind, id: &Id) -> bool {
+    fn visit(
+        &mut self,
+        customer: &Customer,
+        point: &PointId,
+        kind: PieceKind,
+        id: &Id,
+    ) -> Result<bool, RepositoryError> {
         let new = self.visited.insert(customer.keys().tag(id));
         if new {
-            self.reach(customer, point, kind, id);
+            self.reach(customer, point, kind, id)?;
         }
-        new
+        Ok(new)
     }
 
-    fn reach(&mut self, customer: &Customer, point: &PointId, kind: PieceKind, id: &Id) {
+    fn reach(
+        &mut self,
+        customer: &Customer,
+        point: &PointId,
+        kind: PieceKind,
+        id: &Id,
+    ) -> Result<(), RepositoryError> {
         let tag = customer.keys().tag(id);
-        if !self.live.mark(&self.index, &tag) {
+        if !self.live.mark(&self.index, &tag)? {
             self.damage.push(Unreachable {
                 point: *point,
                 error: RepositoryError::damaged(
@@ -283,5 +307,6 @@ impl Mark {
                 held_until: self.walked_until,
             });
         }
+        Ok(())
     }
 }

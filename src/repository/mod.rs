@@ -12,6 +12,7 @@ mod index;
 mod ledger;
 mod lifetime;
 mod mark;
+mod new_segments;
 mod opening;
 mod point;
 mod reader;
@@ -27,7 +28,9 @@ mod tree;
 mod writer;
 
 pub use audit::{Difference, DiskAudit, TOLD_EXTENTS};
-pub use customer::{Begun, Customer, LONGEST_SESSION_DAYS, NewCustomer, WriteSettings, terms_map};
+pub use customer::{
+    Begun, Customer, LONGEST_SESSION_DAYS, NewCustomer, SEGMENT_RECORDS, WriteSettings, terms_map,
+};
 pub use error::{RepositoryError, RepositoryErrorKind};
 pub use host::{Head, Host, Stamp};
 pub use index::{Index, PackInfo};

@@ -74,7 +74,7 @@ pub fn open_live(
             opening.open_disk(&point, disk, threads, stop)?;
         }
     }
-    let uses = count_uses(&index, &lock(&opening.claimed));
+    let uses = count_uses(&index, &lock(&opening.claimed))?;
     let Tally {
         mut result,
         by_pack,
@@ -217,19 +217,16 @@ impl Opening<'_> {
             .collect();
         {
             let mut claimed = lock(&self.claimed);
-            wanted.retain(|(_, tag)| {
-                !claimed.has(self.index, tag) && {
-                    claimed.mark(self.index, tag);
-                    true
+            let mut unclaimed = Vec::with_capacity(wanted.len());
+            for (id, tag) in wanted {
+                if !claimed.has(self.index, &tag)? {
+                    claimed.mark(self.index, &tag)?;
+                    unclaimed.push((id, tag));
                 }
-            });
+            }
+            wanted = unclaimed;
         }
-        wanted.sort_by_key(|(_, tag)| {
-            self.index
-                .places(tag)
-                .first()
-                .map(|place| (place.pack, place.offset))
-        });
+        wanted.sort_by_cached_key(|(_, tag)| self.index.first_place(tag));
         for (id, tag) in wanted {
             self.open_piece(point, PieceKind::Chunk, &id, &tag, scratch)?;
         }
@@ -246,10 +243,10 @@ impl Opening<'_> {
         scratch: &mut ReadScratch,
     ) -> Result<bool, RepositoryError> {
         if kind != PieceKind::Chunk {
-            lock(&self.claimed).mark(self.index, tag);
+            lock(&self.claimed).mark(self.index, tag)?;
         }
         let mut failed = Vec::new();
-        for place in self.index.places(tag) {
+        for place in self.index.places(tag)? {
             match self
                 .reader
                 .open_at(self.index, &place, kind, id, tag, scratch)

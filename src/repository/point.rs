@@ -104,7 +104,7 @@ impl Customer {
         let superseded = |detail: String| {
             RepositoryError::new(RepositoryErrorKind::Superseded, &draft.vm, detail)
         };
-        let mut relied_on = Relied::of(session);
+        let mut relied_on = Relied::of(session)?;
         let mut committed = None;
         let seq = loop {
             let mut lost = BTreeSet::new();
@@ -179,11 +179,11 @@ struct Relied {
 }
 
 impl Relied {
-    fn of(session: &Session<'_>) -> Self {
-        Relied {
-            packs: session.relied_packs(),
+    fn of(session: &Session<'_>) -> Result<Self, RepositoryError> {
+        Ok(Relied {
+            packs: session.relied_packs()?,
             moved: HashMap::new(),
-        }
+        })
     }
 
     fn lost(&self, state: &State) -> BTreeSet<PackName> {
@@ -206,7 +206,7 @@ impl Relied {
         lost: &BTreeSet<PackName>,
     ) -> Result<bool, RepositoryError> {
         let index = customer.load_index()?;
-        let first = session.relied_on_in(|pack| lost.contains(pack));
+        let first = session.relied_on_in(|pack| lost.contains(pack))?;
         let again: Vec<Tag> = lost
             .iter()
             .filter_map(|pack| self.moved.remove(pack))
@@ -215,7 +215,8 @@ impl Relied {
         self.packs.retain(|pack| !lost.contains(pack));
         for tag in first.into_values().flatten().chain(again) {
             let place = index
-                .sound_places(&tag)
+                .sound_places(&tag)?
+                .into_iter()
                 .find(|place| customer.may_rely_on(&index, place, &tag, session.trust()));
             let Some(info) = place.and_then(|place| index.pack(place.pack)) else {
                 return Ok(false);

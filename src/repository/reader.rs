@@ -156,7 +156,7 @@ impl<'a> Reader<'a> {
         let fresh = self.customer.load_index()?;
         *lock(&self.index) = fresh.clone();
         // Read again from the store, not from a copy that may have been read wrongly.
-        for place in fresh.places(&tag) {
+        for place in fresh.places(&tag)? {
             if let Some(info) = fresh.pack(place.pack) {
                 lock(&self.nodes).forget(&info.row.name);
             }
@@ -173,7 +173,7 @@ impl<'a> Reader<'a> {
     ) -> Result<(), RepositoryError> {
         let index = self.index();
         let mut worst: Option<RepositoryError> = None;
-        for place in index.places(tag) {
+        for place in index.places(tag)? {
             let result = self.open_at(&index, &place, kind, id, tag, scratch);
             if let Some(info) = index.pack(place.pack) {
                 let frame = (info.row.name, *tag);

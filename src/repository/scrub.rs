@@ -87,11 +87,11 @@ fn frames_of_broken(customer: &Customer, result: &mut Scrubbed) -> Result<(), Re
         .filter_map(|(name, _)| index.number_of(name))
         .collect();
     let mut frames = Vec::new();
-    index.each_record(|_, _, tag, place| {
+    index.each_record(|_, tag, place| {
         if broken.contains(&place.pack) {
             frames.push((tag, place));
         }
-    });
+    })?;
     for (tag, place) in frames {
         if let Some(info) = index.pack(place.pack)
             && !customer.frame_is_whole(&info.row.name, &place, &tag)?

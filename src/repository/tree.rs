@@ -309,7 +309,7 @@ impl<'a> DiskView<'a> {
         for (at, id) in children.iter().enumerate() {
             let Some(id) = id else { continue };
             let tag = keys.tag(id);
-            let place = index.places(&tag).first().copied();
+            let place = index.places(&tag)?.first().copied();
             wanted.push((place, tag, at, *id));
         }
         // Frames of one pack that lie close together are read in one go.

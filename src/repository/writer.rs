@@ -3,6 +3,7 @@
 use super::customer::{Customer, WriteSettings};
 use super::index::{Index, NotedRecords, PackNumber};
 use super::lifetime::Lifetime;
+use super::new_segments::NewSegments;
 use super::rule::{Rule, stands};
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{Opener, Sealer, random_bytes};
@@ -10,7 +11,7 @@ use crate::format::names::CustomerNames;
 use crate::format::pack::{
     self, FinishedPack, FrameHeader, MAX_PACK_BYTES, MAX_PACK_TARGET_BYTES, PackBuilder, PackKind,
 };
-use crate::format::segment::{self, PackRow, Record};
+use crate::format::segment::{PackRow, Record};
 use crate::model::{Id, ObjectHash, ObjectName, PackName, PieceKind, SegmentName, SessionId, Tag};
 use crate::storage::{Storage, StorageErrorKind};
 use jiff::Timestamp;
@@ -51,6 +52,9 @@ struct Written {
     packs: Vec<PackRow>,
     records: Vec<Record>,
 }
+
+/// Packs found whole, and damaged frames.
+pub type CheckedPacks = (Vec<PackName>, Vec<(PackName, Tag)>);
 
 /// What a session adopts by its `commit` or `condemn`.
 pub struct Uploaded {
@@ -201,7 +205,7 @@ impl<'a> Session<'a> {
         let keys = self.customer.keys();
         let id = keys.id(kind, plain);
         let tag = keys.tag(&id);
-        if self.trust != Trust::Nothing && self.rely_on_index(&tag) {
+        if self.trust != Trust::Nothing && self.rely_on_index(&tag)? {
             return Ok(id);
         }
         if !self.claim(&tag) {
@@ -247,19 +251,20 @@ impl<'a> Session<'a> {
     }
 
     /// Whether a place that the index knows will do; then it is noted, for the commit to check.
-    fn rely_on_index(&self, tag: &Tag) -> bool {
+    fn rely_on_index(&self, tag: &Tag) -> Result<bool, RepositoryError> {
         let found = self
             .index
-            .sound_records(tag)
+            .sound_records(tag)?
+            .into_iter()
             .find(|(_, place)| self.is_whole(place.pack, tag));
         if let Some((record, _)) = found {
             self.relied_on.note(record);
         }
-        found.is_some()
+        Ok(found.is_some())
     }
 
     /// The packs of others that this session relies on.
-    pub(super) fn relied_packs(&self) -> BTreeSet<PackName> {
+    pub(super) fn relied_packs(&self) -> Result<BTreeSet<PackName>, RepositoryError> {
         self.relied_on.packs(&self.index)
     }
 
@@ -267,7 +272,7 @@ impl<'a> Session<'a> {
     pub(super) fn relied_on_in(
         &self,
         wanted: impl Fn(&PackName) -> bool,
-    ) -> HashMap<PackName, Vec<Tag>> {
+    ) -> Result<HashMap<PackName, Vec<Tag>>, RepositoryError> {
         self.relied_on.by_pack(&self.index, wanted)
     }
 
@@ -320,7 +325,7 @@ impl<'a> Session<'a> {
 
     /// What this session checked on the way: whole packs, and damaged frames. Of a pack that is
     /// missing or not a pack any more, that is every frame.
-    pub fn checked_packs(&self) -> (Vec<PackName>, Vec<(PackName, Tag)>) {
+    pub fn checked_packs(&self) -> Result<CheckedPacks, RepositoryError> {
         let mut whole = Vec::new();
         let mut damaged = Vec::new();
         let mut broken = HashSet::new();
@@ -340,7 +345,7 @@ impl<'a> Session<'a> {
                 CheckedPack::OutOfReach => {}
             }
         }
-        damaged.extend(self.index.frames_of(&broken));
+        damaged.extend(self.index.frames_of(&broken)?);
         // What is condemned leaves anyway, and may be gone by now for that reason.
         self.customer.with_state(|state| {
             whole.retain(|pack| !state.is_condemned(pack));
@@ -349,7 +354,7 @@ impl<'a> Session<'a> {
         whole.sort_unstable();
         damaged.sort_unstable();
         damaged.dedup();
-        (whole, damaged)
+        Ok((whole, damaged))
     }
 
     fn append(
@@ -503,7 +508,7 @@ impl<'a> Session<'a> {
     }
 
     /// Sends what is left, waits until the store has acknowledged everything, then writes the
-    /// index segment. Only after this may the session be adopted.
+    /// index segments. Only after this may the session be adopted.
     pub fn finish(&self) -> Result<Uploaded, RepositoryError> {
         let mut worker = self.worker()?;
         let left = std::mem::take(&mut *lock(&self.filling));
@@ -523,24 +528,16 @@ impl<'a> Session<'a> {
         let mut written = std::mem::take(&mut *lock(&self.written));
         let mut segments = Vec::new();
         if !written.packs.is_empty() {
-            let bytes = segment::build(
-                &self.id,
-                &random_bytes(),
-                &written.packs,
-                &mut written.records,
-            );
-            let name = SegmentName {
-                session: self.id,
-                hash: ObjectHash::from_bytes(*blake3::hash(&bytes).as_bytes()),
-            };
-            upload(
-                &**self.customer.storage(),
-                &self.customer.names().segment(&name),
-                &bytes,
-            )?;
-            self.stored_bytes
-                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            segments.push(name);
+            written.records.sort_unstable();
+            written.records.dedup();
+            let count = written.records.len();
+            let mut new = NewSegments::new(self.customer, self.id, &written.packs, count);
+            for record in std::mem::take(&mut written.records) {
+                new.push(record)?;
+            }
+            let (names, stored_bytes) = new.finish()?;
+            self.stored_bytes.fetch_add(stored_bytes, Ordering::Relaxed);
+            segments = names;
         }
         Ok(Uploaded {
             segments,

@@ -88,6 +88,54 @@ pub struct Leftover {
     pub size_bytes: u64,
 }
 
+/// An object that is held open: its bytes can be read although it was deleted meanwhile.
+pub trait OpenObject: Send + Sync {
+    fn size_bytes(&self) -> u64;
+
+    /// Fills `buffer` from `offset`; `Corrupt` if the object ends before.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StorageError>;
+}
+
+/// An object that was read whole.
+struct InMemory {
+    name: ObjectName,
+    bytes: Vec<u8>,
+}
+
+impl OpenObject for InMemory {
+    fn size_bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StorageError> {
+        let part = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.bytes.get(start..)?.get(..buffer.len()));
+        let Some(part) = part else {
+            let end = offset.saturating_add(buffer.len() as u64);
+            return Err(too_short(&self.name, self.size_bytes(), end));
+        };
+        buffer.copy_from_slice(part);
+        Ok(())
+    }
+}
+
+fn too_short(name: &ObjectName, found: u64, expected: u64) -> StorageError {
+    StorageError::new(
+        StorageErrorKind::Corrupt,
+        name,
+        format!("ends after {found} bytes of {expected}"),
+    )
+}
+
+fn too_large(name: &ObjectName, size_bytes: u64, max_bytes: u64) -> StorageError {
+    StorageError::new(
+        StorageErrorKind::Corrupt,
+        name,
+        format!("{size_bytes} bytes, {max_bytes} are allowed"),
+    )
+}
+
 /// Named immutable objects. All calls may come from several threads and several processes.
 pub trait Storage: Send + Sync {
     /// Creates `name` with exactly `data`, durably, if and only if the name is free.
@@ -108,6 +156,14 @@ pub trait Storage: Send + Sync {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<(), StorageError>;
+
+    /// Holds the object open, to be read in pieces; `Corrupt` if it is larger than `max_bytes`. A
+    /// store that cannot hold it where it is reads it whole.
+    fn open(&self, name: &ObjectName, max_bytes: u64) -> Result<Box<dyn OpenObject>, StorageError> {
+        let bytes = self.read(name, max_bytes)?;
+        let name = name.clone();
+        Ok(Box::new(InMemory { name, bytes }))
+    }
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError>;
 
@@ -157,6 +213,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
         buffer: &mut [u8],
     ) -> Result<(), StorageError> {
         (**self).read_range(name, offset, buffer)
+    }
+
+    fn open(&self, name: &ObjectName, max_bytes: u64) -> Result<Box<dyn OpenObject>, StorageError> {
+        (**self).open(name, max_bytes)
     }
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {

@@ -90,8 +90,9 @@ pub fn run(invocation: &Invocation, _args: &StatusArgs) -> Result<Answer, Failur
 /// The VMs of a customer and what is wrong.
 pub fn look(open: &OpenCustomer<'_>, now: Timestamp) -> (Vec<VmStatus>, Vec<(Alarm, String)>) {
     // Without an index nothing is known to be healed.
-    let unhealed = match open.customer.load_index() {
-        Ok(index) => index.unhealed(),
+    let unhealed = open.customer.load_index();
+    let unhealed = match unhealed.and_then(|index| index.unhealed()) {
+        Ok(unhealed) => unhealed,
         Err(_) => open.customer.with_state(|state| state.damaged.len()),
     };
     let configured: Vec<_> = open.config.vms.iter().map(|vm| vm.name.clone()).collect();

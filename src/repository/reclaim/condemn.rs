@@ -21,6 +21,7 @@ const SLOT_ATTEMPTS: usize = 64;
 struct Doomed {
     name: PackName,
     entries: Vec<DirectoryEntry>,
+    live: HashSet<Tag>,
 }
 
 /// What became of the batch's live frames.
@@ -78,25 +79,25 @@ impl Pass<'_> {
         for decision in batch {
             let name = decision.facts.name;
             let known = || entries_in_index(mark, &name);
-            let live = |entry: &DirectoryEntry| mark.is_live(&entry.tag);
             let entries = match directory(self.customer, &name)? {
                 Directory::Entries(entries) => entries,
                 // Something live should be in it: it may come back (a folder that is not mounted,
                 // a lagging replica), and what is condemned does not come back.
-                Directory::Gone if !self.force && known().iter().any(live) => {
-                    let frames: Vec<(PackName, Tag)> = known()
-                        .iter()
-                        .filter(|entry| live(entry))
-                        .map(|entry| (name, entry.tag))
-                        .collect();
-                    self.note_damage(&frames)?;
-                    self.stuck.insert(name);
-                    continue;
+                Directory::Gone => {
+                    let known = known()?;
+                    let live = mark.live_among(&known)?;
+                    if !self.force && !live.is_empty() {
+                        let frames: Vec<(PackName, Tag)> =
+                            live.into_iter().map(|tag| (name, tag)).collect();
+                        self.note_damage(&frames)?;
+                        self.stuck.insert(name);
+                        continue;
+                    }
+                    known
                 }
-                Directory::Gone => known(),
                 // Nothing of such a pack may be called dead, unless the index knows all of it.
                 Directory::Damaged => {
-                    let known = known();
+                    let known = known()?;
                     let all = mark
                         .index()
                         .pack(decision.facts.number)
@@ -108,7 +109,12 @@ impl Pass<'_> {
                     known
                 }
             };
-            doomed.push(Doomed { name, entries });
+            let live = mark.live_among(&entries)?;
+            doomed.push(Doomed {
+                name,
+                entries,
+                live,
+            });
         }
         Ok(doomed)
     }
@@ -130,10 +136,8 @@ impl Pass<'_> {
             self.given_up.extend(&survivors.lost);
         }
         let left = |doomed: &&Doomed| {
-            doomed.entries.iter().all(|entry| {
-                !mark.is_live(&entry.tag)
-                    || survivors.kept.contains(&entry.tag)
-                    || self.given_up.contains(&(doomed.name, entry.tag))
+            doomed.live.iter().all(|tag| {
+                survivors.kept.contains(tag) || self.given_up.contains(&(doomed.name, *tag))
             })
         };
         let packs: BTreeSet<PackName> = doomed
@@ -181,12 +185,8 @@ fn write_survivors(
     now: Timestamp,
 ) -> Result<Survivors, RepositoryError> {
     let mut survivors = Survivors::default();
-    let wanted: HashSet<Tag> = doomed
-        .iter()
-        .flat_map(|doomed| &doomed.entries)
-        .map(|entry| entry.tag)
-        .filter(|tag| mark.is_live(tag))
-        .collect();
+    let live = doomed.iter().flat_map(|doomed| &doomed.live);
+    let wanted: HashSet<Tag> = live.copied().collect();
     if wanted.is_empty() {
         return Ok(survivors);
     }
@@ -343,14 +343,18 @@ impl Plan<'_> {
             }
             let ground = customer
                 .with_state(|state| (state.seq == mark.index().seq()).then(|| Ground::of(state)));
-            packs.retain(|pack| {
+            let mut stand = BTreeSet::new();
+            for pack in packs {
                 let condemned = mark
                     .index()
-                    .number_of(pack)
+                    .number_of(&pack)
                     .and_then(|number| mark.index().pack(number))
                     .is_none_or(|info| info.condemned);
-                self.is_covered(&mark, pack) && (!condemned || self.rescued.contains(pack))
-            });
+                if (!condemned || self.rescued.contains(&pack)) && self.is_covered(&mark, &pack)? {
+                    stand.insert(pack);
+                }
+            }
+            packs = stand;
             if packs.is_empty() {
                 return Ok(None);
             }
@@ -359,14 +363,13 @@ impl Plan<'_> {
         Ok(None)
     }
 
-    fn is_covered(&self, mark: &Mark, pack: &PackName) -> bool {
-        let doomed = self.doomed.iter().find(|doomed| doomed.name == *pack);
-        doomed.is_some_and(|doomed| {
-            doomed.entries.iter().all(|entry| {
-                !mark.is_live(&entry.tag)
-                    || self.kept.contains(&entry.tag)
-                    || self.given_up.contains(&(*pack, entry.tag))
-            })
-        })
+    fn is_covered(&self, mark: &Mark, pack: &PackName) -> Result<bool, RepositoryError> {
+        let Some(doomed) = self.doomed.iter().find(|doomed| doomed.name == *pack) else {
+            return Ok(false);
+        };
+        let live = mark.live_among(&doomed.entries)?;
+        Ok(live
+            .iter()
+            .all(|tag| self.kept.contains(tag) || self.given_up.contains(&(*pack, *tag))))
     }
 }

@@ -28,7 +28,7 @@ impl Pass<'_> {
                 Directory::Entries(entries) => entries,
                 // Gone: whoever deleted it died before saying so. Damaged: frames that the index
                 // never knew cannot be needed.
-                Directory::Gone | Directory::Damaged => entries_in_index(mark, &name),
+                Directory::Gone | Directory::Damaged => entries_in_index(mark, &name)?,
             };
             let mut needed = false;
             for entry in &entries {
@@ -55,11 +55,11 @@ impl Pass<'_> {
         condemned: &PackName,
         tag: &Tag,
     ) -> Result<bool, RepositoryError> {
-        if !mark.is_live(tag) || self.given_up.contains(&(*condemned, *tag)) {
+        if !mark.is_live(tag)? || self.given_up.contains(&(*condemned, *tag)) {
             return Ok(false);
         }
         let own = self.own.contains(condemned);
-        for place in mark.index().sound_places(tag) {
+        for place in mark.index().sound_places(tag)? {
             let Some(info) = mark.index().pack(place.pack) else {
                 continue;
             };

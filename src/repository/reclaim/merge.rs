@@ -1,56 +1,56 @@
 //! Joining index segments.
 
 use super::super::customer::Customer;
-use super::super::writer::upload;
+use super::super::index::{Index, PackNumber};
+use super::super::new_segments::NewSegments;
 use super::super::{RepositoryError, RepositoryErrorKind};
 use crate::format::entry::{Body, MergeBody, Purpose};
-use crate::format::segment::{self, MAX_SEGMENT_BYTES, PackRow, Record};
-use crate::model::{ObjectHash, PackName, SegmentName};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::format::segment::{PackRow, Record};
+use crate::model::{PackName, SegmentName, SessionId, Tag};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::iter::Peekable;
 
-const MERGE_AT_SEGMENTS: usize = 12;
-/// Records of a segment that readers still accept, with room for its tables.
-const MAX_RECORDS: usize = (MAX_SEGMENT_BYTES / 32) as usize;
+/// A lookup may have to ask one segment of each run.
+const MERGE_AT_RUNS: usize = 12;
 
-/// Forgets the packs that are known to be deleted, and joins small index segments into one, so
-/// that a lookup asks few of them. Places of packs that are only condemned stay.
+/// The segments that one session wrote, each of another range of tags.
+#[derive(Default)]
+struct Run {
+    records: usize,
+    segments: Vec<SegmentName>,
+    /// It lists a pack that is deleted.
+    stale: bool,
+}
+
+/// Forgets the packs that are known to be deleted, and joins small runs of index segments into one,
+/// so that a lookup asks few of them. Places of packs that are only condemned stay.
 ///
 /// A tag lets a holder of the customer key test a guess at its content, so the tags of what was
 /// destroyed leave with its bytes, in the same prune, and no later merge is waited for.
 ///
+/// Memory: one new segment, and some hundred kilobytes for each old one.
+///
 /// `false`: there was nothing to do, or another merge was faster.
 pub fn merge_segments(customer: &Customer) -> Result<bool, RepositoryError> {
     let index = customer.load_index()?;
-    let mut sizes: Vec<(usize, SegmentName)> = index
-        .segment_names()
-        .map(|(name, len)| (len, *name))
-        .collect();
-    sizes.sort_unstable();
-    let gone = |pack: &PackName| {
-        index
-            .number_of(pack)
-            .and_then(|number| index.pack(number))
-            .is_some_and(|info| info.deleted)
-    };
-    let stale: BTreeSet<SegmentName> = sizes
-        .iter()
-        .filter(|(_, name)| {
-            index
-                .segment(name)
-                .is_some_and(|part| part.packs().iter().any(|row| gone(&row.name)))
-        })
-        .map(|(_, name)| *name)
-        .collect();
+    let runs = runs_of(&index);
+    let known: BTreeSet<SegmentName> = index.segment_names().map(|(name, _)| *name).collect();
     let unlisted = customer.with_state(|state| {
         state
             .condemned
             .keys()
             .any(|name| state.may_forget(name) && index.number_of(name).is_none())
     });
-    let taken = choose(&sizes, &stale);
-    if taken.is_empty() && !unlisted {
+    let chosen = choose(&runs);
+    if chosen.is_empty() && !unlisted {
         return Ok(false);
     }
+    let taken: BTreeSet<SegmentName> = chosen
+        .iter()
+        .flat_map(|run| &run.segments)
+        .copied()
+        .collect();
     let begun = customer.begin(Purpose::Merge, None)?;
     // The index may be older than the begin; what it takes for current is asked by the entry.
     let deleted: BTreeSet<PackName> = customer.with_state(|state| {
@@ -58,33 +58,12 @@ pub fn merge_segments(customer: &Customer) -> Result<bool, RepositoryError> {
         deleted.map(|(name, _)| *name).collect()
     });
     let merged = (|| {
-        let mut table = Table::default();
-        let mut kept_elsewhere = BTreeSet::new();
-        for (_, name) in &sizes {
-            let Some(part) = index.segment(name) else {
-                continue;
-            };
-            match taken.contains(name) {
-                true => table.take(part, &deleted),
-                false => kept_elsewhere.extend(part.packs().iter().map(|row| row.name)),
-            }
-        }
-        let mut segments = Vec::new();
-        if !table.rows.is_empty() {
-            let bytes = segment::build(
-                &begun.id,
-                &crate::codec::random_bytes(),
-                &table.rows,
-                &mut table.records,
-            );
-            let name = SegmentName {
-                session: begun.id,
-                hash: ObjectHash::from_bytes(*blake3::hash(&bytes).as_bytes()),
-            };
-            let object = customer.names().segment(&name);
-            upload(&**customer.storage(), &object, &bytes)?;
-            segments.push(name);
-        }
+        let kept_elsewhere: BTreeSet<PackName> = known
+            .difference(&taken)
+            .flat_map(|name| index.packs_listed_by(name))
+            .map(|row| row.name)
+            .collect();
+        let segments = join(customer, &index, begun.id, &chosen, &deleted)?;
         customer.append(|state| {
             if !taken.iter().all(|name| state.segments.contains_key(name)) {
                 return Err(RepositoryError::new(
@@ -95,10 +74,7 @@ pub fn merge_segments(customer: &Customer) -> Result<bool, RepositoryError> {
             }
             // A segment born meanwhile may list what this one leaves out: then nothing is
             // forgotten yet, and the next merge does it.
-            let all_known = state
-                .segments
-                .keys()
-                .all(|segment| sizes.iter().any(|(_, known)| known == segment));
+            let all_known = state.segments.keys().all(|segment| known.contains(segment));
             let dropped = match all_known {
                 true => deleted.difference(&kept_elsewhere).copied().collect(),
                 false => Vec::new(),
@@ -146,68 +122,129 @@ fn not_open(error: RepositoryError) -> Result<(), RepositoryError> {
     }
 }
 
-/// Those that list deleted packs; and when there are many segments, all small ones, and a larger one
+/// The smallest first.
+fn runs_of(index: &Index) -> Vec<Run> {
+    let gone = |row: &PackRow| {
+        index
+            .number_of(&row.name)
+            .and_then(|number| index.pack(number))
+            .is_some_and(|info| info.deleted)
+    };
+    let mut runs: BTreeMap<SessionId, Run> = BTreeMap::new();
+    for (name, records) in index.segment_names() {
+        let run = runs.entry(name.session).or_default();
+        run.records += records;
+        run.stale = run.stale || index.packs_listed_by(name).any(|row| gone(&row));
+        run.segments.push(*name);
+    }
+    let mut runs: Vec<Run> = runs.into_values().collect();
+    runs.sort_by_key(|run| run.records);
+    runs
+}
+
+/// Those that list deleted packs; and when there are many runs, all small ones, and a larger one
 /// only while the ones before it add up to a quarter of it: each record moves a logarithmic number
 /// of times.
-fn choose(sizes: &[(usize, SegmentName)], stale: &BTreeSet<SegmentName>) -> BTreeSet<SegmentName> {
-    let mut taken = BTreeSet::new();
-    let mut sum = 0usize;
-    for (len, name) in sizes.iter().filter(|(_, name)| stale.contains(name)) {
-        if sum + len > MAX_RECORDS && !taken.is_empty() {
+fn choose(runs: &[Run]) -> Vec<&Run> {
+    let (stale, fresh): (Vec<&Run>, Vec<&Run>) = runs.iter().partition(|run| run.stale);
+    let mut chosen = stale;
+    if runs.len() < MERGE_AT_RUNS {
+        return chosen;
+    }
+    let forgetting = !chosen.is_empty();
+    let mut sum: usize = chosen.iter().map(|run| run.records).sum();
+    for run in fresh {
+        if chosen.len() >= 2 && sum * 4 < run.records {
             break;
         }
-        sum += len;
-        taken.insert(*name);
+        sum += run.records;
+        chosen.push(run);
     }
-    if sizes.len() < MERGE_AT_SEGMENTS {
-        return taken;
-    }
-    let forgetting = !taken.is_empty();
-    for (len, name) in sizes.iter().filter(|(_, name)| !stale.contains(name)) {
-        let enough = taken.len() >= 2 && sum * 4 < *len;
-        if enough || sum + len > MAX_RECORDS {
-            break;
-        }
-        sum += len;
-        taken.insert(*name);
-    }
-    match taken.len() >= 2 || forgetting {
-        true => taken,
-        false => BTreeSet::new(),
+    match chosen.len() >= 2 || forgetting {
+        true => chosen,
+        false => Vec::new(),
     }
 }
 
-/// A segment being put together.
-#[derive(Default)]
-struct Table {
-    rows: Vec<PackRow>,
-    numbers: BTreeMap<PackName, u32>,
-    records: Vec<Record>,
-}
-
-impl Table {
-    fn take(&mut self, part: &segment::Segment, deleted: &BTreeSet<PackName>) {
-        // Packs first: one without a record is adopted all the same.
-        for row in part
-            .packs()
-            .iter()
-            .filter(|row| !deleted.contains(&row.name))
-        {
-            let next = self.rows.len() as u32;
-            self.numbers.entry(row.name).or_insert_with(|| {
-                self.rows.push(*row);
-                next
-            });
+/// Writes the records of several runs as one, without those of deleted packs.
+fn join(
+    customer: &Customer,
+    index: &Index,
+    session: SessionId,
+    runs: &[&Run],
+    deleted: &BTreeSet<PackName>,
+) -> Result<Vec<SegmentName>, RepositoryError> {
+    // One without a record is adopted all the same.
+    let mut rows: Vec<PackRow> = Vec::new();
+    let mut numbers: HashMap<PackNumber, u32> = HashMap::new();
+    for row in runs
+        .iter()
+        .flat_map(|run| &run.segments)
+        .flat_map(|name| index.packs_listed_by(name))
+        .filter(|row| !deleted.contains(&row.name))
+    {
+        let Some(number) = index.number_of(&row.name) else {
+            continue;
+        };
+        numbers.entry(number).or_insert_with(|| {
+            rows.push(row);
+            rows.len() as u32 - 1
+        });
+    }
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let most = runs.iter().map(|run| run.records).sum();
+    let mut new = NewSegments::new(customer, session, &rows, most);
+    let mut sources: Vec<_> = runs
+        .iter()
+        .flat_map(|run| &run.segments)
+        .map(|name| index.records_of_segment(name).peekable())
+        .collect();
+    // The next tag of each segment. Records of one tag are put in order when all of them are there: the
+    // packs have other numbers now.
+    let mut next = BinaryHeap::new();
+    for (source, records) in sources.iter_mut().enumerate() {
+        next.extend(next_tag(records)?.map(|tag| Reverse((tag, source))));
+    }
+    let mut same: Vec<Record> = Vec::new();
+    while let Some(Reverse((tag, source))) = next.pop() {
+        if same.first().is_some_and(|first| first.tag != tag) {
+            push_all(&mut new, &mut same)?;
         }
-        for at in 0..part.len() {
-            let record = part.record(at);
-            let row = part.packs().get(record.pack as usize);
-            if let Some(pack) = row.and_then(|row| self.numbers.get(&row.name)) {
-                self.records.push(Record {
+        let Some(records) = sources.get_mut(source) else {
+            continue;
+        };
+        while next_tag(records)? == Some(tag) {
+            if let Some(record) = records.next().transpose()?
+                && let Some(pack) = numbers.get(&record.pack)
+            {
+                same.push(Record {
                     pack: *pack,
                     ..record
                 });
             }
         }
+        next.extend(next_tag(records)?.map(|tag| Reverse((tag, source))));
+    }
+    push_all(&mut new, &mut same)?;
+    let (segments, _) = new.finish()?;
+    Ok(segments)
+}
+
+fn push_all(new: &mut NewSegments<'_>, same: &mut Vec<Record>) -> Result<(), RepositoryError> {
+    same.sort_unstable();
+    same.dedup();
+    same.drain(..).try_for_each(|record| new.push(record))
+}
+
+fn next_tag<I>(records: &mut Peekable<I>) -> Result<Option<Tag>, RepositoryError>
+where
+    I: Iterator<Item = Result<Record, RepositoryError>>,
+{
+    match records.peek() {
+        None => Ok(None),
+        Some(Ok(record)) => Ok(Some(record.tag)),
+        Some(Err(error)) => Err(error.clone()),
     }
 }

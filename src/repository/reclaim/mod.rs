@@ -85,12 +85,12 @@ pub fn reclaim(
     loop {
         let mark = pass.mark()?;
         pass.delete_condemned(&mark)?;
-        let mut decisions = plan(&survey(customer, &mark, now), now, budget);
+        let mut decisions = plan(&survey(customer, &mark, now)?, now, budget);
         decisions.extend(pass.rescues(&mark));
         decisions.retain(|decision| !pass.stuck.contains(&decision.facts.name));
         let batch = plan::next_batch(&decisions, most_bytes);
         if batch.is_empty() || fruitless >= FRUITLESS_SESSIONS {
-            return Ok(pass.finish(&mark, now));
+            return pass.finish(&mark, now);
         }
         match pass.condemn(mark, &batch)? {
             true => fruitless = 0,
@@ -117,10 +117,14 @@ pub fn mark_now(customer: &Customer, force: bool) -> Result<Mark, RepositoryErro
 }
 
 /// The facts of every pack that is not condemned yet.
-pub fn survey(customer: &Customer, mark: &Mark, now: Timestamp) -> Vec<PackFacts> {
+pub fn survey(
+    customer: &Customer,
+    mark: &Mark,
+    now: Timestamp,
+) -> Result<Vec<PackFacts>, RepositoryError> {
     let index = mark.index();
-    let uses = count_uses(index, mark.live());
-    customer.with_state(|state| {
+    let uses = count_uses(index, mark.live())?;
+    Ok(customer.with_state(|state| {
         let unmarked = state.unmarked_erasures_until(mark.began_at());
         let unmarked = unmarked.values().min().copied();
         // Dead bytes nobody can date any more get the earliest deadline that is still open.
@@ -162,7 +166,7 @@ pub fn survey(customer: &Customer, mark: &Mark, now: Timestamp) -> Vec<PackFacts
                 }
             })
             .collect()
-    })
+    }))
 }
 
 impl Pass<'_> {
@@ -217,17 +221,17 @@ impl Pass<'_> {
 }
 
 /// What the index knows of a pack, as its directory would list it.
-fn entries_in_index(mark: &Mark, name: &PackName) -> Vec<DirectoryEntry> {
+fn entries_in_index(mark: &Mark, name: &PackName) -> Result<Vec<DirectoryEntry>, RepositoryError> {
     let index = mark.index();
     let Some(number) = index.number_of(name) else {
-        return Vec::new();
+        return Ok(Vec::new());
     };
     let kind = match index.pack(number).map(|info| info.row.kind) {
         Some(pack::PackKind::Node) => crate::model::PieceKind::Node { height: 1 },
         _ => crate::model::PieceKind::Chunk,
     };
     let mut entries = Vec::new();
-    index.each_record(|_, _, tag, place| {
+    index.each_record(|_, tag, place| {
         if place.pack == number {
             entries.push(DirectoryEntry {
                 tag,
@@ -236,6 +240,6 @@ fn entries_in_index(mark: &Mark, name: &PackName) -> Vec<DirectoryEntry> {
                 kind,
             });
         }
-    });
-    entries
+    })?;
+    Ok(entries)
 }

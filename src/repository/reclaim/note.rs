@@ -20,8 +20,12 @@ const SAME_SHARE: u64 = 8;
 
 impl Pass<'_> {
     /// What is dead where, after everything that was due is gone.
-    pub(super) fn finish(mut self, mark: &Mark, now: Timestamp) -> Reclaimed {
-        let facts = survey(self.customer, mark, now);
+    pub(super) fn finish(
+        mut self,
+        mark: &Mark,
+        now: Timestamp,
+    ) -> Result<Reclaimed, RepositoryError> {
+        let facts = survey(self.customer, mark, now)?;
         self.result.marked_at = mark.began_at();
         self.result.marks = self.customer.with_state(|state| {
             let unmarked = state.unmarked_erasures_until(mark.began_at());
@@ -62,7 +66,7 @@ impl Pass<'_> {
             }
             rows
         });
-        self.result
+        Ok(self.result)
     }
 }
 

@@ -6,6 +6,7 @@ use crate::format::entry::{Attestation, Body, Purpose};
 use crate::model::PointId;
 use crate::policy::PolicyTerms;
 use jiff::SignedDuration;
+use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
 #[test]
@@ -262,6 +263,37 @@ fn two_makers_of_a_customer_leave_one_key_file() {
         sweep(&customer, false).unwrap().unexplained,
         Vec::<String>::new()
     );
+}
+
+#[test]
+fn a_large_run_is_cut_by_tags_and_merged_again_as_one() {
+    let mut world = World::new();
+    let customer = world.open();
+    let sessions = |customer: &Customer| {
+        customer.load_index().unwrap();
+        customer.with_state(|state| {
+            let segments = state.segments.keys();
+            let sessions: BTreeSet<_> = segments.map(|name| name.session).collect();
+            (state.segments.len(), sessions.len())
+        })
+    };
+    for round in 0..2u32 {
+        for night in 0..14u32 {
+            let chunks: Vec<u32> = (0..6).map(|n| 1000 * round + 10 * night + n).collect();
+            world.backup(&customer, "web", &image(&chunks), false);
+            world.time.pass(SignedDuration::from_hours(1));
+        }
+        assert!(reclaim::merge_segments(&customer).unwrap());
+        let (segments, runs) = sessions(&customer);
+        assert!(
+            segments > 3 && runs == 1,
+            "{segments} segments, {runs} runs"
+        );
+        world.check(&customer);
+        world.check(&world.open_second());
+    }
+    assert!(!reclaim::merge_segments(&customer).unwrap());
+    world.quiesce(&customer);
 }
 
 #[test]

@@ -6,15 +6,17 @@
 //! fsynced before the rename. Everything resolves from one open descriptor of the root.
 
 mod beneath;
+mod open_file;
 mod reserve;
 mod temporary;
 
 use super::{
-    Leftover, Listed, Storage, StorageError, StorageErrorKind, checked_prefix, fill_random,
-    is_own_name, name_from_outside, refuse_own_names,
+    Leftover, Listed, OpenObject, Storage, StorageError, StorageErrorKind, checked_prefix,
+    fill_random, is_own_name, name_from_outside, refuse_own_names, too_large, too_short,
 };
 use crate::model::ObjectName;
 use beneath::{FOLDER_MODE, Root};
+use open_file::OpenFile;
 use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, Dir, FileType, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
@@ -503,11 +505,7 @@ impl Storage for Directory {
         let (file, stat) = self.open_object(name, OFlags::RDONLY)?;
         let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
         if size_bytes > max_bytes {
-            return Err(StorageError::new(
-                StorageErrorKind::Corrupt,
-                name,
-                format!("{size_bytes} bytes, {max_bytes} are allowed"),
-            ));
+            return Err(too_large(name, size_bytes, max_bytes));
         }
         let no_memory = |_| told(name, "reading", Errno::NOMEM);
         let length =
@@ -533,24 +531,15 @@ impl Storage for Directory {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<(), StorageError> {
-        let (file, stat) = self.open_object(name, OFlags::RDONLY)?;
-        let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
-        let end = offset.checked_add(buffer.len() as u64);
-        if end.is_none_or(|end| end > size_bytes) {
-            return Err(too_short(name, size_bytes, end.unwrap_or(u64::MAX)));
+        OpenFile::new(name, self.open_object(name, OFlags::RDONLY)?).read_at(offset, buffer)
+    }
+
+    fn open(&self, name: &ObjectName, max_bytes: u64) -> Result<Box<dyn OpenObject>, StorageError> {
+        let file = OpenFile::new(name, self.open_object(name, OFlags::RDONLY)?);
+        match file.size_bytes() > max_bytes {
+            true => Err(too_large(name, file.size_bytes(), max_bytes)),
+            false => Ok(Box::new(file)),
         }
-        let mut at = offset;
-        let mut rest = buffer;
-        while !rest.is_empty() {
-            let done = retry_on_intr(|| rustix::io::pread(&file, &mut *rest, at))
-                .map_err(|error| told(name, "reading", error))?;
-            rest = rest
-                .get_mut(done..)
-                .filter(|_| done > 0)
-                .ok_or_else(|| too_short(name, at, size_bytes))?;
-            at += done as u64;
-        }
-        Ok(())
     }
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
@@ -719,14 +708,6 @@ fn can_hold_objects(folder: &Path) -> bool {
 /// Names come from whoever can write to the disk and end on terminals and in certificates.
 fn shown(path: &Path) -> String {
     path.as_os_str().as_bytes().escape_ascii().to_string()
-}
-
-fn too_short(name: &ObjectName, found: u64, expected: u64) -> StorageError {
-    StorageError::new(
-        StorageErrorKind::Corrupt,
-        name,
-        format!("ends after {found} bytes of {expected}"),
-    )
 }
 
 fn not_a_file(name: &ObjectName) -> StorageError {
