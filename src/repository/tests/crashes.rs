@@ -175,6 +175,16 @@ fn a_crash_while_the_crash_of_a_prune_is_recovered_from_loses_nothing() {
     crash_again(one_prune, 0);
 }
 
+#[test]
+fn a_crash_while_the_crash_of_a_merge_is_recovered_from_loses_nothing() {
+    crash_again(one_merge, 1);
+}
+
+#[test]
+fn a_crash_while_the_crash_of_an_abort_is_recovered_from_loses_nothing() {
+    (0..2).for_each(|first| crash_again(one_abort, first));
+}
+
 /// The same in a real directory: what a crash leaves there is read back, and recovered from.
 fn crash_in_a_directory(step: Step) {
     use crate::storage::{Directory, Memory, Storage};
