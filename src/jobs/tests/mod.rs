@@ -1,4 +1,5 @@
 mod audit;
 mod chunk_size;
 mod damage;
+mod lives;
 mod prune;
