@@ -19,7 +19,7 @@ use vmkeep::format::names::{CustomerNames, ObjectRole};
 use vmkeep::format::pack::PackKind;
 use vmkeep::format::segment::{PackRow, Record, SegmentBuilder};
 use vmkeep::model::{ObjectHash, PackName, SegmentName, SessionId, Tag};
-use vmkeep::repository::{Index, SEGMENT_RECORDS, State};
+use vmkeep::repository::{Index, State, WriteSettings};
 use vmkeep::storage::{Directory, Storage};
 
 const OPEN: &str = "VMKEEP_BENCH_INDEX_TO_OPEN";
@@ -93,7 +93,7 @@ fn write(folder: &Path, records: u64) {
         .collect();
     let mut from = 0;
     while from < records {
-        let to = records.min(from + SEGMENT_RECORDS as u64);
+        let to = records.min(from + WriteSettings::default().segment_records as u64);
         let mut segment = SegmentBuilder::new(&session, &[0; 16], &packs, (to - from) as usize);
         for at in from..to {
             // The order of tags has nothing to do with that of the packs.
@@ -124,9 +124,10 @@ fn open(folder: &Path, records: u64) {
             state.segments.insert(name, Timestamp::UNIX_EPOCH);
         }
     }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let before = resident_bytes();
     let start = Instant::now();
-    let index = Index::load(&storage, &names(), &state, None).expect("the index opens");
+    let index = Index::load(&storage, &names(), &state, None, threads).expect("the index opens");
     let opened = start.elapsed().as_secs_f64();
     let memory = resident_bytes() - before;
     assert_eq!(index.records() as u64, records);

@@ -18,7 +18,7 @@ use crate::jobs::{
 use crate::model::{Clock, VmName};
 use crate::policy::HostClock;
 use crate::repository::{
-    Customer, RepositoryError, RepositoryErrorKind, SEGMENT_RECORDS, WriteSettings, open_repository,
+    Customer, RepositoryError, RepositoryErrorKind, WriteSettings, open_repository,
 };
 use crate::storage::{Directory, Probe, Storage, StorageError, StorageErrorKind, probe};
 use jiff::tz::TimeZone;
@@ -119,7 +119,8 @@ impl Site {
         let settings = WriteSettings {
             pack_bytes: usize::try_from(repository.pack_bytes).unwrap_or(usize::MAX),
             compression_level: repository.compression_level,
-            segment_records: SEGMENT_RECORDS,
+            threads: self.config.host.threads,
+            ..WriteSettings::default()
         };
         let customer = Customer::open(
             self.storage.clone(),

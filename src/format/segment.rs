@@ -8,6 +8,8 @@ use std::ops::RangeInclusive;
 const MAGIC: &[u8; 8] = b"VMKINDX1";
 /// magic 8, session 16, random 16, records u64, packs u32, sections u32, first tag 16, last tag 16.
 const HEADER_BYTES: usize = 88;
+const RECORD_COUNT_AT: usize = 40;
+const TAGS_AT: usize = 56;
 /// A row of the section table: kind u32, zero u32, offset u64, length u64.
 const SECTION_BYTES: usize = 24;
 const SECTION_PACKS: u32 = 1;
@@ -162,9 +164,9 @@ impl SegmentBuilder {
                 .expect("`new` laid out what comes before the records")
                 .copy_from_slice(bytes);
         };
-        put(40, &self.record_count.to_le_bytes());
-        put(56, first.as_bytes());
-        put(72, last.as_bytes());
+        put(RECORD_COUNT_AT, &self.record_count.to_le_bytes());
+        put(TAGS_AT, first.as_bytes());
+        put(TAGS_AT + Tag::BYTES, last.as_bytes());
         let records_bytes = self.record_count * RECORD_BYTES as u64;
         let row = HEADER_BYTES + 2 * SECTION_BYTES;
         put(row + 16, &records_bytes.to_le_bytes());
@@ -308,13 +310,11 @@ impl<B: SegmentBytes> Segment<B> {
         let print = print_of(tag);
         let prints = self.prints.get(start..end).unwrap_or_default();
         // All of them are compared at once, and without a branch: nearly always none fits.
-        if !prints
-            .iter()
-            .fold(false, |any, other| any | (*other == print))
-        {
+        let fits = |any, other: &u32| any | (*other == print);
+        if !prints.iter().fold(false, fits) {
             return Ok(found);
         }
-        for (at, _) in prints.iter().enumerate().filter(|(_, p)| **p == print) {
+        for (at, _) in prints.iter().enumerate().filter(|(_, it)| **it == print) {
             let record = self.record(start + at)?;
             if record.tag == *tag {
                 found.push((start + at, record));

@@ -91,6 +91,7 @@ impl Lab {
             pack_bytes: 4 * CHUNK,
             compression_level: 1,
             segment_records: 24,
+            threads: 2,
         };
         let host_of_customer: Arc<dyn Host> = host.clone();
         Customer::open(

@@ -23,7 +23,7 @@ use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How packs and index segments are written.
+/// How packs and index segments are written, and with how much of the machine the index is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteSettings {
     /// A pack is closed when it reaches this size.
@@ -33,17 +33,18 @@ pub struct WriteSettings {
     /// An index segment is closed when it has so many records: what is written of it is in memory
     /// until then, 28 bytes a record.
     pub segment_records: usize,
+    /// Threads that open the index; each reads and hashes a segment.
+    pub threads: usize,
 }
-
-/// 224 MiB in memory, and half a terabyte of chunks.
-pub const SEGMENT_RECORDS: usize = 8 << 20;
 
 impl Default for WriteSettings {
     fn default() -> Self {
         WriteSettings {
             pack_bytes: 16 << 20,
             compression_level: 1,
-            segment_records: SEGMENT_RECORDS,
+            // 224 MiB in memory, and half a terabyte of chunks.
+            segment_records: 8 << 20,
+            threads: 1,
         }
     }
 }
@@ -316,7 +317,13 @@ impl Customer {
             let state = self.state();
             #[cfg(test)]
             let state = self.state_perhaps_with_unborn()?;
-            let loaded = Index::load(&*self.storage, &self.names, &state, earlier.as_deref());
+            let loaded = Index::load(
+                &*self.storage,
+                &self.names,
+                &state,
+                earlier.as_deref(),
+                self.settings.threads,
+            );
             match loaded {
                 Ok(index) => {
                     let index = Arc::new(index);

@@ -28,9 +28,7 @@ mod tree;
 mod writer;
 
 pub use audit::{Difference, DiskAudit, TOLD_EXTENTS};
-pub use customer::{
-    Begun, Customer, LONGEST_SESSION_DAYS, NewCustomer, SEGMENT_RECORDS, WriteSettings, terms_map,
-};
+pub use customer::{Begun, Customer, LONGEST_SESSION_DAYS, NewCustomer, WriteSettings, terms_map};
 pub use error::{RepositoryError, RepositoryErrorKind};
 pub use host::{Head, Host, Stamp};
 pub use index::{Index, PackInfo};

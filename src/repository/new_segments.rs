@@ -15,7 +15,7 @@ pub(super) struct NewSegments<'a> {
     packs: &'a [PackRow],
     /// Records that are still to come, at most.
     left: usize,
-    filling: SegmentBuilder,
+    filling: Option<SegmentBuilder>,
     /// Where the range of the one being filled begins.
     from: Tag,
     last: Tag,
@@ -30,13 +30,12 @@ impl<'a> NewSegments<'a> {
         packs: &'a [PackRow],
         most_records: usize,
     ) -> Self {
-        let in_first = most_records.min(customer.settings().segment_records);
         NewSegments {
             customer,
             session,
             packs,
             left: most_records,
-            filling: SegmentBuilder::new(&session, &random_bytes(), packs, in_first),
+            filling: None,
             from: Tag::FIRST,
             last: Tag::FIRST,
             names: Vec::new(),
@@ -44,26 +43,32 @@ impl<'a> NewSegments<'a> {
         }
     }
 
+    /// The one being filled, or the next.
+    fn take_filling(&mut self) -> SegmentBuilder {
+        let expected = self.left.min(self.customer.settings().segment_records);
+        self.filling.take().unwrap_or_else(|| {
+            SegmentBuilder::new(&self.session, &random_bytes(), self.packs, expected)
+        })
+    }
+
     /// The next record, in ascending order. All records of a tag are in one segment.
     pub fn push(&mut self, record: Record) -> Result<(), RepositoryError> {
-        let most = self.customer.settings().segment_records;
-        if self.filling.len() >= most && record.tag != self.last {
-            let expected = self.left.min(most);
-            let next = SegmentBuilder::new(&self.session, &random_bytes(), self.packs, expected);
-            let full = std::mem::replace(&mut self.filling, next);
-            self.send(full.finish((self.from, self.last)))?;
+        let mut filling = self.take_filling();
+        if filling.len() >= self.customer.settings().segment_records && record.tag != self.last {
+            self.send(filling.finish((self.from, self.last)))?;
             self.from = record.tag;
+            filling = self.take_filling();
         }
+        filling.push(record);
+        self.filling = Some(filling);
         self.left = self.left.saturating_sub(1);
         self.last = record.tag;
-        self.filling.push(record);
         Ok(())
     }
 
     /// The names of all, and what they take. Packs without a record are listed as well.
     pub fn finish(mut self) -> Result<(Vec<SegmentName>, u64), RepositoryError> {
-        let nothing = SegmentBuilder::new(&self.session, &[0; 16], &[], 0);
-        let last = std::mem::replace(&mut self.filling, nothing);
+        let last = self.take_filling();
         self.send(last.finish((self.from, Tag::LAST)))?;
         Ok((self.names, self.stored_bytes))
     }

@@ -15,7 +15,11 @@ use crate::policy::PolicyTerms;
 use crate::storage::{Memory, Storage};
 use jiff::SignedDuration;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 pub const CHUNK: usize = 64 << 10;
 pub const DAY: SignedDuration = SignedDuration::from_hours(24);
@@ -215,6 +219,7 @@ impl World {
             pack_bytes: 4 * CHUNK,
             compression_level: 1,
             segment_records: 24,
+            threads: 2,
         };
         Customer::open(
             storage,
@@ -568,6 +573,57 @@ pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
         .unwrap_or_else(|| "it panicked".to_string())
+}
+
+/// `FROM..TO` in the environment.
+pub fn seeds_of(variable: &str, otherwise: Range<u64>) -> Range<u64> {
+    let Ok(seeds) = std::env::var(variable) else {
+        return otherwise;
+    };
+    let (from, to) = seeds.split_once("..").expect("FROM..TO");
+    let number = |text: &str| text.trim().parse().expect("a seed is a number");
+    number(from)..number(to)
+}
+
+/// More would only be the same failure.
+const FAILURES_TOLD: usize = 5;
+
+/// Runs each seed, on all cores; says which failed, and how to `repeat` one.
+pub fn run_seeds(seeds: Range<u64>, repeat: &str, run: impl Fn(u64) + Sync) {
+    let (next, started) = (AtomicU64::new(seeds.start), Instant::now());
+    let failed: Mutex<Vec<u64>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed))) {
+                        eprintln!("seed {seed}: {}", panic_text(panic.as_ref()));
+                        let mut failed = failed.lock().expect("no panic while locked");
+                        failed.push(seed);
+                        if failed.len() >= FAILURES_TOLD {
+                            next.store(seeds.end, Ordering::Relaxed);
+                        }
+                    }
+                    if seed % 10_000 == 9_999 {
+                        eprintln!("seeds up to {seed}, {} s", started.elapsed().as_secs());
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("no panic while locked");
+    println!(
+        "seeds {}..{}: {} failed, {:.1} s",
+        seeds.start,
+        seeds.end,
+        failed.len(),
+        started.elapsed().as_secs_f64()
+    );
+    assert!(failed.is_empty(), "repeat with {repeat}: {failed:?}");
 }
 
 /// A disk whose chunks are told apart by one number each; 0 is a hole.

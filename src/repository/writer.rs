@@ -532,8 +532,8 @@ impl<'a> Session<'a> {
             written.records.dedup();
             let count = written.records.len();
             let mut new = NewSegments::new(self.customer, self.id, &written.packs, count);
-            for record in std::mem::take(&mut written.records) {
-                new.push(record)?;
+            for record in &written.records {
+                new.push(*record)?;
             }
             let (names, stored_bytes) = new.finish()?;
             self.stored_bytes.fetch_add(stored_bytes, Ordering::Relaxed);

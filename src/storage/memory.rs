@@ -1,7 +1,8 @@
 //! A store in memory: for tests of everything above, with the semantics of the real ones.
 
 use super::{
-    Leftover, Listed, Storage, StorageError, StorageErrorKind, checked_prefix, refuse_own_names,
+    Leftover, Listed, Storage, StorageError, StorageErrorKind, checked_prefix, copy_range,
+    refuse_own_names, too_large,
 };
 use crate::model::ObjectName;
 use std::collections::BTreeMap;
@@ -127,11 +128,7 @@ impl Storage for Memory {
     fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {
         let object = self.object(name)?;
         if object.len() as u64 > max_bytes {
-            return Err(StorageError::new(
-                StorageErrorKind::Corrupt,
-                name,
-                format!("{} bytes, {max_bytes} are allowed", object.len()),
-            ));
+            return Err(too_large(name, object.len() as u64, max_bytes));
         }
         Ok(object.to_vec())
     }
@@ -143,25 +140,7 @@ impl Storage for Memory {
         buffer: &mut [u8],
     ) -> Result<(), StorageError> {
         let object = self.object(name)?;
-        let range = usize::try_from(offset)
-            .ok()
-            .and_then(|start| Some(start..start.checked_add(buffer.len())?))
-            .and_then(|range| object.get(range));
-        match range {
-            Some(bytes) => {
-                buffer.copy_from_slice(bytes);
-                Ok(())
-            }
-            None => Err(StorageError::new(
-                StorageErrorKind::Corrupt,
-                name,
-                format!(
-                    "ends after {} bytes, {} were asked for from {offset}",
-                    object.len(),
-                    buffer.len()
-                ),
-            )),
-        }
+        copy_range(name, &object, offset, buffer)
     }
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {

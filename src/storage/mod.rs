@@ -108,16 +108,26 @@ impl OpenObject for InMemory {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StorageError> {
-        let part = usize::try_from(offset)
-            .ok()
-            .and_then(|start| self.bytes.get(start..)?.get(..buffer.len()));
-        let Some(part) = part else {
-            let end = offset.saturating_add(buffer.len() as u64);
-            return Err(too_short(&self.name, self.size_bytes(), end));
-        };
-        buffer.copy_from_slice(part);
-        Ok(())
+        copy_range(&self.name, &self.bytes, offset, buffer)
     }
+}
+
+/// A range of an object that is in memory.
+fn copy_range(
+    name: &ObjectName,
+    bytes: &[u8],
+    offset: u64,
+    buffer: &mut [u8],
+) -> Result<(), StorageError> {
+    let part = usize::try_from(offset)
+        .ok()
+        .and_then(|start| bytes.get(start..)?.get(..buffer.len()));
+    let Some(part) = part else {
+        let end = offset.saturating_add(buffer.len() as u64);
+        return Err(too_short(name, bytes.len() as u64, end));
+    };
+    buffer.copy_from_slice(part);
+    Ok(())
 }
 
 fn too_short(name: &ObjectName, found: u64, expected: u64) -> StorageError {

@@ -16,7 +16,7 @@ use crate::jobs::{
 use crate::model::{Clock, ClockReading, CustomerName, PointId, PointState, RepositoryId, VmName};
 use crate::policy::{HostClock, PolicyTerms};
 use crate::repository::reclaim::{mark_now, survey};
-use crate::repository::testing::{CHUNK, DAY, Dice, Time, image, restore, vm};
+use crate::repository::testing::{CHUNK, DAY, Dice, Time, image, restore, run_seeds, seeds_of, vm};
 use crate::repository::{Customer, NewCustomer, WriteSettings, create_repository};
 use crate::storage::{Fault, Faulty, Memory, Storage, StorageErrorKind};
 use jiff::{SignedDuration, Timestamp};
@@ -40,8 +40,6 @@ const SETTINGS: RunSettings = RunSettings {
 };
 /// What nobody may lose.
 const WINDOW: SignedDuration = SignedDuration::from_hours(14 * 24);
-/// Two months have at most 62 days.
-const LONGEST: SignedDuration = SignedDuration::from_hours(62 * 24);
 
 struct Wall {
     time: Time,
@@ -134,6 +132,8 @@ struct Taken {
 struct Site {
     name: CustomerName,
     terms: PolicyTerms,
+    /// The longest that a point may live; two months have at most 62 days.
+    longest: SignedDuration,
     /// Looks, from outside of the hosts, at the store as it is.
     observer: Customer,
 }
@@ -162,6 +162,7 @@ fn open_on(
         pack_bytes: 4 * CHUNK,
         compression_level: 1,
         segment_records: 24,
+        threads: 2,
     };
     let identity: &HostIdentity = host.identity();
     Customer::open(storage, name, repository, identity, host.clone(), settings).ok()
@@ -193,8 +194,8 @@ impl Life {
         ];
         let sites = terms
             .into_iter()
-            .zip(["acme", "beta"])
-            .map(|(terms, name)| {
+            .zip([("acme", 62), ("beta", 30)])
+            .map(|(terms, (name, days))| {
                 let name = CustomerName::new(name).unwrap();
                 let new = NewCustomer {
                     repository: file.repository,
@@ -215,6 +216,7 @@ impl Life {
                 Site {
                     name,
                     terms,
+                    longest: DAY * days,
                     observer,
                 }
             })
@@ -489,7 +491,7 @@ impl Life {
                     .filter(|guest| guest.customer == customer)
                 {
                     for (id, taken) in &guest.points {
-                        let point = &state.points.get(id);
+                        let point = state.points.get(id);
                         let age = now.duration_since(taken.at);
                         let live = point
                             .is_some_and(|point| point.state == PointState::Live && !point.void);
@@ -505,7 +507,7 @@ impl Life {
                         }
                         let Some(point) = point else { continue };
                         assert!(
-                            point.deadline <= taken.at + LONGEST + DAY,
+                            point.deadline <= taken.at + site.longest + DAY,
                             "{told}: a deadline too late"
                         );
                         assert!(
@@ -592,30 +594,13 @@ impl Life {
     }
 }
 
-fn environment<T: std::str::FromStr>(name: &str) -> Option<T> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 #[test]
 fn in_a_life_of_faults_no_point_in_its_window_is_lost_and_none_outlives_its_deadline() {
-    let seeds = std::env::var("VMKEEP_LIVES").ok().and_then(|range| {
-        let (from, to) = range.split_once("..")?;
-        Some(from.parse().ok()?..to.parse().ok()?)
-    });
-    let nights = environment("VMKEEP_LIFE_NIGHTS").unwrap_or(NIGHTS);
-    let seeds: std::ops::Range<u64> = seeds.unwrap_or(0..3);
-    let next = std::sync::atomic::AtomicU64::new(seeds.start);
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        return;
-                    }
-                    Life::new(seed).live(nights);
-                }
-            });
-        }
-    });
+    let nights = std::env::var("VMKEEP_LIFE_NIGHTS");
+    let nights = nights.map_or(NIGHTS, |nights| nights.parse().expect("a number of nights"));
+    run_seeds(
+        seeds_of("VMKEEP_LIVES", 0..3),
+        "scripts/lives N..N+1",
+        |seed| Life::new(seed).live(nights),
+    );
 }

@@ -1,7 +1,7 @@
 //! Where tags stand: all current segments of a customer, searched together.
 //!
-//! Memory: 4.5 to 5 bytes a record. The records themselves stay in the store, which is asked for one only
-//! where 32 bits of its tag fit; but the first [`IN_MEMORY_BYTES`] of them are kept, so that the
+//! Memory: 4.5 to 5 bytes a record. The records themselves stay in the store, which is asked for one
+//! only where 32 bits of its tag fit; but the first [`IN_MEMORY_BYTES`] of them are kept, so that the
 //! index of most hosts needs no asking. And 150 bytes a pack.
 
 mod noted;
@@ -17,8 +17,7 @@ use crate::format::segment::{PackRow, Record};
 use crate::model::{PackName, SegmentName, SessionId, Tag};
 use crate::storage::Storage;
 use open_segment::{OpenSegment, Unread};
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Segments that fit into this together are searched in memory: 2.4 million records.
@@ -75,49 +74,47 @@ pub(super) struct RecordAt {
     at: usize,
 }
 
-/// A segment on its way into an index, with its pack rows.
-type Part = (SegmentName, Arc<OpenSegment>, Vec<PackRow>);
-
 impl Index {
-    /// Loads the current segments; those that `earlier` holds are taken over.
+    /// Loads the current segments with so many threads; those that `earlier` holds are taken over.
     pub fn load(
         storage: &dyn Storage,
         names: &CustomerNames,
         state: &State,
         earlier: Option<&Index>,
+        threads: usize,
     ) -> Result<Self, RepositoryError> {
-        let mut parts: Vec<Part> = Vec::with_capacity(state.segments.len());
-        if let Some(earlier) = earlier {
-            let kept = earlier.segments.iter();
-            parts.extend(
-                kept.filter(|loaded| state.segments.contains_key(&loaded.name))
-                    .map(|loaded| {
-                        let rows = earlier.rows_of(loaded).collect();
-                        (loaded.name, loaded.segment.clone(), rows)
-                    }),
-            );
-        }
-        let known: HashSet<SegmentName> = parts.iter().map(|(name, ..)| *name).collect();
-        let mut taken_bytes: u64 = parts.iter().map(|(_, part, _)| part.memory_bytes).sum();
+        let kept = |name: &SegmentName| {
+            let earlier = earlier?;
+            Some((earlier, earlier.loaded(name)?))
+        };
+        let current = || state.segments.keys();
+        let mut taken_bytes: u64 = current()
+            .filter_map(kept)
+            .map(|(_, loaded)| loaded.segment.memory_bytes)
+            .sum();
         let mut unread = Vec::new();
-        for name in state.segments.keys().filter(|name| !known.contains(name)) {
+        for name in current().filter(|name| kept(name).is_none()) {
             let room = IN_MEMORY_BYTES.saturating_sub(taken_bytes);
             let part = Unread::open(storage, names, name, room)?;
             taken_bytes += part.memory_bytes();
             unread.push(part);
         }
-        parts.extend(check_all(unread)?);
-        parts.sort_unstable_by_key(|(name, ..)| *name);
+        let mut checked = check_all(unread, threads)?;
         let mut index = Index {
             seq: state.seq,
-            segments: Vec::with_capacity(parts.len()),
+            segments: Vec::with_capacity(state.segments.len()),
             packs: Vec::new(),
             homes: Vec::new(),
             numbers: HashMap::new(),
             damaged: state.damaged.clone(),
         };
-        for part in parts {
-            index.add(part);
+        for name in current() {
+            if let Some((earlier, loaded)) = kept(name) {
+                let rows = earlier.listed_by(loaded).map(|(_, info)| info.row);
+                index.add(*name, loaded.segment.clone(), rows);
+            } else if let Some((segment, rows)) = checked.remove(name) {
+                index.add(*name, Arc::new(segment), rows.iter().copied());
+            }
         }
         for info in &mut index.packs {
             if let Some(condemned) = state.condemned.get(&info.row.name) {
@@ -128,35 +125,20 @@ impl Index {
         Ok(index)
     }
 
-    fn add(&mut self, (name, segment, rows): Part) {
-        let same = self
-            .segments
-            .last()
-            .filter(|last| self.rows_of(last).eq(rows.iter().copied()));
-        if let Some(numbers) = same.map(|last| last.numbers.clone()) {
-            self.segments.push(Loaded {
-                name,
-                segment,
-                numbers,
-            });
-            return;
-        }
-        let numbers = rows
-            .into_iter()
-            .map(|row| {
-                let next = self.packs.len() as PackNumber;
-                let number = *self.numbers.entry(row.name).or_insert(next);
-                if number == next {
-                    self.packs.push(PackInfo {
-                        row,
-                        condemned: false,
-                        deleted: false,
-                    });
-                    self.homes.push(name.session);
-                }
-                number
-            })
-            .collect();
+    fn add(
+        &mut self,
+        name: SegmentName,
+        segment: Arc<OpenSegment>,
+        rows: impl Iterator<Item = PackRow> + Clone,
+    ) {
+        let before = self.segments.last().filter(|before| {
+            let listed = self.listed_by(before).map(|(_, info)| info.row);
+            listed.eq(rows.clone())
+        });
+        let numbers = match before {
+            Some(before) => before.numbers.clone(),
+            None => rows.map(|row| self.number(row, name.session)).collect(),
+        };
         self.segments.push(Loaded {
             name,
             segment,
@@ -164,12 +146,28 @@ impl Index {
         });
     }
 
-    fn rows_of<'a>(&'a self, loaded: &'a Loaded) -> impl Iterator<Item = PackRow> + 'a {
-        let infos = loaded
-            .numbers
-            .iter()
-            .filter_map(|number| self.pack(*number));
-        infos.map(|info| info.row)
+    /// The number of a pack, which it gets here if it has none.
+    fn number(&mut self, row: PackRow, session: SessionId) -> PackNumber {
+        let next = self.packs.len() as PackNumber;
+        let number = *self.numbers.entry(row.name).or_insert(next);
+        if number == next {
+            self.packs.push(PackInfo {
+                row,
+                condemned: false,
+                deleted: false,
+            });
+            self.homes.push(session);
+        }
+        number
+    }
+
+    fn loaded(&self, name: &SegmentName) -> Option<&Loaded> {
+        self.segments.iter().find(|loaded| loaded.name == *name)
+    }
+
+    fn listed_by(&self, loaded: &Loaded) -> impl Iterator<Item = (PackNumber, &PackInfo)> + Clone {
+        let numbers = loaded.numbers.iter().copied();
+        numbers.filter_map(|number| Some((number, self.pack(number)?)))
     }
 
     /// The last entry of the ledger that this index knows of.
@@ -202,26 +200,25 @@ impl Index {
             .map(|loaded| (&loaded.name, loaded.segment.len()))
     }
 
-    /// The pack rows that a current segment lists.
-    pub(super) fn packs_listed_by(&self, name: &SegmentName) -> impl Iterator<Item = PackRow> {
-        let loaded = self.segments.iter().filter(|loaded| loaded.name == *name);
-        loaded.flat_map(|loaded| self.rows_of(loaded))
+    /// The packs that a current segment lists.
+    pub(super) fn packs_listed_by(
+        &self,
+        name: &SegmentName,
+    ) -> impl Iterator<Item = (PackNumber, &PackInfo)> {
+        let loaded = self.loaded(name).into_iter();
+        loaded.flat_map(|loaded| self.listed_by(loaded))
     }
 
-    /// The records of a current segment, ascending; `pack` is a number of this index.
+    /// The records of a current segment, ascending, with the numbers of their packs in this index.
     pub(super) fn records_of_segment(
         &self,
         name: &SegmentName,
-    ) -> impl Iterator<Item = Result<Record, RepositoryError>> {
-        let loaded = self.segments.iter().filter(|loaded| loaded.name == *name);
+    ) -> impl Iterator<Item = Result<(PackNumber, Record), RepositoryError>> {
+        let loaded = self.loaded(name).into_iter();
         loaded.flat_map(|loaded| {
-            loaded.segment.records().filter_map(|record| match record {
-                Ok(record) => loaded.place(&record).map(|place| {
-                    Ok(Record {
-                        pack: place.pack,
-                        ..record
-                    })
-                }),
+            let records = loaded.segment.records();
+            records.filter_map(|record| match record {
+                Ok(record) => Some(Ok((loaded.place(&record)?.pack, record))),
                 Err(error) => Some(Err(error)),
             })
         })
@@ -343,30 +340,23 @@ impl Loaded {
     }
 }
 
-/// Reads the segments with all cores: hashing a large index is most of the time that it takes to
-/// open it.
-fn check_all(unread: Vec<Unread>) -> Result<Vec<Part>, RepositoryError> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = cores.min(unread.len());
-    let waiting: Vec<Mutex<Option<Unread>>> = unread
-        .into_iter()
-        .map(|part| Mutex::new(Some(part)))
-        .collect();
-    let next = AtomicUsize::new(0);
+type Checked = BTreeMap<SegmentName, (OpenSegment, Vec<PackRow>)>;
+
+/// Several threads: hashing a large index is most of the time that it takes to open it.
+fn check_all(unread: Vec<Unread>, threads: usize) -> Result<Checked, RepositoryError> {
+    let helpers = threads.clamp(1, unread.len().max(1)) - 1;
+    let waiting = Mutex::new(unread);
     let work = || {
         let mut checked = Vec::new();
-        while let Some(part) = waiting.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let part = part.lock().unwrap_or_else(PoisonError::into_inner).take();
-            checked.extend(part.map(|part| {
-                let name = part.name;
-                part.check()
-                    .map(|(open, rows)| (name, Arc::new(open), rows))
-            }));
+        loop {
+            let part = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(part) = part else { return checked };
+            let name = part.name;
+            checked.push(part.check().map(|open| (name, open)));
         }
-        checked
     };
     let checked: Vec<_> = std::thread::scope(|scope| {
-        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let helpers: Vec<_> = (0..helpers).map(|_| scope.spawn(work)).collect();
         let mut checked = work();
         for helper in helpers {
             match helper.join() {

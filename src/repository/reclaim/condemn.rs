@@ -79,22 +79,11 @@ impl Pass<'_> {
         for decision in batch {
             let name = decision.facts.name;
             let known = || entries_in_index(mark, &name);
-            let entries = match directory(self.customer, &name)? {
+            let directory = directory(self.customer, &name)?;
+            let gone = matches!(directory, Directory::Gone);
+            let entries = match directory {
                 Directory::Entries(entries) => entries,
-                // Something live should be in it: it may come back (a folder that is not mounted,
-                // a lagging replica), and what is condemned does not come back.
-                Directory::Gone => {
-                    let known = known()?;
-                    let live = mark.live_among(&known)?;
-                    if !self.force && !live.is_empty() {
-                        let frames: Vec<(PackName, Tag)> =
-                            live.into_iter().map(|tag| (name, tag)).collect();
-                        self.note_damage(&frames)?;
-                        self.stuck.insert(name);
-                        continue;
-                    }
-                    known
-                }
+                Directory::Gone => known()?,
                 // Nothing of such a pack may be called dead, unless the index knows all of it.
                 Directory::Damaged => {
                     let known = known()?;
@@ -110,6 +99,14 @@ impl Pass<'_> {
                 }
             };
             let live = mark.live_among(&entries)?;
+            // Something live should be in it: it may come back (a folder that is not mounted, a
+            // lagging replica), and what is condemned does not come back.
+            if gone && !self.force && !live.is_empty() {
+                let frames: Vec<(PackName, Tag)> = live.iter().map(|tag| (name, *tag)).collect();
+                self.note_damage(&frames)?;
+                self.stuck.insert(name);
+                continue;
+            }
             doomed.push(Doomed {
                 name,
                 entries,

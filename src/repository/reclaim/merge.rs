@@ -61,7 +61,7 @@ pub fn merge_segments(customer: &Customer) -> Result<bool, RepositoryError> {
         let kept_elsewhere: BTreeSet<PackName> = known
             .difference(&taken)
             .flat_map(|name| index.packs_listed_by(name))
-            .map(|row| row.name)
+            .map(|(_, info)| info.row.name)
             .collect();
         let segments = join(customer, &index, begun.id, &chosen, &deleted)?;
         customer.append(|state| {
@@ -124,17 +124,11 @@ fn not_open(error: RepositoryError) -> Result<(), RepositoryError> {
 
 /// The smallest first.
 fn runs_of(index: &Index) -> Vec<Run> {
-    let gone = |row: &PackRow| {
-        index
-            .number_of(&row.name)
-            .and_then(|number| index.pack(number))
-            .is_some_and(|info| info.deleted)
-    };
     let mut runs: BTreeMap<SessionId, Run> = BTreeMap::new();
     for (name, records) in index.segment_names() {
         let run = runs.entry(name.session).or_default();
         run.records += records;
-        run.stale = run.stale || index.packs_listed_by(name).any(|row| gone(&row));
+        run.stale = run.stale || index.packs_listed_by(name).any(|(_, info)| info.deleted);
         run.segments.push(*name);
     }
     let mut runs: Vec<Run> = runs.into_values().collect();
@@ -177,17 +171,14 @@ fn join(
     // One without a record is adopted all the same.
     let mut rows: Vec<PackRow> = Vec::new();
     let mut numbers: HashMap<PackNumber, u32> = HashMap::new();
-    for row in runs
+    for (number, info) in runs
         .iter()
         .flat_map(|run| &run.segments)
         .flat_map(|name| index.packs_listed_by(name))
-        .filter(|row| !deleted.contains(&row.name))
+        .filter(|(_, info)| !deleted.contains(&info.row.name))
     {
-        let Some(number) = index.number_of(&row.name) else {
-            continue;
-        };
         numbers.entry(number).or_insert_with(|| {
-            rows.push(row);
+            rows.push(info.row);
             rows.len() as u32 - 1
         });
     }
@@ -201,8 +192,8 @@ fn join(
         .flat_map(|run| &run.segments)
         .map(|name| index.records_of_segment(name).peekable())
         .collect();
-    // The next tag of each segment. Records of one tag are put in order when all of them are there: the
-    // packs have other numbers now.
+    // The next tag of each segment. Records of one tag are put in order when all of them are there:
+    // the packs have other numbers now.
     let mut next = BinaryHeap::new();
     for (source, records) in sources.iter_mut().enumerate() {
         next.extend(next_tag(records)?.map(|tag| Reverse((tag, source))));
@@ -216,8 +207,8 @@ fn join(
             continue;
         };
         while next_tag(records)? == Some(tag) {
-            if let Some(record) = records.next().transpose()?
-                && let Some(pack) = numbers.get(&record.pack)
+            if let Some((number, record)) = records.next().transpose()?
+                && let Some(pack) = numbers.get(&number)
             {
                 same.push(Record {
                     pack: *pack,
@@ -240,11 +231,11 @@ fn push_all(new: &mut NewSegments<'_>, same: &mut Vec<Record>) -> Result<(), Rep
 
 fn next_tag<I>(records: &mut Peekable<I>) -> Result<Option<Tag>, RepositoryError>
 where
-    I: Iterator<Item = Result<Record, RepositoryError>>,
+    I: Iterator<Item = Result<(PackNumber, Record), RepositoryError>>,
 {
     match records.peek() {
         None => Ok(None),
-        Some(Ok(record)) => Ok(Some(record.tag)),
+        Some(Ok((_, record))) => Ok(Some(record.tag)),
         Some(Err(error)) => Err(error.clone()),
     }
 }
