@@ -5,7 +5,7 @@ use crate::format::FormatError;
 use crate::format::names::CustomerNames;
 use crate::format::segment::{MAX_SEGMENT_BYTES, PackRow, Record, Segment, SegmentBytes};
 use crate::model::{ObjectHash, ObjectName, SegmentName, Tag};
-use crate::storage::{OpenObject, Storage, StorageError};
+use crate::storage::{OpenObject, Storage, StorageError, StorageErrorKind};
 
 pub(super) struct OpenSegment {
     object: ObjectName,
@@ -138,11 +138,100 @@ impl OpenSegment {
 
     pub fn find(&self, tag: &Tag) -> Result<Vec<(usize, Record)>, RepositoryError> {
         let found = self.segment.find(tag);
-        found.map_err(|error| error.of(&self.object))
+        found.map_err(|error| self.not_read(error))
     }
 
     pub fn records(&self) -> impl Iterator<Item = Result<Record, RepositoryError>> {
         let records = self.segment.records();
-        records.map(|record| record.map_err(|error| error.of(&self.object)))
+        records.map(|record| record.map_err(|error| self.not_read(error)))
+    }
+
+    /// It was whole when it was opened. That it cannot be read now tells nothing of the pieces that
+    /// it lists: were it damage, a mark under force would go on and take them for dead.
+    fn not_read(&self, error: Failed) -> RepositoryError {
+        let why = match error {
+            Failed::Format(error) => error.to_string(),
+            Failed::Storage(error) => error.detail,
+        };
+        StorageError::new(
+            StorageErrorKind::Transient,
+            &self.object,
+            format!("{why}; nothing was decided by it, run the command again"),
+        )
+        .into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::random_bytes;
+    use crate::format::pack::PackKind;
+    use crate::format::segment::build;
+    use crate::model::{CustomerName, PackName, SessionId};
+    use std::sync::{Arc, Mutex};
+
+    /// An object whose file somebody changes or cuts while it is open.
+    struct Changing(Arc<Mutex<Vec<u8>>>);
+
+    impl OpenObject for Changing {
+        fn size_bytes(&self) -> u64 {
+            self.0.lock().unwrap().len() as u64
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StorageError> {
+            let read = self.0.lock().unwrap().read_at(offset, buffer);
+            read.map_err(|error| StorageError::new(StorageErrorKind::Corrupt, "segment", error))
+        }
+    }
+
+    #[test]
+    fn a_segment_that_changes_while_it_is_open_is_no_damage_of_what_it_lists() {
+        let session = SessionId::from_bytes([1; 16]);
+        let row = PackRow {
+            name: PackName {
+                session,
+                hash: ObjectHash::from_bytes([2; 32]),
+            },
+            size_bytes: 1 << 20,
+            frames: 3,
+            kind: PackKind::Data,
+        };
+        let tag = |n: u8| Tag::from_bytes([n; 16]);
+        let mut records: Vec<Record> = [10, 20, 30]
+            .map(|n| Record {
+                tag: tag(n),
+                pack: 0,
+                offset: 48 + u32::from(n) * 100,
+                length_bytes: 100,
+            })
+            .into();
+        let bytes = build(&session, &random_bytes(), &[row], &mut records);
+        let name = SegmentName {
+            session,
+            hash: ObjectHash::from_bytes(*blake3::hash(&bytes).as_bytes()),
+        };
+        let customer = CustomerName::new("acme").unwrap();
+        let shared = Arc::new(Mutex::new(bytes.clone()));
+        let unread = Unread {
+            name,
+            object: CustomerNames::new(&customer).segment(&name),
+            bytes: Held::Store(Box::new(Changing(shared.clone()))),
+        };
+        let (open, rows) = unread.check().unwrap();
+        assert_eq!(rows, [row]);
+        assert_eq!(open.find(&tag(20)).unwrap(), [(1, records[1])]);
+        let last = bytes.len() - 1;
+        for (changed_or_cut, wrong) in [
+            (bytes[..last - 30].to_vec(), tag(30)),
+            ([&bytes[..last - 27], &[0xee; 28]].concat(), tag(30)),
+        ] {
+            *shared.lock().unwrap() = changed_or_cut;
+            let error = open.find(&wrong).unwrap_err();
+            assert!(!error.is_damage(), "{error}");
+            assert!(error.to_string().contains(name.hash.to_string().as_str()));
+            let walked: Result<Vec<_>, _> = open.records().collect();
+            assert!(!walked.unwrap_err().is_damage());
+        }
     }
 }
