@@ -9,6 +9,11 @@ use crate::hypervisor::runtime_folder::check_passable;
 use crate::hypervisor::{CaptureError, CaptureErrorKind};
 use roxmltree::Node;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// libvirt asks the emulator anew what it can where it does not trust what it knows of it, and on
+/// some hosts it does so a dozen times for one domain. No guest waits for it.
+const DEFINE_LIMIT: Duration = Duration::from_secs(300);
 
 /// libvirt on this host.
 pub struct Domains {
@@ -87,7 +92,7 @@ impl Domains {
         let path = file.to_str().unwrap_or_default();
         let reply = self
             .virsh
-            .run(&["define", "--validate", path], QUERY_LIMIT)?;
+            .run(&["define", "--validate", path], DEFINE_LIMIT)?;
         if !reply.success {
             return Err(refused(name, "define it", &reply));
         }

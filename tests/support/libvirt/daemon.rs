@@ -74,8 +74,14 @@ impl Daemon {
             ),
         )
         .unwrap();
+        // Where root may use KVM and QEMU's user may not, libvirt never believes what it knows of
+        // a QEMU and asks it again, a dozen of times for one command. So nobody may: the file in
+        // its place is no device, and closed to all but root.
+        fs::write(folder.path().join("no-kvm"), "").unwrap();
+        fs::set_permissions(folder.path().join("no-kvm"), Permissions::from_mode(0o600)).unwrap();
         let script = format!(
             "set -e
+             test ! -e /dev/kvm || mount --bind {at}/no-kvm /dev/kvm
              for d in etc:/etc run:/run lib:/var/lib log:/var/log cache:/var/cache; do
                  mkdir -p ${{d#*:}}/libvirt
                  mount --bind {at}/${{d%%:*}} ${{d#*:}}/libvirt
