@@ -247,6 +247,42 @@ fn a_wrong_key_opens_nothing_and_says_what_to_do() {
 }
 
 #[test]
+fn verify_without_keys_needs_no_identity_writes_nothing_and_names_what_is_damaged() {
+    let lab = Lab::new(0xbad_0014);
+    // On the machine that holds the store, which was never a host of it.
+    fs::remove_dir_all(lab.host.state()).unwrap();
+    let folder = lab.host.customer_folder("acme");
+    let before = files_below(&folder);
+    let command = ["--json", "verify", "--without-keys", "--read-data"];
+    lab.host
+        .vmkeep(&["verify"], minutes(1))
+        .exits(12)
+        .says("vmkeep verify --without-keys");
+    let told = lab.host.vmkeep(&command, minutes(1)).exits(0).document();
+    assert_eq!(told["sound"], true, "{told}");
+    assert_eq!(told["customers"][0]["points"], 2, "{told}");
+    assert!(
+        told["customers"][0]["packs_read"].as_u64() >= Some(4),
+        "{told}"
+    );
+    assert_eq!(files_below(&folder), before);
+
+    for part in ["packs", "index", "points", "key"] {
+        let file = files_below(&folder.join(part)).pop().unwrap();
+        let good = fs::read(&file).unwrap();
+        let mut bad = good.clone();
+        bad[good.len() / 2] ^= 1;
+        fs::write(&file, bad).unwrap();
+        lab.host
+            .vmkeep(&command, minutes(2))
+            .exits(6)
+            .says(file.file_stem().unwrap().to_str().unwrap());
+        fs::write(&file, good).unwrap();
+    }
+    lab.host.vmkeep(&command, minutes(3)).exits(0);
+}
+
+#[test]
 fn an_escrow_key_alone_restores_everything() {
     let lab = Lab::new(0xbad_0004);
     let picture = lab.web.picture();

@@ -35,9 +35,9 @@ use vmkeep::model::{
 };
 use vmkeep::policy::PolicyTerms;
 use vmkeep::repository::{
-    Customer, DiskDraft, Head, Host, Ledger, NewCustomer, PointDraft, PointReader, ReadScratch,
-    Reader, RepositoryError, Stamp, Trust, WriteSettings, create_repository, open_repository,
-    reclaim, scrub_packs,
+    Customer, DiskDraft, Head, Heads, Host, Ledger, NewCustomer, PointDraft, PointReader,
+    ReadScratch, Reader, RepositoryError, Stamp, Trust, WriteSettings, create_repository,
+    open_repository, reclaim, scrub_packs,
 };
 use vmkeep::storage::{Memory, Storage};
 
@@ -92,6 +92,14 @@ impl TestHost {
     }
 }
 
+impl Heads for TestHost {
+    fn head(&self, _customer: &CustomerUid) -> Option<Head> {
+        self.head
+    }
+
+    fn remember_head(&self, _customer: &CustomerUid, _head: Head) {}
+}
+
 impl Host for TestHost {
     fn id(&self) -> HostId {
         self.identity.host_id()
@@ -110,12 +118,6 @@ impl Host for TestHost {
     }
 
     fn noted(&self, _stamp: &Stamp) {}
-
-    fn head(&self, _customer: &CustomerUid) -> Option<Head> {
-        self.head
-    }
-
-    fn remember_head(&self, _customer: &CustomerUid, _head: Head) {}
 
     fn hold_session(&self, _session: &SessionId) -> Result<Box<dyn Send + Sync>, RepositoryError> {
         Ok(Box::new(()))

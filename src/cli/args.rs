@@ -257,12 +257,17 @@ Without keys, the checksums of the stored objects are verified; with keys, their
 Example:
   vmkeep verify
   vmkeep verify --read-data
-  vmkeep verify --read-data=10")]
+  vmkeep verify --read-data=10
+  vmkeep verify --without-keys --read-data")]
 pub struct VerifyArgs {
     /// Read the stored data too: all of it, or this share of it
     #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "100", value_parser = parse_percent)]
     pub read_data: Option<u8>,
+    /// Check what can be checked without any key: ledger, index, records and checksums. Nothing is
+    /// written; this machine needs no identity
+    #[arg(long)]
+    pub without_keys: bool,
 }
 
 /// Shows for each VM the last success, the nights covered, the next expiry, and alarms
@@ -448,6 +453,7 @@ mod tests {
             "vmkeep verify",
             "vmkeep verify --read-data",
             "vmkeep verify --read-data=10",
+            "vmkeep verify --without-keys --read-data",
             "vmkeep status",
             "vmkeep ledger show",
             "vmkeep ledger verify",

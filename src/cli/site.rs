@@ -15,10 +15,10 @@ use crate::jobs::{
     BackupSettings, JobError, JobErrorKind, LocalHost, PruneRequest, StateError, StateFolder,
     VmTask,
 };
-use crate::model::{Clock, VmName};
+use crate::model::{Clock, CustomerName, VmName};
 use crate::policy::HostClock;
 use crate::repository::{
-    Customer, RepositoryError, RepositoryErrorKind, WriteSettings, open_repository,
+    Customer, RepositoryError, RepositoryErrorKind, SealedCustomer, WriteSettings, open_repository,
 };
 use crate::storage::{Directory, Probe, Storage, StorageError, StorageErrorKind, probe};
 use jiff::tz::TimeZone;
@@ -28,6 +28,59 @@ use std::sync::Arc;
 /// A domain's backup is given up before less than this is free for its scratch files.
 const SCRATCH_RESERVE_BYTES: u64 = 256 << 20;
 pub const VIRSH: &str = "virsh";
+
+/// A repository, as far as it is open without this host's identity.
+pub struct Ground {
+    pub config: Config,
+    storage: Arc<dyn Storage>,
+    file: RepositoryFile,
+    folder: StateFolder,
+}
+
+impl Ground {
+    pub fn open(invocation: &Invocation) -> Result<Self, Failure> {
+        let config = invocation.config()?;
+        let directory = Directory::open(&config.repository.directory);
+        let storage: Arc<dyn Storage> = Arc::new(directory.map_err(|error| match error.kind {
+            StorageErrorKind::NotFound => {
+                failure_of(RepositoryErrorKind::NoRepository, error.to_string())
+            }
+            _ => error.into(),
+        })?);
+        let file = open_repository(&*storage)?;
+        let folder = StateFolder::create(&config.host.state_dir)?;
+        refuse_another_repository(&folder, &*storage, &file)?;
+        Ok(Ground {
+            config,
+            storage,
+            file,
+            folder,
+        })
+    }
+
+    /// A customer without its key.
+    pub fn sealed(&self, name: &CustomerName) -> Result<SealedCustomer, Failure> {
+        SealedCustomer::open(
+            self.storage.clone(),
+            name,
+            self.file.repository,
+            Arc::new(self.folder.clone()),
+            self.config.host.threads,
+        )
+        .map_err(|error| refused_customer(name, error))
+    }
+}
+
+fn refused_customer(name: &CustomerName, error: RepositoryError) -> Failure {
+    match error.kind {
+        RepositoryErrorKind::NotFound => Failure::new(
+            Exit::Failed,
+            format!("customer {name} is not in the repository yet"),
+        )
+        .hint("vmkeep init creates customers that were added to the configuration"),
+        _ => error.into(),
+    }
+}
 
 /// A repository that is open on this host.
 pub struct Site {
@@ -57,17 +110,12 @@ impl OpenCustomer<'_> {
 
 impl Site {
     pub fn open(invocation: &Invocation) -> Result<Self, Failure> {
-        let config = invocation.config()?;
-        let directory = Directory::open(&config.repository.directory);
-        let storage: Arc<dyn Storage> = Arc::new(directory.map_err(|error| match error.kind {
-            StorageErrorKind::NotFound => {
-                failure_of(RepositoryErrorKind::NoRepository, error.to_string())
-            }
-            _ => error.into(),
-        })?);
-        let file = open_repository(&*storage)?;
-        let folder = StateFolder::create(&config.host.state_dir)?;
-        refuse_another_repository(&folder, &*storage, &file)?;
+        let Ground {
+            config,
+            storage,
+            file,
+            folder,
+        } = Ground::open(invocation)?;
         let identity = folder.identity().map_err(|error| match error.kind {
             io::ErrorKind::NotFound => Failure::new(
                 Exit::WrongKey,
@@ -77,6 +125,7 @@ impl Site {
                 ),
             )
             .hint("put the host's identity back, or an escrow identity (0600) in its place")
+            .hint("what needs no key can be checked without one: vmkeep verify --without-keys")
             .hint("on a new host, with an empty store: vmkeep init"),
             _ => error.into(),
         })?;
@@ -130,14 +179,7 @@ impl Site {
             self.host.clone(),
             settings,
         )
-        .map_err(|error| match error.kind {
-            RepositoryErrorKind::NotFound => Failure::new(
-                Exit::Failed,
-                format!("customer {} is not in the repository yet", config.name),
-            )
-            .hint("vmkeep init creates customers that were added to the configuration"),
-            _ => error.into(),
-        })?;
+        .map_err(|error| refused_customer(&config.name, error))?;
         Ok(OpenCustomer { config, customer })
     }
 

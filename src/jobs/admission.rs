@@ -60,10 +60,14 @@ pub fn admit(
     match open() {
         Ok(customer) => {
             let wanted: Vec<String> = recipients.iter().map(ToString::to_string).collect();
-            let (known, complete) = customer.with_state(|state| {
-                let known = state.keys.last().map(|key| key.recipients.clone());
-                (known.unwrap_or_default(), state.terms.is_some())
-            });
+            let (newest, complete) =
+                customer.with_state(|state| (state.keys.last().cloned(), state.terms.is_some()));
+            // A key file that has rotted is nobody's: it is made anew.
+            let known = match newest.map(|row| (customer.sealed_key(&row), row)) {
+                Some((Ok(_), row)) => row.recipients,
+                Some((Err(error), _)) if !error.is_damage() => return Err(error.into()),
+                Some((Err(_), _)) | None => Vec::new(),
+            };
             if complete {
                 update_host(&customer, host)?;
                 if wanted.iter().all(|one| known.contains(one)) {

@@ -4,7 +4,7 @@ use crate::codec::minisign::{self, MinisignError};
 use crate::format::entry::{Attestation, ClockDeclaration, HostBody, Role};
 use crate::model::{Clock, ClockReading, CustomerUid, HostId, SessionId};
 use crate::policy::{self, HostClock, Judgement, LocalMark, judge, next_mark};
-use crate::repository::{Head, Host, RepositoryError, RepositoryErrorKind, Stamp};
+use crate::repository::{Head, Heads, Host, RepositoryError, RepositoryErrorKind, Stamp};
 use jiff::Timestamp;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,6 +118,16 @@ impl LocalHost {
     }
 }
 
+impl Heads for LocalHost {
+    fn head(&self, customer: &CustomerUid) -> Option<Head> {
+        self.folder.head(customer)
+    }
+
+    fn remember_head(&self, customer: &CustomerUid, head: Head) {
+        self.folder.remember_head(customer, head);
+    }
+}
+
 impl Host for LocalHost {
     fn id(&self) -> HostId {
         self.identity.host_id()
@@ -169,14 +179,6 @@ impl Host for LocalHost {
             self.folder.remember_clock_mark(&mark);
             memory.mark = Some(mark);
         }
-    }
-
-    fn head(&self, customer: &CustomerUid) -> Option<Head> {
-        self.folder.head(customer)
-    }
-
-    fn remember_head(&self, customer: &CustomerUid, head: Head) {
-        self.folder.remember_head(customer, head);
     }
 
     fn hold_session(&self, session: &SessionId) -> Result<Box<dyn Send + Sync>, RepositoryError> {

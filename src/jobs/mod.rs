@@ -46,5 +46,5 @@ pub use run::{
     due_now, release_tracking, run_customer,
 };
 pub use state_folder::{Lock, StateError, StateFolder};
-pub use verify::{Verified, VerifyRequest, verify};
+pub use verify::{Verified, VerifyRequest, verify, verify_sealed};
 pub use watch::{Quiet, Watch};

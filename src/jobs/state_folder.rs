@@ -6,7 +6,7 @@
 use crate::codec::HostIdentity;
 use crate::model::{CustomerUid, RepositoryId, SessionId};
 use crate::policy::LocalMark;
-use crate::repository::Head;
+use crate::repository::{Head, Heads};
 use rustix::fs::FlockOperation;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -213,26 +213,6 @@ impl StateFolder {
         self.path.join("sessions").join(session.to_string())
     }
 
-    pub(super) fn head(&self, customer: &CustomerUid) -> Option<Head> {
-        let text = read_small(&self.head_path(customer)).ok()?;
-        let (seq, hash) = text.trim().split_once(' ')?;
-        Some(Head {
-            seq: seq.parse().ok()?,
-            hash: hash.parse().ok()?,
-        })
-    }
-
-    /// Never goes back: of several processes the one that saw most is remembered.
-    pub(super) fn remember_head(&self, customer: &CustomerUid, head: Head) {
-        let known = self.head(customer).map_or(0, |known| known.seq);
-        if known < head.seq {
-            let text = format!("{} {}\n", head.seq, head.hash);
-            let folder = self.path.join("heads");
-            // A memory that cannot be kept is no reason to stop a backup.
-            let _kept = replace(&folder, &customer.to_string(), text.as_bytes());
-        }
-    }
-
     fn head_path(&self, customer: &CustomerUid) -> PathBuf {
         self.path.join("heads").join(customer.to_string())
     }
@@ -267,6 +247,28 @@ impl StateFolder {
             .map_err(failed)?;
         writeln!(file, "{}", line.replace(['\n', '\r'], " ")).map_err(failed)?;
         file.sync_all().map_err(failed)
+    }
+}
+
+impl Heads for StateFolder {
+    fn head(&self, customer: &CustomerUid) -> Option<Head> {
+        let text = read_small(&self.head_path(customer)).ok()?;
+        let (seq, hash) = text.trim().split_once(' ')?;
+        Some(Head {
+            seq: seq.parse().ok()?,
+            hash: hash.parse().ok()?,
+        })
+    }
+
+    /// Never goes back: of several processes the one that saw most is remembered.
+    fn remember_head(&self, customer: &CustomerUid, head: Head) {
+        let known = self.head(customer).map_or(0, |known| known.seq);
+        if known < head.seq {
+            let text = format!("{} {}\n", head.seq, head.hash);
+            let folder = self.path.join("heads");
+            // A memory that cannot be kept is no reason to stop a backup.
+            let _kept = replace(&folder, &customer.to_string(), text.as_bytes());
+        }
     }
 }
 

@@ -2,9 +2,11 @@
 
 use super::{JobError, Watch};
 use crate::format::entry::VerifyMethod;
-use crate::model::{PackName, PointState, Tag};
+use crate::model::{PackName, PointId, PointState, Tag};
 use crate::repository::reclaim::mark_now;
-use crate::repository::{Customer, Index, Unreachable, open_live, scrub_packs};
+use crate::repository::{
+    Customer, Index, Scrubbed, SealedCustomer, State, Unreachable, open_live, scrub_packs,
+};
 use crate::storage::{Listed, StorageErrorKind};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -44,6 +46,72 @@ pub fn verify(
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<Verified, JobError> {
+    let (mut verified, index) = check_objects(customer)?;
+    if request.trees && request.read_percent != Some(100) {
+        watch.stage(&format!("{} trees", customer.name()), 0);
+        check_trees(customer, &mut verified.damage)?;
+    }
+    interrupted(stop)?;
+    match request.read_percent {
+        None => {}
+        // All of it: what is live is opened with the key, which finds what checksums find and more.
+        Some(100) if request.trees => {
+            open_everything(customer, request, &mut verified, watch, stop)?;
+        }
+        Some(percent) => {
+            let packs = share_of(customer, &index, percent, request.unread_since);
+            let scrubbed = read_each(
+                customer,
+                &packs,
+                &HashSet::new(),
+                request.threads,
+                &mut verified,
+                watch,
+                stop,
+            )?;
+            note(customer, &scrubbed)?;
+            interrupted(stop)?;
+        }
+    }
+    Ok(verified)
+}
+
+/// Verifies one customer without its key, and writes nothing: the ledger, the index, that every
+/// object stands as the ledger names it, and, if asked, the checksums of this share of the packs.
+pub fn verify_sealed(
+    customer: &SealedCustomer,
+    read_percent: Option<u8>,
+    threads: usize,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<Verified, JobError> {
+    let (mut verified, index) = check_objects(customer)?;
+    check_records(customer, &mut verified.damage)?;
+    if let Some(percent) = read_percent {
+        let packs = share_of(customer, &index, percent, None);
+        read_each(
+            customer,
+            &packs,
+            &HashSet::new(),
+            threads,
+            &mut verified,
+            watch,
+            stop,
+        )?;
+    }
+    interrupted(stop)?;
+    Ok(verified)
+}
+
+fn interrupted(stop: &AtomicBool) -> Result<(), JobError> {
+    match stop.load(Ordering::Relaxed) {
+        true => Err(JobError::interrupted()),
+        false => Ok(()),
+    }
+}
+
+/// What is checked with a key and without.
+fn check_objects(customer: &SealedCustomer) -> Result<(Verified, Arc<Index>), JobError> {
     let mut verified = Verified::default();
     // Listed before the ledger is read: what the ledger then names and the list lacks, and is
     // still not there when asked for by name, is missing.
@@ -62,33 +130,57 @@ pub fn verify(
         ));
     }
     verified.packs = check_packs(customer, &index, &listed, &mut verified.damage)?;
+    check_key_files(customer, &state, &mut verified)?;
+    Ok((verified, index))
+}
 
-    if request.trees && request.read_percent != Some(100) {
-        watch.stage(&format!("{} trees", customer.name()), 0);
-        check_trees(customer, &mut verified.damage)?;
-    }
-    if stop.load(Ordering::Relaxed) {
-        return Err(JobError::interrupted());
-    }
-    match request.read_percent {
-        None => {}
-        // All of it: what is live is opened with the key, which finds what checksums find and more.
-        Some(100) if request.trees => {
-            open_everything(customer, request, &mut verified, watch, stop)?;
+/// Every key file that the ledger names must be there, or a later one for the same recipients:
+/// somebody may have no other way in.
+fn check_key_files(
+    customer: &SealedCustomer,
+    state: &State,
+    verified: &mut Verified,
+) -> Result<(), JobError> {
+    let mut served: HashSet<&str> = HashSet::new();
+    for row in state.keys.iter().rev() {
+        match customer.sealed_key(row) {
+            Ok(_) => served.extend(row.recipients.iter().map(String::as_str)),
+            Err(error) if error.is_damage() => {
+                let lost = row.recipients.iter();
+                match lost.filter(|one| !served.contains(one.as_str())).count() {
+                    0 => verified
+                        .notes
+                        .push(format!("{error}; a later one serves the same recipients")),
+                    lost => verified.damage.push(format!(
+                        "{error}: {lost} of its recipients have no other one \
+                         (vmkeep init makes one for those of the configuration)"
+                    )),
+                }
+            }
+            Err(error) => return Err(error.into()),
         }
-        Some(percent) => {
-            read_packs(
-                customer,
-                &index,
-                percent,
-                request,
-                &mut verified,
-                watch,
-                stop,
-            )?;
+    }
+    Ok(())
+}
+
+/// The record of every point that is live or expired must be the one that the ledger names.
+fn check_records(customer: &SealedCustomer, damage: &mut Vec<String>) -> Result<(), JobError> {
+    let points: Vec<PointId> =
+        customer.with_state(|state| state.roots().map(|(id, _)| *id).collect());
+    for point in points {
+        match customer.sealed_record(&point) {
+            Ok(_) => {}
+            Err(error) if error.is_damage() => {
+                // Erased meanwhile, or damage.
+                customer.refresh()?;
+                if customer.with_state(|state| state.roots().any(|(id, _)| *id == point)) {
+                    tell_unreadable(customer, &[Unreachable { point, error }], damage);
+                }
+            }
+            Err(error) => return Err(error.into()),
         }
     }
-    Ok(verified)
+    Ok(())
 }
 
 fn open_everything(
@@ -103,9 +195,7 @@ fn open_everything(
     let opened = open_live(customer, request.threads, stop, &|bytes| {
         watch.advance(bytes)
     })?;
-    if stop.load(Ordering::Relaxed) {
-        return Err(JobError::interrupted());
-    }
+    interrupted(stop)?;
     verified.packs_read = opened.whole.len();
     verified.read_bytes = opened.bytes;
     let told: HashSet<(PackName, Tag)> = opened.damaged.iter().copied().collect();
@@ -127,7 +217,17 @@ fn open_everything(
         .filter(|info| !info.condemned && !whole.contains(&info.row.name))
         .map(|info| (info.row.name, info.row.size_bytes))
         .collect();
-    read_each(customer, &rest, &told, request, verified, watch, stop)?;
+    let scrubbed = read_each(
+        customer,
+        &rest,
+        &told,
+        request.threads,
+        verified,
+        watch,
+        stop,
+    )?;
+    note(customer, &scrubbed)?;
+    interrupted(stop)?;
     if !(opened.whole.is_empty() && opened.damaged.is_empty()) {
         customer.note_verification(VerifyMethod::Opened, &opened.whole, &opened.damaged)?;
     }
@@ -148,7 +248,7 @@ struct Known {
 }
 
 impl Known {
-    fn of(customer: &Customer) -> Result<Self, JobError> {
+    fn of(customer: &SealedCustomer) -> Result<Self, JobError> {
         let (index, state) = customer.index_and_state()?;
         Ok(Known {
             damaged: state.damaged,
@@ -178,7 +278,11 @@ impl Known {
 }
 
 /// What cannot be read, with the restore point that needs it.
-fn tell_unreadable(customer: &Customer, unreadable: &[Unreachable], damage: &mut Vec<String>) {
+fn tell_unreadable(
+    customer: &SealedCustomer,
+    unreadable: &[Unreachable],
+    damage: &mut Vec<String>,
+) {
     for found in unreadable {
         let what = customer.with_state(|state| {
             state.points.get(&found.point).map(|point| {
@@ -200,7 +304,7 @@ fn tell_unreadable(customer: &Customer, unreadable: &[Unreachable], damage: &mut
 
 /// Every uncondemned pack of the index must be there, in its size.
 fn check_packs(
-    customer: &Customer,
+    customer: &SealedCustomer,
     index: &Index,
     listed: &[Listed],
     damage: &mut Vec<String>,
@@ -239,15 +343,13 @@ fn check_packs(
     Ok(packs)
 }
 
-fn read_packs(
-    customer: &Customer,
+/// A share of the packs, those longest unread first, with their sizes.
+fn share_of(
+    customer: &SealedCustomer,
     index: &Index,
     percent: u8,
-    request: VerifyRequest,
-    verified: &mut Verified,
-    watch: &dyn Watch,
-    stop: &AtomicBool,
-) -> Result<(), JobError> {
+    unread_since: Option<Timestamp>,
+) -> Vec<(PackName, u64)> {
     let mut packs: Vec<(Option<Timestamp>, PackName, u64)> = customer.with_state(|state| {
         index
             .packs()
@@ -262,43 +364,34 @@ fn read_packs(
     packs.sort_unstable();
     let share = (packs.len() * usize::from(percent)).div_ceil(100);
     packs.truncate(share);
-    if let Some(since) = request.unread_since {
+    if let Some(since) = unread_since {
         packs.retain(|(read_at, ..)| read_at.is_none_or(|read_at| read_at < since));
     }
-    let packs: Vec<(PackName, u64)> = packs
+    packs
         .into_iter()
         .map(|(_, name, size)| (name, size))
-        .collect();
-    read_each(
-        customer,
-        &packs,
-        &HashSet::new(),
-        request,
-        verified,
-        watch,
-        stop,
-    )
+        .collect()
 }
 
 /// Reads packs in full and checks every frame by its checksum. `told`: frames that were found to be
-/// damaged, and told of, before.
+/// damaged, and told of, before. Interrupted, it returns what it has.
 fn read_each(
-    customer: &Customer,
+    customer: &SealedCustomer,
     packs: &[(PackName, u64)],
     told: &HashSet<(PackName, Tag)>,
-    request: VerifyRequest,
+    threads: usize,
     verified: &mut Verified,
     watch: &dyn Watch,
     stop: &AtomicBool,
-) -> Result<(), JobError> {
+) -> Result<Scrubbed, JobError> {
     if packs.is_empty() {
-        return Ok(());
+        return Ok(Scrubbed::default());
     }
     let total = packs.iter().map(|(_, size)| size).sum();
     watch.stage(&format!("{} read", customer.name()), total);
     let names: Vec<PackName> = packs.iter().map(|(name, _)| *name).collect();
     let known = Known::of(customer)?;
-    let scrubbed = scrub_packs(customer, &names, request.threads, stop, &|bytes| {
+    let scrubbed = scrub_packs(customer, &names, threads, stop, &|bytes| {
         watch.advance(bytes);
     })?;
     verified.packs_read += scrubbed.whole.len() + scrubbed.broken.len();
@@ -319,11 +412,13 @@ fn read_each(
             .damage
             .push(format!("{}: {reason}", customer.names().pack(pack)));
     }
+    Ok(scrubbed)
+}
+
+/// What was read and found damaged goes into the ledger.
+fn note(customer: &Customer, scrubbed: &Scrubbed) -> Result<(), JobError> {
     if !(scrubbed.whole.is_empty() && scrubbed.damaged.is_empty()) {
         customer.note_verification(VerifyMethod::Checksum, &scrubbed.whole, &scrubbed.damaged)?;
     }
-    match stop.load(Ordering::Relaxed) {
-        true => Err(JobError::interrupted()),
-        false => Ok(()),
-    }
+    Ok(())
 }

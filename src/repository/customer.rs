@@ -3,8 +3,9 @@
 use super::index::{Index, PackNumber};
 use super::ledger::{Ledger, OpenSession, State};
 use super::rule::{Rule, stands};
+use super::sealed::{SealedCustomer, hash_of};
 use super::writer::{Session, Trust, session_objects, upload};
-use super::{Host, RepositoryError, RepositoryErrorKind, Stamp};
+use super::{Heads, Host, RepositoryError, RepositoryErrorKind, Stamp};
 use crate::codec::age::{self, AgeRecipient};
 use crate::codec::{
     CustomerKey, HostIdentity, Keys, MAX_RECORD_BYTES, PointRecord, open_record, random_bytes,
@@ -15,13 +16,14 @@ use crate::format::entry::{
 use crate::format::names::CustomerNames;
 use crate::format::repository_file::FORMAT_VERSION;
 use crate::model::{
-    CustomerName, CustomerUid, ObjectHash, PointId, PointState, RepositoryId, SessionId, VmName,
+    CustomerName, CustomerUid, ObjectHash, PointId, RepositoryId, SessionId, VmName,
 };
 use crate::policy::{PolicyTerms, expiry};
 use crate::storage::Storage;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::ops::Deref;
+use std::sync::Arc;
 
 /// How packs and index segments are written, and with how much of the machine the index is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,15 +63,19 @@ pub struct Begun {
 
 /// One customer, open for reading and, as far as the host's roles go, for writing.
 pub struct Customer {
-    name: CustomerName,
-    uid: CustomerUid,
-    names: CustomerNames,
-    storage: Arc<dyn Storage>,
+    sealed: SealedCustomer,
     keys: Keys,
     host: Arc<dyn Host>,
-    ledger: Mutex<Ledger>,
-    index: Mutex<Option<Arc<Index>>>,
     settings: WriteSettings,
+}
+
+/// Whoever has the key sees what everybody sees, too.
+impl Deref for Customer {
+    type Target = SealedCustomer;
+
+    fn deref(&self) -> &SealedCustomer {
+        &self.sealed
+    }
 }
 
 /// What a new customer begins with.
@@ -92,41 +98,13 @@ impl Customer {
         host: Arc<dyn Host>,
         settings: WriteSettings,
     ) -> Result<Self, RepositoryError> {
-        let names = CustomerNames::new(name);
-        let ledger = Ledger::load(storage.clone(), names.clone(), &*host)?.ok_or_else(|| {
-            RepositoryError::new(
-                RepositoryErrorKind::NotFound,
-                names.prefix(),
-                "this customer is not in the repository yet",
-            )
-        })?;
-        let state = ledger.state();
-        let uid = state.uid.unwrap_or(CustomerUid::from_bytes([0; 16]));
-        if state.repository != Some(repository) {
-            return Err(RepositoryError::damaged(
-                names.prefix(),
-                "these are objects of another repository",
-            ));
-        }
-        if state.customer_name != name.as_str() {
-            return Err(RepositoryError::damaged(
-                names.prefix(),
-                format!(
-                    "these are objects of the customer {:?}",
-                    state.customer_name
-                ),
-            ));
-        }
-        let key = read_key(&*storage, &names, state, identity)?;
+        let heads: Arc<dyn Heads> = host.clone();
+        let sealed = SealedCustomer::open(storage, name, repository, heads, settings.threads)?;
+        let key = read_key(&sealed, identity)?;
         Ok(Customer {
-            name: name.clone(),
-            uid,
+            sealed,
             keys: Keys::derive(&key),
-            names,
-            storage,
             host,
-            ledger: Mutex::new(ledger),
-            index: Mutex::new(None),
             settings,
         })
     }
@@ -220,9 +198,8 @@ impl Customer {
         identity: &HostIdentity,
         recipients: &[AgeRecipient],
     ) -> Result<(), RepositoryError> {
-        let key =
-            self.with_state(|state| read_key(&*self.storage, &self.names, state, identity))?;
-        let (object, hash) = write_key(&*self.storage, &self.names, &key, recipients)?;
+        let key = read_key(&self.sealed, identity)?;
+        let (object, hash) = write_key(&**self.storage(), self.names(), &key, recipients)?;
         self.append(|_| {
             Ok(Body::Key(KeyBody {
                 generation: key.generation(),
@@ -232,22 +209,6 @@ impl Customer {
             }))
         })?;
         Ok(())
-    }
-
-    pub fn name(&self) -> &CustomerName {
-        &self.name
-    }
-
-    pub fn uid(&self) -> CustomerUid {
-        self.uid
-    }
-
-    pub fn names(&self) -> &CustomerNames {
-        &self.names
-    }
-
-    pub fn storage(&self) -> &Arc<dyn Storage> {
-        &self.storage
     }
 
     pub fn settings(&self) -> &WriteSettings {
@@ -262,32 +223,13 @@ impl Customer {
         &self.keys
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads the ledger to its end.
-    pub fn refresh(&self) -> Result<(), RepositoryError> {
-        self.ledger().refresh(&*self.host)
-    }
-
-    /// Looks at the state as last read.
-    pub fn with_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        look(self.ledger().state())
-    }
-
-    /// A copy of the state as last read.
-    pub fn state(&self) -> State {
-        self.ledger().state().clone()
-    }
-
     /// Takes the next slot; see [`Ledger::append`].
     pub fn append(
         &self,
         mut build: impl FnMut(&State) -> Result<Body, RepositoryError>,
     ) -> Result<u64, RepositoryError> {
         self.ledger()
-            .append(&*self.host, self.uid, |state, _| build(state))
+            .append(&*self.host, self.uid(), |state, _| build(state))
     }
 
     /// As [`Customer::append`], for entries that hold a time: `build` gets the entry's own.
@@ -295,92 +237,7 @@ impl Customer {
         &self,
         build: impl FnMut(&State, &Stamp) -> Result<Body, RepositoryError>,
     ) -> Result<u64, RepositoryError> {
-        self.ledger().append(&*self.host, self.uid, build)
-    }
-
-    /// Whether this version understands everything that may forbid what it would do. Asked before
-    /// anything is deleted; entries ask it themselves.
-    pub fn may_write(&self) -> Result<(), RepositoryError> {
-        self.ledger().may_write()
-    }
-
-    /// The index as of the ledger's end now.
-    pub fn load_index(&self) -> Result<Arc<Index>, RepositoryError> {
-        for _ in 0..LOAD_ATTEMPTS {
-            self.refresh()?;
-            let earlier = self.cached_index().clone();
-            let seq = self.with_state(|state| state.seq);
-            if let Some(index) = earlier.as_ref().filter(|index| index.seq() == seq) {
-                return Ok(index.clone());
-            }
-            #[cfg(not(test))]
-            let state = self.state();
-            #[cfg(test)]
-            let state = self.state_perhaps_with_unborn()?;
-            let loaded = Index::load(
-                &*self.storage,
-                &self.names,
-                &state,
-                earlier.as_deref(),
-                self.settings.threads,
-            );
-            match loaded {
-                Ok(index) => {
-                    let index = Arc::new(index);
-                    *self.cached_index() = Some(index.clone());
-                    return Ok(index);
-                }
-                // A merge may have replaced the segment meanwhile: damage only at the end.
-                Err(error) if error.is_damage() => {
-                    self.refresh()?;
-                    if self.with_state(|now| now.seq == state.seq) {
-                        return Err(error);
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(self.index_changes_too_fast())
-    }
-
-    /// Without its rule, what a listing shows counts as born.
-    #[cfg(test)]
-    fn state_perhaps_with_unborn(&self) -> Result<State, RepositoryError> {
-        use crate::format::names::ObjectRole;
-        let mut state = self.state();
-        if !stands(Rule::Born) {
-            for object in self.storage.list(self.names.prefix())? {
-                if let ObjectRole::Segment(name) = self.names.role(&object.name) {
-                    state.segments.insert(name, Timestamp::MIN);
-                }
-            }
-        }
-        Ok(state)
-    }
-
-    /// The index and the state of one and the same end of the ledger. Read one after the other they
-    /// may differ: other threads read on meanwhile.
-    pub fn index_and_state(&self) -> Result<(Arc<Index>, State), RepositoryError> {
-        for _ in 0..LOAD_ATTEMPTS {
-            let index = self.load_index()?;
-            let state = self.state();
-            if index.seq() == state.seq {
-                return Ok((index, state));
-            }
-        }
-        Err(self.index_changes_too_fast())
-    }
-
-    fn index_changes_too_fast(&self) -> RepositoryError {
-        RepositoryError::new(
-            RepositoryErrorKind::Superseded,
-            self.names.prefix(),
-            "the index changes faster than it can be read",
-        )
-    }
-
-    fn cached_index(&self) -> MutexGuard<'_, Option<Arc<Index>>> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ledger().append(&*self.host, self.uid(), build)
     }
 
     pub(super) fn packs_not_checked_since(
@@ -437,7 +294,7 @@ impl Customer {
         let open = self.with_state(|state| state.open.get(&id).cloned());
         let open = open.ok_or_else(|| {
             RepositoryError::damaged(
-                self.names.ledger(seq),
+                self.names().ledger(seq),
                 "the session just begun does not stand",
             )
         })?;
@@ -483,10 +340,10 @@ impl Customer {
 
     fn empty(&self, session: &SessionId, point: Option<PointId>) -> Result<(), RepositoryError> {
         if let Some(point) = point {
-            self.storage.destroy(&self.names.point(&point))?;
+            self.storage().destroy(&self.names().point(&point))?;
         }
-        for name in session_objects(&*self.storage, &self.names, session)? {
-            self.storage.delete(&name)?;
+        for name in session_objects(&**self.storage(), self.names(), session)? {
+            self.storage().delete(&name)?;
         }
         Ok(())
     }
@@ -537,30 +394,9 @@ impl Customer {
 
     /// The record of a point that is live or expired.
     pub fn record(&self, point: &PointId) -> Result<PointRecord, RepositoryError> {
-        let name = self.names.point(point);
-        let expected = self.with_state(|state| {
-            state
-                .points
-                .get(point)
-                .filter(|row| row.state != PointState::Erased)
-                .map(|row| row.record_hash)
-        });
-        let expected = expected.ok_or_else(|| {
-            RepositoryError::new(
-                RepositoryErrorKind::NotFound,
-                &name,
-                "no such restore point",
-            )
-        })?;
-        let stored = self.storage.read(&name, MAX_RECORD_BYTES)?;
-        if hash_of(&stored) != expected {
-            return Err(RepositoryError::damaged(
-                name,
-                "the point record is not the one the ledger names",
-            ));
-        }
+        let stored = self.sealed_record(point)?;
         open_record(&self.keys, point, &stored)
-            .map_err(|error| RepositoryError::damaged(name, error))
+            .map_err(|error| RepositoryError::damaged(self.names().point(point), error))
     }
 
     /// Seals and writes the record of a point of an open session.
@@ -573,11 +409,11 @@ impl Customer {
         if stored.len() as u64 > MAX_RECORD_BYTES {
             return Err(RepositoryError::new(
                 RepositoryErrorKind::Refused,
-                self.names.point(point),
+                self.names().point(point),
                 "the VM definition is too large for a point record",
             ));
         }
-        upload(&*self.storage, &self.names.point(point), &stored)?;
+        upload(&**self.storage(), &self.names().point(point), &stored)?;
         Ok((hash_of(&stored), stored.len() as u64))
     }
 }
@@ -596,15 +432,8 @@ pub(super) fn counted_from(
     }
 }
 
-/// How often the index is loaded anew because the ledger went on meanwhile.
-const LOAD_ATTEMPTS: usize = 4;
-
 /// No session may take longer; other hosts' sessions are aborted after it.
 pub const LONGEST_SESSION_DAYS: i64 = 8;
-
-fn hash_of(bytes: &[u8]) -> ObjectHash {
-    ObjectHash::from_bytes(*blake3::hash(bytes).as_bytes())
-}
 
 /// The strings of a policy entry.
 pub fn terms_map(terms: &PolicyTerms) -> BTreeMap<String, String> {
@@ -649,18 +478,17 @@ fn write_key(
 
 /// Opens the newest key file that the ledger names and this host can open.
 fn read_key(
-    storage: &dyn Storage,
-    names: &CustomerNames,
-    state: &State,
+    sealed: &SealedCustomer,
     identity: &HostIdentity,
 ) -> Result<CustomerKey, RepositoryError> {
     let mut refusal = RepositoryError::new(
         RepositoryErrorKind::WrongKey,
-        names.keys_prefix(),
+        sealed.names().keys_prefix(),
         "the ledger names no key file yet; run `vmkeep run` again to complete this customer",
     );
-    for row in state.keys.iter().rev() {
-        match open_key(storage, names, state, row, identity) {
+    let files = sealed.with_state(|state| state.keys.clone());
+    for row in files.iter().rev() {
+        match open_key(sealed, row, identity) {
             Ok(key) => return Ok(key),
             // One rotten key file must not stand in the way of an older one that opens; if none
             // does, damage is the answer, not "wrong key".
@@ -676,25 +504,22 @@ fn read_key(
 }
 
 fn open_key(
-    storage: &dyn Storage,
-    names: &CustomerNames,
-    state: &State,
+    sealed: &SealedCustomer,
     row: &KeyBody,
     identity: &HostIdentity,
 ) -> Result<CustomerKey, RepositoryError> {
-    let name = names.key(row.object);
-    let stored = storage.read(&name, age::MAX_FILE_BYTES as u64)?;
-    let damaged = |detail: &str| Err(RepositoryError::damaged(&name, detail));
-    if hash_of(&stored) != row.hash {
-        return damaged("the key file is not the one the ledger names");
-    }
+    let stored = sealed.sealed_key(row)?;
+    let name = sealed.names().key(row.object);
     match identity.decrypt(&stored) {
         Ok(plain) => {
             let key = CustomerKey::from_key_file(&plain)
                 .map_err(|error| RepositoryError::damaged(&name, error.0))?;
-            match Some(key.uid()) == state.uid {
+            match key.uid() == sealed.uid() {
                 true => Ok(key),
-                false => damaged("the key file holds the key of another customer"),
+                false => Err(RepositoryError::damaged(
+                    name,
+                    "the key file holds the key of another customer",
+                )),
             }
         }
         Err(age::AgeError::WrongKey) => Err(RepositoryError::new(

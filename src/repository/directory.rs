@@ -1,6 +1,6 @@
 //! The directory of a pack, from the pack itself: its first bytes and its last.
 
-use super::customer::Customer;
+use super::sealed::SealedCustomer;
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::format::pack::{self, DirectoryEntry};
 use crate::model::PackName;
@@ -15,7 +15,7 @@ pub(super) enum Directory {
 
 /// The directory of a pack, from the pack itself.
 pub(super) fn directory(
-    customer: &Customer,
+    customer: &SealedCustomer,
     name: &PackName,
 ) -> Result<Directory, RepositoryError> {
     match read_directory(customer, name) {
@@ -29,7 +29,7 @@ pub(super) fn directory(
 }
 
 pub(super) fn read_directory(
-    customer: &Customer,
+    customer: &SealedCustomer,
     name: &PackName,
 ) -> Result<Vec<DirectoryEntry>, RepositoryError> {
     let object = customer.names().pack(name);

@@ -17,17 +17,20 @@ pub struct Head {
     pub hash: EntryHash,
 }
 
-/// What the repository needs of the machine it runs on: a signature, a time, and a memory
-/// outside of the store.
-pub trait Host: Send + Sync {
+/// A memory outside of the store: what a reader needs of the machine it runs on.
+pub trait Heads: Send + Sync {
+    fn head(&self, customer: &CustomerUid) -> Option<Head>;
+    fn remember_head(&self, customer: &CustomerUid, head: Head);
+}
+
+/// What a writer needs of the machine it runs on: a signature and a time, besides the memory.
+pub trait Host: Heads {
     fn id(&self) -> HostId;
     fn sign(&self, message: &[u8]) -> [u8; 64];
     /// The time of an entry about to be written; `last_witnessed` is the ledger's clock.
     fn stamp(&self, last_witnessed: Option<Timestamp>) -> Stamp;
     /// An entry with this stamp stands.
     fn noted(&self, stamp: &Stamp);
-    fn head(&self, customer: &CustomerUid) -> Option<Head>;
-    fn remember_head(&self, customer: &CustomerUid, head: Head);
     /// Marks a session of this host as alive for as long as the returned guard lives, also to
     /// other processes, and ends with the process however it dies.
     fn hold_session(&self, session: &SessionId) -> Result<Box<dyn Send + Sync>, RepositoryError>;

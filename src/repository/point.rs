@@ -3,14 +3,13 @@
 use super::customer::{Begun, Customer, counted_from};
 use super::index::{Index, Place};
 use super::ledger::State;
-use super::reader::{ReadScratch, Reader, frame_length};
+use super::reader::{ReadScratch, Reader};
 use super::rule::{Rule, stands};
 use super::tree::{DiskDraft, DiskView, Row};
 use super::writer::{Session, Trust, Worker};
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{DiskRecord, PointRecord, RecordDefinition};
 use crate::format::entry::{AuditBody, Body, CommitBody, DiskBody, packs_hash};
-use crate::format::pack::parse_frame;
 use crate::model::{DiskName, PackName, PointId, PointKind, PointState, Tag, TreeShape, VmName};
 use crate::policy::expiry;
 use jiff::Timestamp;
@@ -242,28 +241,6 @@ impl Customer {
         self.with_state(|state| state.verified_at(name))
             .is_some_and(|at| at >= since)
             || self.frame_is_whole(name, place, tag).unwrap_or(false)
-    }
-
-    /// Whether the frame at this place is as it was written, read now, by its checksum.
-    pub(super) fn frame_is_whole(
-        &self,
-        pack: &PackName,
-        place: &Place,
-        tag: &Tag,
-    ) -> Result<bool, RepositoryError> {
-        let Ok(length) = frame_length(place) else {
-            return Ok(false);
-        };
-        let mut frame = vec![0; length];
-        let name = self.names().pack(pack);
-        let read = self
-            .storage()
-            .read_range(&name, u64::from(place.offset), &mut frame);
-        match read.map_err(RepositoryError::from) {
-            Ok(()) => Ok(parse_frame(&frame).is_ok_and(|frame| frame.header.tag == *tag)),
-            Err(error) if error.is_damage() => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::RepositoryError;
 use super::customer::Customer;
 use super::index::PackNumber;
+use super::sealed::SealedCustomer;
 use crate::format::entry::{Body, DamagedFrame, VerifyBody, VerifyMethod};
 use crate::format::pack::{self, MAX_PACK_BYTES};
 use crate::model::{ObjectHash, PackName, Tag};
@@ -29,7 +30,7 @@ const NAMES_IN_ENTRY: usize = 4000;
 
 /// Reads `packs` with `threads` threads. `progress` hears of the bytes of each pack.
 pub fn scrub_packs(
-    customer: &Customer,
+    customer: &SealedCustomer,
     packs: &[PackName],
     threads: usize,
     stop: &AtomicBool,
@@ -76,7 +77,10 @@ pub fn scrub_packs(
 
 /// What the index says of packs that are missing or not packs any more: each of its frames that is
 /// not whole where the index says is damaged, or an incremental would go on relying on it.
-fn frames_of_broken(customer: &Customer, result: &mut Scrubbed) -> Result<(), RepositoryError> {
+fn frames_of_broken(
+    customer: &SealedCustomer,
+    result: &mut Scrubbed,
+) -> Result<(), RepositoryError> {
     if result.broken.is_empty() {
         return Ok(());
     }
@@ -102,7 +106,7 @@ fn frames_of_broken(customer: &Customer, result: &mut Scrubbed) -> Result<(), Re
     Ok(())
 }
 
-fn scrub_one(customer: &Customer, name: &PackName) -> Result<Scrubbed, RepositoryError> {
+fn scrub_one(customer: &SealedCustomer, name: &PackName) -> Result<Scrubbed, RepositoryError> {
     let mut one = Scrubbed::default();
     let object = customer.names().pack(name);
     let bytes = match customer.storage().read(&object, MAX_PACK_BYTES) {

@@ -104,6 +104,16 @@ impl Drop for Held {
     }
 }
 
+impl Heads for TestHost {
+    fn head(&self, customer: &CustomerUid) -> Option<Head> {
+        lock(&self.heads).get(customer).copied()
+    }
+
+    fn remember_head(&self, customer: &CustomerUid, head: Head) {
+        lock(&self.heads).insert(*customer, head);
+    }
+}
+
 impl Host for TestHost {
     fn id(&self) -> HostId {
         self.identity.host_id()
@@ -121,14 +131,6 @@ impl Host for TestHost {
     }
 
     fn noted(&self, _: &Stamp) {}
-
-    fn head(&self, customer: &CustomerUid) -> Option<Head> {
-        lock(&self.heads).get(customer).copied()
-    }
-
-    fn remember_head(&self, customer: &CustomerUid, head: Head) {
-        lock(&self.heads).insert(*customer, head);
-    }
 
     fn hold_session(&self, session: &SessionId) -> Result<Box<dyn Send + Sync>, RepositoryError> {
         lock(&self.held).insert(*session);
@@ -330,6 +332,19 @@ impl World {
         for row in state.condemned.values() {
             assert!(row.deleted);
         }
+    }
+
+    /// As somebody sees it who has no key.
+    pub fn open_sealed(&self) -> Result<SealedCustomer, RepositoryError> {
+        let memory = Arc::new(self.memory.clone());
+        let repository = self.file.repository;
+        SealedCustomer::open(memory, &customer_name(), repository, self.host.clone(), 2)
+    }
+
+    pub fn key_files(&self) -> Vec<ObjectName> {
+        let names = crate::format::names::CustomerNames::new(&customer_name());
+        let listed = self.memory.list(&names.keys_prefix()).unwrap();
+        listed.into_iter().map(|object| object.name).collect()
     }
 
     pub fn packs(&self) -> Vec<ObjectName> {

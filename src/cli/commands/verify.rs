@@ -4,11 +4,28 @@ use crate::cli::answer::Answer;
 use crate::cli::args::VerifyArgs;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::invocation::Invocation;
-use crate::cli::site::{Site, Watching};
-use crate::jobs::{VerifyRequest, verify};
+use crate::cli::site::{Ground, Site, Watching};
+use crate::config::{Config, Customer};
+use crate::jobs::{Verified, VerifyRequest, verify, verify_sealed};
 use serde_json::json;
 
 pub fn run(invocation: &Invocation, args: &VerifyArgs) -> Result<Answer, Failure> {
+    if args.without_keys {
+        let ground = Ground::open(invocation)?;
+        let threads = ground.config.host.threads;
+        return each(invocation, &ground.config, |config| {
+            let customer = ground.sealed(&config.name)?;
+            let watching = Watching::new(invocation);
+            let stop = &invocation.stop;
+            Ok(verify_sealed(
+                &customer,
+                args.read_data,
+                threads,
+                &watching,
+                stop,
+            )?)
+        });
+    }
     let site = Site::open(invocation)?;
     let request = VerifyRequest {
         trees: true,
@@ -16,25 +33,33 @@ pub fn run(invocation: &Invocation, args: &VerifyArgs) -> Result<Answer, Failure
         unread_since: None,
         threads: site.config.host.threads,
     };
+    each(invocation, &site.config, |config| {
+        let open = site.customer(config)?;
+        let watching = Watching::new(invocation);
+        Ok(verify(
+            &open.customer,
+            request,
+            &watching,
+            &invocation.stop,
+        )?)
+    })
+}
+
+fn each(
+    invocation: &Invocation,
+    config: &Config,
+    check: impl Fn(&Customer) -> Result<Verified, Failure>,
+) -> Result<Answer, Failure> {
     let mut tally = Tally::default();
     let mut damage = 0;
-    for config in &site.config.customers {
-        let outcome = site.customer(config).and_then(|open| {
-            let watching = Watching::new(invocation);
-            Ok(verify(
-                &open.customer,
-                request,
-                &watching,
-                &invocation.stop,
-            )?)
-        });
-        match outcome {
+    for customer in &config.customers {
+        match check(customer) {
             Ok(verified) => {
                 damage += verified.damage.len();
-                let text = verified_text(&config.name, &verified);
-                tally.add(&text, verified_document(&config.name, &verified), None);
+                let text = verified_text(&customer.name, &verified);
+                tally.add(&text, verified_document(&customer.name, &verified), None);
             }
-            Err(failure) => tally.failed(invocation, &config.name, failure)?,
+            Err(failure) => tally.failed(invocation, &customer.name, failure)?,
         }
     }
     if damage > 0 {

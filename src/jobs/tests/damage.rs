@@ -1,8 +1,8 @@
 //! Every byte of a small repository changed, every object cut at every length, removed, swapped
 //! with another and replaced by an older one: a restore gives the right bytes or none, and `verify`
-//! finds what would not restore.
+//! finds what would not restore, with keys and without.
 
-use super::super::{JobError, Quiet, VerifyRequest, verify};
+use super::super::{JobError, Quiet, VerifyRequest, verify, verify_sealed};
 use crate::format::names::ObjectRole;
 use crate::model::{ObjectName, PointId};
 use crate::repository::testing::{CHUNK, DAY, World, customer_name, panic_text, restore};
@@ -46,6 +46,8 @@ struct Found {
     restored: bool,
     /// `verify` has nothing to say.
     clean: bool,
+    /// Nor has the one that has no keys.
+    clean_without_keys: bool,
 }
 
 impl Scene {
@@ -80,6 +82,9 @@ impl Scene {
 
     fn look(&self) -> Result<Found, RepositoryError> {
         let memory = Arc::new(self.world.memory.clone());
+        // First: it writes nothing.
+        let clean_without_keys =
+            verify_all_sealed(&self.world).is_ok_and(|damage| damage.is_empty());
         let customer = self.world.open_on(memory, &self.world.host)?;
         let mut restored = true;
         for (point, bytes) in &self.world.model {
@@ -89,7 +94,11 @@ impl Scene {
             }
         }
         let clean = verify_all(&customer).is_ok_and(|damage| damage.is_empty());
-        Ok(Found { restored, clean })
+        Ok(Found {
+            restored,
+            clean,
+            clean_without_keys,
+        })
     }
 
     /// Puts these bytes (or nothing) in an object's place, looks, and puts things right.
@@ -109,26 +118,34 @@ impl Scene {
             Err(panic) => panic!("{name} {what}: {}", panic_text(&*panic)),
             // Refused as a whole, with the object's name.
             Ok(Err(_)) => {}
-            Ok(Ok(Found { restored, clean })) => {
+            Ok(Ok(found)) => {
                 assert!(
-                    restored || !clean,
+                    found.restored || !(found.clean || found.clean_without_keys),
                     "{name} {what}: lost, and nobody says so"
                 );
-                if clean && is_content(name) {
-                    self.unnoticed.push(format!("{name} {what}"));
+                if is_content(name) {
+                    if found.clean {
+                        self.unnoticed.push(format!("{name} {what}"));
+                    }
+                    if found.clean_without_keys {
+                        self.unnoticed.push(format!("{name} {what}, without keys"));
+                    }
                 }
             }
         }
     }
 }
 
-/// What holds content or says what there is. A key file has wrappings for others, and
-/// `vmkeep.json` a time, that no reader here can check.
+/// All but `vmkeep.json`, which holds a time that nothing proves.
 fn is_content(name: &ObjectName) -> bool {
     let names = crate::format::names::CustomerNames::new(&customer_name());
     matches!(
         names.role(name),
-        ObjectRole::Ledger(_) | ObjectRole::Pack(_) | ObjectRole::Segment(_) | ObjectRole::Point(_)
+        ObjectRole::Ledger(_)
+            | ObjectRole::Pack(_)
+            | ObjectRole::Segment(_)
+            | ObjectRole::Point(_)
+            | ObjectRole::Key(_)
     )
 }
 
@@ -143,11 +160,17 @@ fn verify_all(customer: &Customer) -> Result<Vec<String>, JobError> {
     Ok(verify(customer, request, &Quiet, &never)?.damage)
 }
 
+fn verify_all_sealed(world: &World) -> Result<Vec<String>, JobError> {
+    let never = AtomicBool::new(false);
+    let customer = world.open_sealed()?;
+    Ok(verify_sealed(&customer, Some(100), 1, &Quiet, &never)?.damage)
+}
+
 #[test]
 fn no_changed_byte_is_restored_or_overlooked() {
     let mut scene = Scene::new();
     let found = scene.look().unwrap();
-    assert!(found.restored && found.clean);
+    assert!(found.restored && found.clean && found.clean_without_keys);
     for (name, bytes) in scene.objects.clone() {
         for at in (0..bytes.len()).filter(|at| is_tried(*at, bytes.len())) {
             let mut changed = bytes.clone();
@@ -202,5 +225,34 @@ fn the_next_full_heals_what_the_source_still_has() {
                 assert!(restore(&customer, &point).unwrap() == image, "{name}");
             }
         }
+    }
+}
+
+#[test]
+fn a_broken_key_file_is_damage_until_init_has_made_another_one() {
+    let world = World::new();
+    let customer = world.open();
+    let recipients = [
+        world.host.identity.recipient(),
+        world.second.identity.recipient(),
+    ];
+    let name = world.key_files().remove(0);
+    let mut bytes = world.memory.read(&name, u64::MAX).unwrap();
+    bytes[40] ^= 1;
+    // Wrapped anew while the file still opens, as a host does that has the key.
+    customer
+        .wrap_key_for(&world.host.identity, &recipients)
+        .unwrap();
+    let later = world.key_files().pop().unwrap();
+    world.memory.plant(&name, &bytes);
+    assert_eq!(verify_all(&customer).unwrap(), Vec::<String>::new());
+    assert_eq!(verify_all_sealed(&world).unwrap(), Vec::<String>::new());
+    world.memory.plant(&later, &bytes);
+    for damage in [
+        verify_all(&customer).unwrap(),
+        verify_all_sealed(&world).unwrap(),
+    ] {
+        assert_eq!(damage.len(), 2, "{damage:?}");
+        assert!(damage[0].contains("vmkeep init"), "{damage:?}");
     }
 }

@@ -7,7 +7,7 @@ pub use audit::Hidden;
 pub use state::{Condemned, OpenSession, Point, State, Verified};
 
 use super::rule::{Rule, stands};
-use super::{Head, Host, RepositoryError, RepositoryErrorKind, Stamp};
+use super::{Head, Heads, Host, RepositoryError, RepositoryErrorKind, Stamp};
 use crate::codec::verify_signature;
 use crate::format::entry::{Body, Entry, MAX_ENTRY_BYTES, entry_hash};
 use crate::format::names::{CustomerNames, ObjectRole};
@@ -31,7 +31,7 @@ impl Ledger {
     pub fn load(
         storage: Arc<dyn Storage>,
         names: CustomerNames,
-        host: &dyn Host,
+        heads: &dyn Heads,
     ) -> Result<Option<Self>, RepositoryError> {
         // Listed before it is read: what is listed and lies beyond the end that is then read
         // proves a gap.
@@ -44,7 +44,7 @@ impl Ledger {
         // What this host has seen is asked before the rest is read: other processes of it go on
         // meanwhile, and what they see later is no proof against an end that was read earlier.
         ledger.read_on(Some(1), |_, _| {})?;
-        let head = ledger.state.uid.and_then(|uid| host.head(&uid));
+        let head = ledger.state.uid.and_then(|uid| heads.head(&uid));
         ledger.read_on(None, |_, _| {})?;
         if ledger.state.uid.is_none() {
             return match listed.first() {
@@ -73,7 +73,7 @@ impl Ledger {
         if let Some(head) = head {
             ledger.check_head(&head)?;
         }
-        ledger.remember(host);
+        ledger.remember(heads);
         Ok(Some(ledger))
     }
 
@@ -105,10 +105,10 @@ impl Ledger {
         }
     }
 
-    fn remember(&self, host: &dyn Host) {
+    fn remember(&self, heads: &dyn Heads) {
         if let (Some(uid), Some(hash)) = (self.state.uid, self.state.hash) {
             let seq = self.state.seq;
-            host.remember_head(&uid, Head { seq, hash });
+            heads.remember_head(&uid, Head { seq, hash });
         }
     }
 
@@ -181,11 +181,11 @@ impl Ledger {
     }
 
     /// Reads what was appended since.
-    pub fn refresh(&mut self, host: &dyn Host) -> Result<(), RepositoryError> {
+    pub fn refresh(&mut self, heads: &dyn Heads) -> Result<(), RepositoryError> {
         let before = self.state.seq;
         self.read_on(None, |_, _| {})?;
         if self.state.seq > before {
-            self.remember(host);
+            self.remember(heads);
         }
         Ok(())
     }
