@@ -132,12 +132,17 @@ impl Period {
     }
 }
 
-/// Days to begin a length on: all of 2088 to 2100. 2100 has no leap day and the years from 2088 have three, so both
-/// the shortest and the longest case of every length up to ten years are among them.
+/// Days to begin a length on: of each month from 2088 to 2100 the first, for all that every month has, and those
+/// after the 28th. 2100 has no leap day and the years from 2088 have three, so both the shortest and the longest
+/// case of every length up to ten years are among them.
 fn starts() -> impl Iterator<Item = Date> {
-    date(2088, 1, 1)
-        .series(1.day())
-        .take_while(|start| start.year() <= 2100)
+    (2088..=2100)
+        .flat_map(|year| (1..=12).map(move |month| date(year, month, 1)))
+        .flat_map(|first| {
+            [1, 29, 30, 31]
+                .into_iter()
+                .filter_map(move |day| first.with().day(day).build().ok())
+        })
 }
 
 impl fmt::Display for Period {
@@ -206,6 +211,27 @@ mod tests {
         ] {
             assert_eq!(period(text).shortest_days(), shortest, "{text}");
             assert_eq!(period(text).longest_days(), longest, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_day_to_begin_on_is_like_one_of_those_that_are_tried() {
+        let all = || {
+            date(2088, 1, 1)
+                .series(1.day())
+                .take_while(|start| start.year() <= 2100)
+        };
+        for text in [
+            "1 month", "2 months", "7 months", "1 year", "3 years", "10 years",
+        ] {
+            let length = period(text);
+            let days = |start| length.days_from(start);
+            assert_eq!(
+                all().map(days).min(),
+                Some(length.shortest_days()),
+                "{text}"
+            );
+            assert_eq!(all().map(days).max(), Some(length.longest_days()), "{text}");
         }
     }
 
