@@ -35,7 +35,7 @@ use vmkeep::model::{
 };
 use vmkeep::policy::PolicyTerms;
 use vmkeep::repository::{
-    Customer, DiskDraft, Head, Heads, Host, Ledger, NewCustomer, PointDraft, PointReader,
+    Customer, DiskDraft, Head, Host, HostMemory, Ledger, NewCustomer, PointDraft, PointReader,
     ReadScratch, Reader, RepositoryError, Stamp, Trust, WriteSettings, create_repository,
     open_repository, reclaim, scrub_packs,
 };
@@ -92,12 +92,18 @@ impl TestHost {
     }
 }
 
-impl Heads for TestHost {
+impl HostMemory for TestHost {
     fn head(&self, _customer: &CustomerUid) -> Option<Head> {
         self.head
     }
 
     fn remember_head(&self, _customer: &CustomerUid, _head: Head) {}
+
+    fn checkpoint(&self, _customer: &CustomerUid) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn keep_checkpoint(&self, _customer: &CustomerUid, _checkpoint: &[u8], _replayed: bool) {}
 }
 
 impl Host for TestHost {

@@ -1,18 +1,35 @@
-use super::state_folder::StateFolder;
+use super::state_folder::{Checkpoint, StateFolder};
 use crate::codec::HostIdentity;
 use crate::codec::minisign::{self, MinisignError};
 use crate::format::entry::{Attestation, ClockDeclaration, HostBody, Role};
 use crate::model::{Clock, ClockReading, CustomerUid, HostId, SessionId};
 use crate::policy::{self, HostClock, Judgement, LocalMark, judge, next_mark};
-use crate::repository::{Head, Heads, Host, RepositoryError, RepositoryErrorKind, Stamp};
-use jiff::Timestamp;
+use crate::repository::{Head, Host, HostMemory, RepositoryError, RepositoryErrorKind, Stamp};
+use jiff::{SignedDuration, Timestamp};
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A mark of the clock is written down again after this much time: entries come in bursts.
 const MARK_INTERVAL_SECONDS: i64 = 60;
 /// A clock that is set back by no more than this is corrected, not wrong.
 const CORRECTION_SECONDS: i64 = 5 * 60;
+
+/// A ledger is read from genesis again after this long, whatever a checkpoint says.
+const LONGEST_BELIEF: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// The hash of this program.
+fn program() -> Option<&'static str> {
+    static PROGRAM: OnceLock<Option<String>> = OnceLock::new();
+    let hash = || {
+        let mut hasher = blake3::Hasher::new();
+        hasher
+            .update_reader(File::open("/proc/self/exe").ok()?)
+            .ok()?;
+        Some(hasher.finalize().to_hex().to_string())
+    };
+    PROGRAM.get_or_init(hash).as_deref()
+}
 
 /// This host: what signs, what tells the time, and what remembers outside of the store.
 pub struct LocalHost {
@@ -118,13 +135,38 @@ impl LocalHost {
     }
 }
 
-impl Heads for LocalHost {
+impl HostMemory for LocalHost {
     fn head(&self, customer: &CustomerUid) -> Option<Head> {
         self.folder.head(customer)
     }
 
     fn remember_head(&self, customer: &CustomerUid, head: Head) {
         self.folder.remember_head(customer, head);
+    }
+
+    fn checkpoint(&self, customer: &CustomerUid) -> Option<Vec<u8>> {
+        let kept = self.folder.checkpoint(customer)?;
+        let age = self.now().duration_since(kept.replayed_at);
+        let young = (SignedDuration::ZERO..=LONGEST_BELIEF).contains(&age);
+        (young && kept.program == program()?).then_some(kept.content)
+    }
+
+    fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &[u8], replayed: bool) {
+        let replayed_at = match replayed {
+            true => Some(self.now()),
+            false => self
+                .folder
+                .checkpoint(customer)
+                .map(|kept| kept.replayed_at),
+        };
+        if let (Some(program), Some(replayed_at)) = (program(), replayed_at) {
+            let kept = Checkpoint {
+                program: program.to_string(),
+                replayed_at,
+                content: checkpoint.to_vec(),
+            };
+            self.folder.keep_checkpoint(customer, &kept);
+        }
     }
 }
 
@@ -194,5 +236,58 @@ impl Host for LocalHost {
 
     fn session_is_dead(&self, session: &SessionId) -> bool {
         self.folder.session_is_free(session)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Hands(Mutex<Timestamp>);
+
+    impl Clock for Hands {
+        fn read(&self) -> ClockReading {
+            ClockReading {
+                wall: *self.0.lock().unwrap(),
+                synchronised: true,
+                boot: None,
+            }
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_is_believed_for_seven_days_after_a_replay_and_by_this_program_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = StateFolder::create(folder.path()).unwrap();
+        let (identity, _) = folder.ensure_identity("a test").unwrap();
+        let start: Timestamp = "2025-03-02T01:00:00Z".parse().unwrap();
+        let clock = Arc::new(Hands(Mutex::new(start)));
+        let host = LocalHost::new(
+            identity,
+            "a host".to_string(),
+            folder.clone(),
+            clock.clone(),
+            HostClock::Trusted,
+        );
+        let customer = CustomerUid::from_bytes([1; 16]);
+        let believed = |hours: i64| {
+            *clock.0.lock().unwrap() = start + SignedDuration::from_hours(hours);
+            host.checkpoint(&customer)
+        };
+        host.keep_checkpoint(&customer, b"no replay made this", false);
+        assert_eq!(believed(0), None);
+        host.keep_checkpoint(&customer, b"one", true);
+        assert_eq!(believed(100).as_deref(), Some(&b"one"[..]));
+        // What was made of it is no younger than it.
+        host.keep_checkpoint(&customer, b"two", false);
+        assert_eq!(believed(168).as_deref(), Some(&b"two"[..]));
+        assert_eq!(believed(169), None);
+        // A clock that was set back cannot tell.
+        assert_eq!(believed(-1), None);
+
+        let mut kept = folder.checkpoint(&customer).unwrap();
+        kept.program = "f".repeat(64);
+        folder.keep_checkpoint(&customer, &kept);
+        assert_eq!(believed(1), None);
     }
 }

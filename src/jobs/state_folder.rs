@@ -6,7 +6,8 @@
 use crate::codec::HostIdentity;
 use crate::model::{CustomerUid, RepositoryId, SessionId};
 use crate::policy::LocalMark;
-use crate::repository::{Head, Heads};
+use crate::repository::{Head, HostMemory};
+use jiff::Timestamp;
 use rustix::fs::FlockOperation;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -19,7 +20,9 @@ const IDENTITY: &str = "identity";
 const REPOSITORY: &str = "repository";
 const CLOCK: &str = "clock";
 const RESTORES: &str = "restores.log";
-/// Everything here is small; more is not ours.
+/// That of some hundred thousand restore points.
+const MAX_CHECKPOINT_BYTES: u64 = 256 << 20;
+/// Everything else here is small; more is not ours.
 const MAX_FILE_BYTES: u64 = 64 << 10;
 
 /// A file of the state folder that cannot be used; says which.
@@ -72,6 +75,15 @@ impl Drop for Lock {
     }
 }
 
+/// A state of a ledger as bytes.
+pub(super) struct Checkpoint {
+    /// The hash of the program that made it.
+    pub program: String,
+    /// When the ledger was last read from genesis for it.
+    pub replayed_at: Timestamp,
+    pub content: Vec<u8>,
+}
+
 #[derive(Debug, Clone)]
 pub struct StateFolder {
     path: PathBuf,
@@ -84,6 +96,7 @@ impl StateFolder {
             path.to_path_buf(),
             path.join("sessions"),
             path.join("heads"),
+            path.join("checkpoints"),
             path.join("locks"),
             path.join("run"),
         ] {
@@ -213,6 +226,44 @@ impl StateFolder {
         self.path.join("sessions").join(session.to_string())
     }
 
+    /// What was made of a ledger, by which program, and when it was last read from genesis. What a
+    /// crash tore, and what anybody changed, is none.
+    pub(super) fn checkpoint(&self, customer: &CustomerUid) -> Option<Checkpoint> {
+        let file = File::open(self.checkpoint_path(customer)).ok()?;
+        let mut bytes = Vec::new();
+        let mut file = io::Read::take(file, MAX_CHECKPOINT_BYTES);
+        io::Read::read_to_end(&mut file, &mut bytes).ok()?;
+        let end = bytes.iter().position(|byte| *byte == b'\n')?;
+        let content = bytes.split_off(end + 1);
+        let mut fields = std::str::from_utf8(bytes.get(..end)?).ok()?.split(' ');
+        let checkpoint = Checkpoint {
+            program: fields.next()?.to_string(),
+            replayed_at: fields.next()?.parse().ok()?,
+            content,
+        };
+        let hash = blake3::hash(&checkpoint.content).to_hex();
+        (fields.next()? == hash.as_str()).then_some(checkpoint)
+    }
+
+    pub(super) fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &Checkpoint) {
+        let head = format!(
+            "{} {} {}\n",
+            checkpoint.program,
+            checkpoint.replayed_at,
+            blake3::hash(&checkpoint.content).to_hex()
+        );
+        let bytes = [head.as_bytes(), &checkpoint.content].concat();
+        if bytes.len() as u64 <= MAX_CHECKPOINT_BYTES {
+            let folder = self.path.join("checkpoints");
+            // Without one the ledger is read from genesis.
+            let _kept = replace(&folder, &customer.to_string(), &bytes);
+        }
+    }
+
+    fn checkpoint_path(&self, customer: &CustomerUid) -> PathBuf {
+        self.path.join("checkpoints").join(customer.to_string())
+    }
+
     fn head_path(&self, customer: &CustomerUid) -> PathBuf {
         self.path.join("heads").join(customer.to_string())
     }
@@ -250,7 +301,7 @@ impl StateFolder {
     }
 }
 
-impl Heads for StateFolder {
+impl HostMemory for StateFolder {
     fn head(&self, customer: &CustomerUid) -> Option<Head> {
         let text = read_small(&self.head_path(customer)).ok()?;
         let (seq, hash) = text.trim().split_once(' ')?;
@@ -270,6 +321,13 @@ impl Heads for StateFolder {
             let _kept = replace(&folder, &customer.to_string(), text.as_bytes());
         }
     }
+
+    /// Whoever has no clock cannot tell how old one is.
+    fn checkpoint(&self, _: &CustomerUid) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn keep_checkpoint(&self, _: &CustomerUid, _: &[u8], _: bool) {}
 }
 
 fn read_small(path: &Path) -> Result<String, StateError> {
@@ -398,5 +456,37 @@ mod tests {
         state.remember_head(&customer, head(5));
         state.remember_head(&customer, head(4));
         assert_eq!(state.head(&customer), Some(head(5)));
+    }
+
+    #[test]
+    fn a_checkpoint_that_was_torn_or_changed_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::create(folder.path()).unwrap();
+        let customer = CustomerUid::from_bytes([1; 16]);
+        let kept = Checkpoint {
+            program: "a program".replace(' ', "-"),
+            replayed_at: "2025-03-02T01:00:00Z".parse().unwrap(),
+            content: b"{\"a state\":\n1}".to_vec(),
+        };
+        assert!(state.checkpoint(&customer).is_none());
+        state.keep_checkpoint(&customer, &kept);
+        let read = state.checkpoint(&customer).unwrap();
+        assert_eq!(read.program, kept.program);
+        assert_eq!(read.replayed_at, kept.replayed_at);
+        assert_eq!(read.content, kept.content);
+
+        let path = state.checkpoint_path(&customer);
+        let whole = fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(state.checkpoint(&customer).is_none(), "cut to {length}");
+        }
+        let line = whole.iter().position(|byte| *byte == b'\n').unwrap();
+        for at in line - 64..whole.len() {
+            let mut bad = whole.clone();
+            bad[at] ^= 1;
+            fs::write(&path, &bad).unwrap();
+            assert!(state.checkpoint(&customer).is_none(), "byte {at}");
+        }
     }
 }

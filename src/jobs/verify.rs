@@ -39,13 +39,17 @@ pub struct Verified {
     pub notes: Vec<String>,
 }
 
-/// Verifies one customer. The ledger's chain and signatures were checked when it was opened.
+/// Verifies one customer. The ledger's chain and signatures were checked when it was opened, or are
+/// now.
 pub fn verify(
     customer: &Customer,
     request: VerifyRequest,
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<Verified, JobError> {
+    if request.trees {
+        customer.check_ledger()?;
+    }
     let (mut verified, index) = check_objects(customer)?;
     if request.trees && request.read_percent != Some(100) {
         watch.stage(&format!("{} trees", customer.name()), 0);
@@ -85,6 +89,7 @@ pub fn verify_sealed(
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<Verified, JobError> {
+    customer.check_ledger()?;
     let (mut verified, index) = check_objects(customer)?;
     check_records(customer, &mut verified.damage)?;
     if let Some(percent) = read_percent {

@@ -5,7 +5,7 @@ use super::ledger::{Ledger, OpenSession, State};
 use super::rule::{Rule, stands};
 use super::sealed::{SealedCustomer, hash_of};
 use super::writer::{Session, Trust, session_objects, upload};
-use super::{Heads, Host, RepositoryError, RepositoryErrorKind, Stamp};
+use super::{Host, HostMemory, RepositoryError, RepositoryErrorKind, Stamp};
 use crate::codec::age::{self, AgeRecipient};
 use crate::codec::{
     CustomerKey, HostIdentity, Keys, MAX_RECORD_BYTES, PointRecord, open_record, random_bytes,
@@ -98,8 +98,8 @@ impl Customer {
         host: Arc<dyn Host>,
         settings: WriteSettings,
     ) -> Result<Self, RepositoryError> {
-        let heads: Arc<dyn Heads> = host.clone();
-        let sealed = SealedCustomer::open(storage, name, repository, heads, settings.threads)?;
+        let memory: Arc<dyn HostMemory> = host.clone();
+        let sealed = SealedCustomer::open(storage, name, repository, memory, settings.threads)?;
         let key = read_key(&sealed, identity)?;
         Ok(Customer {
             sealed,

@@ -18,13 +18,18 @@ pub struct Head {
 }
 
 /// A memory outside of the store: what a reader needs of the machine it runs on.
-pub trait Heads: Send + Sync {
+pub trait HostMemory: Send + Sync {
     fn head(&self, customer: &CustomerUid) -> Option<Head>;
     fn remember_head(&self, customer: &CustomerUid, head: Head);
+    /// What this very program once made of a ledger, read from genesis not long ago. Another
+    /// program, or another version of it, may make something else of the same entries.
+    fn checkpoint(&self, customer: &CustomerUid) -> Option<Vec<u8>>;
+    /// `replayed`: it was made of a ledger that was read from genesis, not of the checkpoint before.
+    fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &[u8], replayed: bool);
 }
 
 /// What a writer needs of the machine it runs on: a signature and a time, besides the memory.
-pub trait Host: Heads {
+pub trait Host: HostMemory {
     fn id(&self) -> HostId;
     fn sign(&self, message: &[u8]) -> [u8; 64];
     /// The time of an entry about to be written; `last_witnessed` is the ledger's clock.

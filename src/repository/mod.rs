@@ -31,7 +31,7 @@ mod writer;
 pub use audit::{Difference, DiskAudit, TOLD_EXTENTS};
 pub use customer::{Begun, Customer, LONGEST_SESSION_DAYS, NewCustomer, WriteSettings, terms_map};
 pub use error::{RepositoryError, RepositoryErrorKind};
-pub use host::{Head, Heads, Host, Stamp};
+pub use host::{Head, Host, HostMemory, Stamp};
 pub use index::{Index, PackInfo};
 pub use ledger::{Condemned, Hidden, Ledger, OpenSession, Point, State, Verified};
 pub use mark::{Mark, Unreachable};

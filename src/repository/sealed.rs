@@ -1,7 +1,7 @@
 //! A customer as everybody sees it who has the store and no key: ledger, index and packs. What can be
 //! checked of them stands here; what must be opened is [`Customer`](super::Customer)'s.
 
-use super::host::Heads;
+use super::host::HostMemory;
 use super::index::{Index, Place};
 use super::ledger::{Ledger, State};
 use super::reader::frame_length;
@@ -25,7 +25,7 @@ pub struct SealedCustomer {
     uid: CustomerUid,
     names: CustomerNames,
     storage: Arc<dyn Storage>,
-    heads: Arc<dyn Heads>,
+    memory: Arc<dyn HostMemory>,
     ledger: Mutex<Ledger>,
     index: Mutex<Option<Arc<Index>>>,
     index_threads: usize,
@@ -37,11 +37,11 @@ impl SealedCustomer {
         storage: Arc<dyn Storage>,
         name: &CustomerName,
         repository: RepositoryId,
-        heads: Arc<dyn Heads>,
+        memory: Arc<dyn HostMemory>,
         index_threads: usize,
     ) -> Result<Self, RepositoryError> {
         let names = CustomerNames::new(name);
-        let ledger = Ledger::load(storage.clone(), names.clone(), &*heads)?.ok_or_else(|| {
+        let ledger = Ledger::load(storage.clone(), names.clone(), &*memory)?.ok_or_else(|| {
             RepositoryError::new(
                 RepositoryErrorKind::NotFound,
                 names.prefix(),
@@ -70,7 +70,7 @@ impl SealedCustomer {
             uid,
             names,
             storage,
-            heads,
+            memory,
             ledger: Mutex::new(ledger),
             index: Mutex::new(None),
             index_threads,
@@ -99,7 +99,12 @@ impl SealedCustomer {
 
     /// Reads the ledger to its end.
     pub fn refresh(&self) -> Result<(), RepositoryError> {
-        self.ledger().refresh(&*self.heads)
+        self.ledger().refresh(&*self.memory)
+    }
+
+    /// Reads what this host's checkpoint of the ledger was believed for, from genesis.
+    pub fn check_ledger(&self) -> Result<(), RepositoryError> {
+        self.ledger().check_believed()
     }
 
     /// Looks at the state as last read.

@@ -5,9 +5,10 @@ use super::state::{Point, State};
 use crate::format::entry::{AuditBody, CommitBody};
 use crate::model::{DiskName, PointKind, VmName};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 /// Changes that the tracking of a disk hid, as the last audit found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hidden {
     pub bytes: u64,
     /// When the full was taken that found it.

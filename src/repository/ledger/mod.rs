@@ -1,19 +1,26 @@
 //! The ledger of one customer: reading it to its end, and taking the next slot.
 
 mod audit;
+mod checkpoint;
 mod state;
 
 pub use audit::Hidden;
 pub use state::{Condemned, OpenSession, Point, State, Verified};
 
 use super::rule::{Rule, stands};
-use super::{Head, Heads, Host, RepositoryError, RepositoryErrorKind, Stamp};
+use super::{Head, Host, HostMemory, RepositoryError, RepositoryErrorKind, Stamp};
 use crate::codec::verify_signature;
 use crate::format::entry::{Body, Entry, MAX_ENTRY_BYTES, entry_hash};
 use crate::format::names::{CustomerNames, ObjectRole};
 use crate::model::{CustomerUid, EntryHash, ObjectName};
-use crate::storage::{Storage, StorageError, StorageErrorKind};
+use crate::storage::{Listed, Storage, StorageError, StorageErrorKind};
 use std::sync::Arc;
+
+/// A checkpoint is made again after so many entries.
+const CHECKPOINT_ENTRIES: u64 = match cfg!(test) {
+    true => 10,
+    false => 200,
+};
 
 /// How often an uncertain creation is repeated before the caller is told that it is uncertain.
 const FILL_ATTEMPTS: u32 = 8;
@@ -23,28 +30,32 @@ pub struct Ledger {
     storage: Arc<dyn Storage>,
     names: CustomerNames,
     state: State,
+    /// The entry up to which a checkpoint was believed instead of reading; 0: none was.
+    believed: u64,
+    /// The entry after which a checkpoint was last kept.
+    kept: u64,
 }
 
 impl Ledger {
-    /// Reads a ledger from genesis to its end and checks chain, signatures and the end that this
-    /// host saw last. `None`: there is no genesis.
+    /// Reads a ledger from genesis, or from where this host's checkpoint ends, to its end, and checks
+    /// chain, signatures and the end that this host saw last. `None`: there is no genesis.
     pub fn load(
         storage: Arc<dyn Storage>,
         names: CustomerNames,
-        heads: &dyn Heads,
+        memory: &dyn HostMemory,
     ) -> Result<Option<Self>, RepositoryError> {
         // Listed before it is read: what is listed and lies beyond the end that is then read
         // proves a gap.
         let listed = storage.list(&names.ledger_prefix())?;
-        let mut ledger = Ledger {
-            storage,
-            names,
-            state: State::default(),
-        };
+        let mut ledger = Ledger::empty(storage, names);
         // What this host has seen is asked before the rest is read: other processes of it go on
         // meanwhile, and what they see later is no proof against an end that was read earlier.
         ledger.read_on(Some(1), |_, _| {})?;
-        let head = ledger.state.uid.and_then(|uid| heads.head(&uid));
+        let head = ledger.state.uid.and_then(|uid| memory.head(&uid));
+        if let Some(state) = ledger.checkpoint(memory, &listed)? {
+            (ledger.believed, ledger.kept) = (state.seq, state.seq);
+            ledger.state = state;
+        }
         ledger.read_on(None, |_, _| {})?;
         if ledger.state.uid.is_none() {
             return match listed.first() {
@@ -73,7 +84,7 @@ impl Ledger {
         if let Some(head) = head {
             ledger.check_head(&head)?;
         }
-        ledger.remember(heads);
+        ledger.remember(memory);
         Ok(Some(ledger))
     }
 
@@ -83,7 +94,69 @@ impl Ledger {
             storage,
             names,
             state: State::default(),
+            believed: 0,
+            kept: 0,
         }
+    }
+
+    /// This host's checkpoint of this ledger, if the store still has every entry up to it (as far
+    /// as a list tells) and the last of them with the bytes it was made of.
+    fn checkpoint(
+        &self,
+        memory: &dyn HostMemory,
+        listed: &[Listed],
+    ) -> Result<Option<State>, RepositoryError> {
+        let kept = self.state.uid.and_then(|uid| memory.checkpoint(&uid));
+        let Some(state) = kept.and_then(|bytes| State::from_checkpoint(&bytes)) else {
+            return Ok(None);
+        };
+        let there = listed.iter().filter(|object| {
+            matches!(self.names.role(&object.name),
+                ObjectRole::Ledger(seq) if (1..=state.seq).contains(&seq))
+        });
+        if state.uid != self.state.uid || there.count() as u64 != state.seq {
+            return Ok(None);
+        }
+        match self
+            .storage
+            .read(&self.names.ledger(state.seq), MAX_ENTRY_BYTES)
+        {
+            Ok(stored) => Ok(Some(state).filter(|state| state.hash == Some(entry_hash(&stored)))),
+            Err(error) if error.kind == StorageErrorKind::Transient => Err(error.into()),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Reads from genesis what a checkpoint was believed for: every entry must still be there and
+    /// must make the same state.
+    pub fn check_believed(&mut self) -> Result<(), RepositoryError> {
+        if self.believed == 0 {
+            return Ok(());
+        }
+        let wanted = self.state.seq;
+        let again = Ledger::state_at(self.storage.clone(), self.names.clone(), wanted)?;
+        if again != self.state {
+            return Err(RepositoryError::damaged(
+                self.names.ledger(again.seq.min(wanted)),
+                match again.seq < wanted {
+                    true => "the ledger ends here, and this host has read on from here before",
+                    false => "the ledger read anew is not what this host has made of it before",
+                },
+            ));
+        }
+        self.believed = 0;
+        Ok(())
+    }
+
+    /// What the entries from genesis to that one make, or to the end if that comes before.
+    pub(super) fn state_at(
+        storage: Arc<dyn Storage>,
+        names: CustomerNames,
+        seq: u64,
+    ) -> Result<State, RepositoryError> {
+        let mut ledger = Ledger::empty(storage, names);
+        ledger.read_on(Some(seq), |_, _| {})?;
+        Ok(ledger.state)
     }
 
     pub fn state(&self) -> &State {
@@ -105,10 +178,17 @@ impl Ledger {
         }
     }
 
-    fn remember(&self, heads: &dyn Heads) {
-        if let (Some(uid), Some(hash)) = (self.state.uid, self.state.hash) {
-            let seq = self.state.seq;
-            heads.remember_head(&uid, Head { seq, hash });
+    fn remember(&mut self, memory: &dyn HostMemory) {
+        let (Some(uid), Some(hash)) = (self.state.uid, self.state.hash) else {
+            return;
+        };
+        let seq = self.state.seq;
+        memory.remember_head(&uid, Head { seq, hash });
+        if seq >= self.kept + CHECKPOINT_ENTRIES
+            && let Some(bytes) = self.state.to_checkpoint()
+        {
+            memory.keep_checkpoint(&uid, &bytes, self.believed == 0);
+            self.kept = seq;
         }
     }
 
@@ -181,11 +261,11 @@ impl Ledger {
     }
 
     /// Reads what was appended since.
-    pub fn refresh(&mut self, heads: &dyn Heads) -> Result<(), RepositoryError> {
+    pub fn refresh(&mut self, memory: &dyn HostMemory) -> Result<(), RepositoryError> {
         let before = self.state.seq;
         self.read_on(None, |_, _| {})?;
         if self.state.seq > before {
-            self.remember(heads);
+            self.remember(memory);
         }
         Ok(())
     }
@@ -196,11 +276,7 @@ impl Ledger {
         names: CustomerNames,
         each: impl FnMut(&Entry, Result<(), String>),
     ) -> Result<State, RepositoryError> {
-        let mut ledger = Ledger {
-            storage,
-            names,
-            state: State::default(),
-        };
+        let mut ledger = Ledger::empty(storage, names);
         ledger.read_on(None, each)?;
         Ok(ledger.state)
     }

@@ -2,6 +2,7 @@
 
 use super::super::rule::{Rule, stands};
 use super::audit::Hidden;
+use super::checkpoint::{KindText, StateText, as_text};
 use crate::format::entry::{
     Attestation, Body, CertificateRef, ClockEvent, CommitBody, DiskBody, Entry, HostBody, KeyBody,
     PackMark, Purpose, ReclaimedBody, Role, VerifyMethod,
@@ -14,16 +15,20 @@ use crate::model::{
 use crate::policy::{PointFacts, after_policy_change};
 use crate::policy::{Policy, PolicyTerms};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A session that has begun and is neither adopted nor aborted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenSession {
+    #[serde(with = "as_text")]
     pub host: HostId,
     pub purpose: Purpose,
     pub begun_at: Timestamp,
     pub seq: u64,
+    #[serde(with = "as_text::option")]
     pub vm: Option<VmName>,
+    #[serde(with = "as_text::option")]
     pub point: Option<PointId>,
     /// When the point it may commit would expire, and must be gone.
     pub expires_at: Option<Timestamp>,
@@ -54,11 +59,15 @@ struct Dating {
 }
 
 /// A committed restore point of which at least a byte may still be in the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Point {
+    #[serde(with = "as_text")]
     pub vm: VmName,
+    #[serde(with = "KindText")]
     pub kind: PointKind,
+    #[serde(with = "as_text")]
     pub session: SessionId,
+    #[serde(with = "as_text::option")]
     pub base: Option<PointId>,
     pub taken_at: Timestamp,
     /// See [`OpenSession::counted_from`].
@@ -67,8 +76,10 @@ pub struct Point {
     pub deadline: Timestamp,
     pub disks: Vec<DiskBody>,
     pub stored_bytes: u64,
+    #[serde(with = "as_text")]
     pub record_hash: ObjectHash,
     pub seq: u64,
+    #[serde(with = "StateText")]
     pub state: PointState,
     /// The first witnessed time at or after the latest `expire`.
     pub expired_at: Option<Timestamp>,
@@ -87,7 +98,7 @@ pub struct Point {
     pub suspect: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condemned {
     pub seq: u64,
     pub deleted: bool,
@@ -95,49 +106,67 @@ pub struct Condemned {
 
 /// A reclaim's session whose packs no mark has seen yet. It copied what was live when it began, so
 /// they may hold bytes of every point that was erased since.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Copied {
     begun: u64,
     adopted: u64,
 }
 
 /// When and how a pack was last read in full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
     pub at: Timestamp,
     pub method: VerifyMethod,
 }
 
 /// Everything that decisions rest on, after some number of entries.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// The number of the last entry applied; 0 before genesis.
     pub seq: u64,
+    #[serde(with = "as_text::option")]
     pub hash: Option<EntryHash>,
+    #[serde(with = "as_text::option")]
     pub uid: Option<CustomerUid>,
+    #[serde(with = "as_text::option")]
     pub repository: Option<RepositoryId>,
     pub customer_name: String,
+    #[serde(with = "as_text::keys")]
     pub hosts: BTreeMap<HostId, HostBody>,
     pub terms: Option<PolicyTerms>,
+    #[serde(skip)]
     pub policy: Option<Policy>,
     pub keys: Vec<KeyBody>,
+    #[serde(with = "as_text::keys")]
     pub open: BTreeMap<SessionId, OpenSession>,
+    #[serde(with = "as_text::list")]
     pub aborted: BTreeSet<SessionId>,
     /// When the packs of a session were adopted.
+    #[serde(with = "as_text::keys")]
     pub born: BTreeMap<SessionId, Timestamp>,
+    #[serde(with = "as_text::keys")]
     pub points: BTreeMap<PointId, Point>,
+    #[serde(with = "as_text::pairs")]
     pub newest: BTreeMap<VmName, PointId>,
     /// When each VM's first point was taken, however long that point is gone.
+    #[serde(with = "as_text::keys")]
     pub first_taken: BTreeMap<VmName, Timestamp>,
     /// The disks whose tracking hid changes, as the last audit of each found.
+    #[serde(with = "as_text::nested")]
     pub distrusted: BTreeMap<VmName, BTreeMap<DiskName, Hidden>>,
+    #[serde(with = "as_text::keys")]
     pub segments: BTreeMap<SegmentName, Timestamp>,
+    #[serde(with = "as_text::keys")]
     pub condemned: BTreeMap<PackName, Condemned>,
+    #[serde(with = "as_text::keys")]
     pub marks: BTreeMap<PackName, PackMark>,
+    #[serde(with = "as_text::keys")]
     copied: BTreeMap<SessionId, Copied>,
     /// The last mark saw the ledger up to here: later erasures have left no mark yet.
     pub marked_at: u64,
+    #[serde(with = "as_text::keys")]
     pub verified: BTreeMap<PackName, Verified>,
+    #[serde(with = "as_text::pairs")]
     pub damaged: BTreeSet<(PackName, Tag)>,
     witnessed: BTreeMap<u64, Timestamp>,
     pub last_witnessed: Option<Timestamp>,
@@ -145,6 +174,7 @@ pub struct State {
     /// The last entry that named a certificate; erasures after it are in none yet.
     pub certified_at: u64,
     /// Packs deleted since then.
+    #[serde(with = "as_text::list")]
     pub uncertified_packs: Vec<PackName>,
     /// Entries that broke a rule, and which.
     pub voids: Vec<(u64, String)>,

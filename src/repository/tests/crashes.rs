@@ -4,7 +4,7 @@ use super::super::testing::*;
 use super::super::*;
 use crate::model::PointId;
 use crate::storage::{Fault, Faulty, Snapshot, StorageErrorKind, Verb};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 /// Two VMs, some nights, an erased point with scattered dead frames.
 pub(super) fn small_repository() -> (World, Snapshot) {
@@ -24,10 +24,7 @@ pub(super) fn small_repository() -> (World, Snapshot) {
 pub(super) fn rewind(world: &World, snapshot: &Snapshot) {
     world.memory.restore_snapshot(snapshot);
     for host in [&world.host, &world.second] {
-        host.heads
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        host.forget();
     }
 }
 

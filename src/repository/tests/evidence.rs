@@ -4,7 +4,7 @@ use super::super::testing::*;
 use super::super::*;
 use crate::format::entry::{Attestation, Body, Entry, PackMark, ReclaimedBody, RestoreBody};
 use crate::model::{ObjectHash, ObjectName, PackName, SessionId};
-use crate::storage::{Faulty, Storage};
+use crate::storage::{Faulty, Storage, Verb};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -280,4 +280,71 @@ fn a_slot_that_was_taken_and_cannot_be_read_back_is_uncertain_not_failed() {
         met > 0,
         "no operation came between the creation and its reading back"
     );
+}
+
+/// Restore points enough for a checkpoint, and what opening then reads of the ledger.
+fn with_a_checkpoint() -> (World, u64) {
+    let mut world = World::new();
+    let customer = world.open();
+    for night in 0..6 {
+        world.backup(&customer, "web", &image(&[1, night]), night == 0);
+    }
+    let entries = customer.with_state(|state| state.seq);
+    assert!(entries > 12, "{entries} entries");
+    world.open();
+    (world, entries)
+}
+
+fn entries_read_at_open(world: &World) -> usize {
+    let storage = Arc::new(Faulty::new(world.memory.clone()));
+    let opened = world.open_unchecked(storage.clone(), &world.host);
+    opened.unwrap();
+    let is_entry = |name: &str| name.contains("/ledger/");
+    let reads = storage.log().into_iter();
+    reads
+        .filter(|operation| operation.verb == Verb::Read && is_entry(&operation.name))
+        .count()
+}
+
+#[test]
+fn a_checkpoint_saves_reading_what_came_before_it() {
+    let (world, entries) = with_a_checkpoint();
+    let saved = entries_read_at_open(&world);
+    world.host.forget();
+    let whole = entries_read_at_open(&world);
+    assert!(
+        whole as u64 >= entries && saved + 6 < whole,
+        "{saved}, {whole}"
+    );
+}
+
+#[test]
+fn a_checkpoint_does_not_hide_an_entry_that_is_gone() {
+    let (world, _) = with_a_checkpoint();
+    world.memory.delete(&entry_name(4)).unwrap();
+    assert_eq!(refusal(&world).kind, RepositoryErrorKind::Damaged);
+}
+
+#[test]
+fn a_checkpoint_of_another_ledger_is_not_believed() {
+    let (world, _) = with_a_checkpoint();
+    let kept = world.host.checkpoint(&world.open().uid()).unwrap();
+    let other = World::new();
+    let uid = other.open().uid();
+    other.host.keep_checkpoint(&uid, &kept, true);
+    assert!(other.open().state().points.is_empty());
+}
+
+#[test]
+fn an_entry_changed_below_a_checkpoint_is_found_when_the_ledger_is_checked() {
+    let (world, _) = with_a_checkpoint();
+    let name = entry_name(4);
+    let mut bytes = world.memory.read(&name, u64::MAX).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 2;
+    world.memory.plant(&name, &bytes);
+    let customer = world.open();
+    let error = customer.check_ledger().err().unwrap();
+    assert_eq!(error.kind, RepositoryErrorKind::Damaged);
+    assert!(error.name.contains("ledger"), "{error}");
 }

@@ -2,11 +2,12 @@
 
 use super::super::testing::*;
 use super::super::*;
+use super::crashes::rewind;
 use crate::format::entry::Body;
 use crate::model::ObjectName;
 use crate::model::PointId;
 use crate::storage::{Fault, Faulty, Memory, Snapshot, Verb};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 #[test]
@@ -274,16 +275,6 @@ fn two_copies() -> (World, PointId, Snapshot) {
     world.erase(&customer, dying[0]);
     let snapshot = world.memory.snapshot();
     (world, dying[1], snapshot)
-}
-
-fn rewind(world: &World, snapshot: &Snapshot) {
-    world.memory.restore_snapshot(snapshot);
-    for host in [&world.host, &world.second] {
-        host.heads
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
-    }
 }
 
 /// Stops `frozen` before each of its storage operations in turn, lets `meanwhile` happen, lets it
