@@ -680,7 +680,7 @@ pub mod names;
 pub mod pack;
 pub mod repository_file;
 pub mod segment;
-mod text;
+pub mod text;
 pub mod wire;
 
 pub use wire::FormatError;

@@ -41,21 +41,23 @@ pub mod option {
     }
 }
 
+/// A collection of what has a text.
 pub mod list {
     use super::*;
-    use serde::ser::SerializeSeq;
 
-    pub fn serialize<T: Display, S: Serializer>(values: &[T], to: S) -> Result<S::Ok, S::Error> {
-        let mut sequence = to.serialize_seq(Some(values.len()))?;
-        for value in values {
-            sequence.serialize_element(&value.to_string())?;
-        }
-        sequence.end()
+    pub fn serialize<'a, T, L, S>(values: &'a L, to: S) -> Result<S::Ok, S::Error>
+    where
+        T: Display + 'a,
+        &'a L: IntoIterator<Item = &'a T>,
+        S: Serializer,
+    {
+        to.collect_seq(values.into_iter().map(T::to_string))
     }
 
-    pub fn deserialize<'de, T, D>(from: D) -> Result<Vec<T>, D::Error>
+    pub fn deserialize<'de, T, L, D>(from: D) -> Result<L, D::Error>
     where
         T: FromStr<Err: Display>,
+        L: FromIterator<T>,
         D: Deserializer<'de>,
     {
         Vec::<String>::deserialize(from)?

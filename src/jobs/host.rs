@@ -133,6 +133,11 @@ impl LocalHost {
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn kept_by_this_program(&self, customer: &CustomerUid) -> Option<Checkpoint> {
+        let kept = self.folder.read_checkpoint(customer)?;
+        (kept.program == program()?).then_some(kept)
+    }
 }
 
 impl HostMemory for LocalHost {
@@ -145,19 +150,18 @@ impl HostMemory for LocalHost {
     }
 
     fn checkpoint(&self, customer: &CustomerUid) -> Option<Vec<u8>> {
-        let kept = self.folder.checkpoint(customer)?;
+        let kept = self.kept_by_this_program(customer)?;
         let age = self.now().duration_since(kept.replayed_at);
-        let young = (SignedDuration::ZERO..=LONGEST_BELIEF).contains(&age);
-        (young && kept.program == program()?).then_some(kept.content)
+        (SignedDuration::ZERO..=LONGEST_BELIEF)
+            .contains(&age)
+            .then_some(kept.content)
     }
 
     fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &[u8], replayed: bool) {
+        let before = || Some(self.kept_by_this_program(customer)?.replayed_at);
         let replayed_at = match replayed {
             true => Some(self.now()),
-            false => self
-                .folder
-                .checkpoint(customer)
-                .map(|kept| kept.replayed_at),
+            false => before(),
         };
         if let (Some(program), Some(replayed_at)) = (program(), replayed_at) {
             let kept = Checkpoint {
@@ -165,7 +169,7 @@ impl HostMemory for LocalHost {
                 replayed_at,
                 content: checkpoint.to_vec(),
             };
-            self.folder.keep_checkpoint(customer, &kept);
+            self.folder.write_checkpoint(customer, &kept);
         }
     }
 }
@@ -285,9 +289,12 @@ mod tests {
         // A clock that was set back cannot tell.
         assert_eq!(believed(-1), None);
 
-        let mut kept = folder.checkpoint(&customer).unwrap();
+        let mut kept = folder.read_checkpoint(&customer).unwrap();
         kept.program = "f".repeat(64);
-        folder.keep_checkpoint(&customer, &kept);
+        folder.write_checkpoint(&customer, &kept);
+        assert_eq!(believed(1), None);
+        // Nor does what another program read vouch for what this one makes of it.
+        host.keep_checkpoint(&customer, b"three", false);
         assert_eq!(believed(1), None);
     }
 }

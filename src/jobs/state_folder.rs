@@ -228,7 +228,7 @@ impl StateFolder {
 
     /// What was made of a ledger, by which program, and when it was last read from genesis. What a
     /// crash tore, and what anybody changed, is none.
-    pub(super) fn checkpoint(&self, customer: &CustomerUid) -> Option<Checkpoint> {
+    pub(super) fn read_checkpoint(&self, customer: &CustomerUid) -> Option<Checkpoint> {
         let file = File::open(self.checkpoint_path(customer)).ok()?;
         let mut bytes = Vec::new();
         let mut file = io::Read::take(file, MAX_CHECKPOINT_BYTES);
@@ -245,7 +245,7 @@ impl StateFolder {
         (fields.next()? == hash.as_str()).then_some(checkpoint)
     }
 
-    pub(super) fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &Checkpoint) {
+    pub(super) fn write_checkpoint(&self, customer: &CustomerUid, checkpoint: &Checkpoint) {
         let head = format!(
             "{} {} {}\n",
             checkpoint.program,
@@ -464,13 +464,13 @@ mod tests {
         let state = StateFolder::create(folder.path()).unwrap();
         let customer = CustomerUid::from_bytes([1; 16]);
         let kept = Checkpoint {
-            program: "a program".replace(' ', "-"),
+            program: "a-program".to_string(),
             replayed_at: "2025-03-02T01:00:00Z".parse().unwrap(),
             content: b"{\"a state\":\n1}".to_vec(),
         };
-        assert!(state.checkpoint(&customer).is_none());
-        state.keep_checkpoint(&customer, &kept);
-        let read = state.checkpoint(&customer).unwrap();
+        assert!(state.read_checkpoint(&customer).is_none());
+        state.write_checkpoint(&customer, &kept);
+        let read = state.read_checkpoint(&customer).unwrap();
         assert_eq!(read.program, kept.program);
         assert_eq!(read.replayed_at, kept.replayed_at);
         assert_eq!(read.content, kept.content);
@@ -479,14 +479,17 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         for length in 0..whole.len() {
             fs::write(&path, &whole[..length]).unwrap();
-            assert!(state.checkpoint(&customer).is_none(), "cut to {length}");
+            assert!(
+                state.read_checkpoint(&customer).is_none(),
+                "cut to {length}"
+            );
         }
         let line = whole.iter().position(|byte| *byte == b'\n').unwrap();
         for at in line - 64..whole.len() {
             let mut bad = whole.clone();
             bad[at] ^= 1;
             fs::write(&path, &bad).unwrap();
-            assert!(state.checkpoint(&customer).is_none(), "byte {at}");
+            assert!(state.read_checkpoint(&customer).is_none(), "byte {at}");
         }
     }
 }

@@ -39,8 +39,8 @@ pub struct Verified {
     pub notes: Vec<String>,
 }
 
-/// Verifies one customer. The ledger's chain and signatures were checked when it was opened, or are
-/// now.
+/// Verifies one customer. The ledger's chain and signatures were checked when it was opened; with
+/// `trees`, those entries too that a checkpoint of this host stood for.
 pub fn verify(
     customer: &Customer,
     request: VerifyRequest,

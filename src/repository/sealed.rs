@@ -104,7 +104,7 @@ impl SealedCustomer {
 
     /// Reads what this host's checkpoint of the ledger was believed for, from genesis.
     pub fn check_ledger(&self) -> Result<(), RepositoryError> {
-        self.ledger().check_believed()
+        self.ledger().check_believed(&*self.memory)
     }
 
     /// Looks at the state as last read.

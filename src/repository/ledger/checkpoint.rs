@@ -8,7 +8,12 @@
 use super::state::State;
 use crate::model::{PointKind, PointState};
 use crate::policy::Policy;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::str::FromStr;
 
 impl State {
     /// `None` if it cannot be written: then there is no checkpoint.
@@ -41,182 +46,114 @@ pub(super) enum StateText {
     Erased,
 }
 
-/// Ids and names as their text; `model` knows no serde.
-pub(super) mod as_text {
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-    use std::borrow::Cow;
-    use std::collections::BTreeMap;
-    use std::fmt::Display;
-    use std::str::FromStr;
+fn parse<T: FromStr<Err: Display>, E: Error>(text: &str) -> Result<T, E> {
+    text.parse().map_err(E::custom)
+}
 
-    pub fn serialize<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(value)
+/// A map whose keys have a text.
+pub(super) mod keys {
+    use super::*;
+
+    pub fn serialize<K, V, S>(map: &BTreeMap<K, V>, to: S) -> Result<S::Ok, S::Error>
+    where
+        K: Display,
+        V: Serialize,
+        S: Serializer,
+    {
+        to.collect_map(map.iter().map(|(key, value)| (key.to_string(), value)))
     }
 
-    pub fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
+    pub fn deserialize<'de, K, V, D>(from: D) -> Result<BTreeMap<K, V>, D::Error>
     where
-        T: FromStr<Err: Display>,
+        K: FromStr<Err: Display> + Ord,
+        V: Deserialize<'de>,
         D: Deserializer<'de>,
     {
-        parse(&Cow::<str>::deserialize(from)?)
+        let map = BTreeMap::<Cow<str>, V>::deserialize(from)?;
+        map.into_iter()
+            .map(|(key, value)| Ok((parse(&key)?, value)))
+            .collect()
+    }
+}
+
+/// A map of maps whose keys have a text.
+pub(super) mod nested {
+    use super::*;
+
+    pub fn serialize<A, B, V, S>(
+        map: &BTreeMap<A, BTreeMap<B, V>>,
+        to: S,
+    ) -> Result<S::Ok, S::Error>
+    where
+        A: Display,
+        B: Display,
+        V: Serialize,
+        S: Serializer,
+    {
+        let outer = map.iter().map(|(key, inner)| {
+            let inner = inner.iter().map(|(key, value)| (key.to_string(), value));
+            (key.to_string(), inner.collect::<BTreeMap<String, &V>>())
+        });
+        to.collect_map(outer)
     }
 
-    fn parse<T: FromStr<Err: Display>, E: Error>(text: &str) -> Result<T, E> {
-        text.parse().map_err(E::custom)
+    pub fn deserialize<'de, A, B, V, D>(from: D) -> Result<BTreeMap<A, BTreeMap<B, V>>, D::Error>
+    where
+        A: FromStr<Err: Display> + Ord,
+        B: FromStr<Err: Display> + Ord,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        let map = BTreeMap::<Cow<str>, BTreeMap<Cow<str>, V>>::deserialize(from)?;
+        map.into_iter()
+            .map(|(key, inner)| {
+                let inner = inner.into_iter();
+                let inner = inner.map(|(key, value)| Ok((parse(&key)?, value)));
+                Ok((parse(&key)?, inner.collect::<Result<_, _>>()?))
+            })
+            .collect()
+    }
+}
+
+/// A collection of two things that have a text: a set of pairs, or a map.
+pub(super) mod pairs {
+    use super::*;
+
+    pub trait Pair {
+        fn texts(&self) -> (String, String);
     }
 
-    pub mod option {
-        use super::*;
-
-        pub fn serialize<T: Display, S: Serializer>(
-            value: &Option<T>,
-            to: S,
-        ) -> Result<S::Ok, S::Error> {
-            value.as_ref().map(T::to_string).serialize(to)
-        }
-
-        pub fn deserialize<'de, T, D>(from: D) -> Result<Option<T>, D::Error>
-        where
-            T: FromStr<Err: Display>,
-            D: Deserializer<'de>,
-        {
-            let text = Option::<String>::deserialize(from)?;
-            text.map(|text| parse(&text)).transpose()
-        }
-    }
-
-    /// A collection of what has a text.
-    pub mod list {
-        use super::*;
-
-        pub fn serialize<'a, T, L, S>(values: &'a L, to: S) -> Result<S::Ok, S::Error>
-        where
-            T: Display + 'a,
-            &'a L: IntoIterator<Item = &'a T>,
-            S: Serializer,
-        {
-            to.collect_seq(values.into_iter().map(T::to_string))
-        }
-
-        pub fn deserialize<'de, T, L, D>(from: D) -> Result<L, D::Error>
-        where
-            T: FromStr<Err: Display>,
-            L: FromIterator<T>,
-            D: Deserializer<'de>,
-        {
-            let texts = Vec::<Cow<str>>::deserialize(from)?;
-            texts.iter().map(|text| parse(text)).collect()
-        }
-    }
-
-    /// A map whose keys have a text.
-    pub mod keys {
-        use super::*;
-
-        pub fn serialize<K, V, S>(map: &BTreeMap<K, V>, to: S) -> Result<S::Ok, S::Error>
-        where
-            K: Display,
-            V: Serialize,
-            S: Serializer,
-        {
-            to.collect_map(map.iter().map(|(key, value)| (key.to_string(), value)))
-        }
-
-        pub fn deserialize<'de, K, V, D>(from: D) -> Result<BTreeMap<K, V>, D::Error>
-        where
-            K: FromStr<Err: Display> + Ord,
-            V: Deserialize<'de>,
-            D: Deserializer<'de>,
-        {
-            let map = BTreeMap::<Cow<str>, V>::deserialize(from)?;
-            map.into_iter()
-                .map(|(key, value)| Ok((parse(&key)?, value)))
-                .collect()
+    impl<A: Display, B: Display> Pair for &(A, B) {
+        fn texts(&self) -> (String, String) {
+            (self.0.to_string(), self.1.to_string())
         }
     }
 
-    /// A map of maps whose keys have a text.
-    pub mod nested {
-        use super::*;
-
-        pub fn serialize<A, B, V, S>(
-            map: &BTreeMap<A, BTreeMap<B, V>>,
-            to: S,
-        ) -> Result<S::Ok, S::Error>
-        where
-            A: Display,
-            B: Display,
-            V: Serialize,
-            S: Serializer,
-        {
-            let outer = map.iter().map(|(key, inner)| {
-                let inner = inner.iter().map(|(key, value)| (key.to_string(), value));
-                (key.to_string(), inner.collect::<BTreeMap<String, &V>>())
-            });
-            to.collect_map(outer)
-        }
-
-        pub fn deserialize<'de, A, B, V, D>(
-            from: D,
-        ) -> Result<BTreeMap<A, BTreeMap<B, V>>, D::Error>
-        where
-            A: FromStr<Err: Display> + Ord,
-            B: FromStr<Err: Display> + Ord,
-            V: Deserialize<'de>,
-            D: Deserializer<'de>,
-        {
-            let map = BTreeMap::<Cow<str>, BTreeMap<Cow<str>, V>>::deserialize(from)?;
-            map.into_iter()
-                .map(|(key, inner)| {
-                    let inner = inner.into_iter();
-                    let inner = inner.map(|(key, value)| Ok((parse(&key)?, value)));
-                    Ok((parse(&key)?, inner.collect::<Result<_, _>>()?))
-                })
-                .collect()
+    impl<A: Display, B: Display> Pair for (&A, &B) {
+        fn texts(&self) -> (String, String) {
+            (self.0.to_string(), self.1.to_string())
         }
     }
 
-    /// A collection of two things that have a text: a set of pairs, or a map.
-    pub mod pairs {
-        use super::*;
+    pub fn serialize<'a, L, S>(pairs: &'a L, to: S) -> Result<S::Ok, S::Error>
+    where
+        &'a L: IntoIterator<Item: Pair>,
+        S: Serializer,
+    {
+        to.collect_seq(pairs.into_iter().map(|pair| pair.texts()))
+    }
 
-        pub trait Pair {
-            fn texts(&self) -> (String, String);
-        }
-
-        impl<A: Display, B: Display> Pair for &(A, B) {
-            fn texts(&self) -> (String, String) {
-                (self.0.to_string(), self.1.to_string())
-            }
-        }
-
-        impl<A: Display, B: Display> Pair for (&A, &B) {
-            fn texts(&self) -> (String, String) {
-                (self.0.to_string(), self.1.to_string())
-            }
-        }
-
-        pub fn serialize<'a, L, S>(pairs: &'a L, to: S) -> Result<S::Ok, S::Error>
-        where
-            &'a L: IntoIterator<Item: Pair>,
-            S: Serializer,
-        {
-            to.collect_seq(pairs.into_iter().map(|pair| pair.texts()))
-        }
-
-        pub fn deserialize<'de, A, B, L, D>(from: D) -> Result<L, D::Error>
-        where
-            A: FromStr<Err: Display>,
-            B: FromStr<Err: Display>,
-            L: FromIterator<(A, B)>,
-            D: Deserializer<'de>,
-        {
-            let pairs = Vec::<(Cow<str>, Cow<str>)>::deserialize(from)?;
-            pairs
-                .iter()
-                .map(|(one, other)| Ok((parse(one)?, parse(other)?)))
-                .collect()
-        }
+    pub fn deserialize<'de, A, B, L, D>(from: D) -> Result<L, D::Error>
+    where
+        A: FromStr<Err: Display>,
+        B: FromStr<Err: Display>,
+        L: FromIterator<(A, B)>,
+        D: Deserializer<'de>,
+    {
+        let pairs = Vec::<(Cow<str>, Cow<str>)>::deserialize(from)?;
+        pairs
+            .iter()
+            .map(|(one, other)| Ok((parse(one)?, parse(other)?)))
+            .collect()
     }
 }

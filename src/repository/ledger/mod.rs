@@ -117,31 +117,37 @@ impl Ledger {
         if state.uid != self.state.uid || there.count() as u64 != state.seq {
             return Ok(None);
         }
-        match self
-            .storage
-            .read(&self.names.ledger(state.seq), MAX_ENTRY_BYTES)
-        {
-            Ok(stored) => Ok(Some(state).filter(|state| state.hash == Some(entry_hash(&stored)))),
+        let name = self.names.ledger(state.seq);
+        match self.storage.read(&name, MAX_ENTRY_BYTES) {
+            Ok(stored) if state.hash == Some(entry_hash(&stored)) => Ok(Some(state)),
             Err(error) if error.kind == StorageErrorKind::Transient => Err(error.into()),
-            Err(_) => Ok(None),
+            Ok(_) | Err(_) => Ok(None),
         }
     }
 
     /// Reads from genesis what a checkpoint was believed for: every entry must still be there and
-    /// must make the same state.
-    pub fn check_believed(&mut self) -> Result<(), RepositoryError> {
+    /// must make the same state. A checkpoint that was wrong is replaced.
+    pub fn check_believed(&mut self, memory: &dyn HostMemory) -> Result<(), RepositoryError> {
         if self.believed == 0 {
             return Ok(());
         }
         let wanted = self.state.seq;
         let again = Ledger::state_at(self.storage.clone(), self.names.clone(), wanted)?;
-        if again != self.state {
+        if again.seq < wanted {
             return Err(RepositoryError::damaged(
-                self.names.ledger(again.seq.min(wanted)),
-                match again.seq < wanted {
-                    true => "the ledger ends here, and this host has read on from here before",
-                    false => "the ledger read anew is not what this host has made of it before",
-                },
+                self.names.ledger(again.seq + 1),
+                "this entry is gone: this host has read it before",
+            ));
+        }
+        if again != self.state {
+            // The chain is whole and ends with the bytes that the checkpoint names, so the entries are
+            // what they were.
+            if let (Some(uid), Some(bytes)) = (again.uid, again.to_checkpoint()) {
+                memory.keep_checkpoint(&uid, &bytes, true);
+            }
+            return Err(RepositoryError::damaged(
+                self.names.ledger_prefix(),
+                "the ledger is whole, but what this host had kept of it was wrong and is replaced: run again",
             ));
         }
         self.believed = 0;

@@ -2,12 +2,13 @@
 
 use super::super::rule::{Rule, stands};
 use super::audit::Hidden;
-use super::checkpoint::{KindText, StateText, as_text};
+use super::checkpoint::{self, KindText, StateText};
 use crate::format::entry::{
     Attestation, Body, CertificateRef, ClockEvent, CommitBody, DiskBody, Entry, HostBody, KeyBody,
     PackMark, Purpose, ReclaimedBody, Role, VerifyMethod,
 };
 use crate::format::repository_file::FORMAT_VERSION;
+use crate::format::text;
 use crate::model::{
     CustomerUid, DiskName, EntryHash, HostId, ObjectHash, PackName, PointId, PointKind, PointState,
     RepositoryId, SegmentName, SessionId, Tag, VmName,
@@ -21,14 +22,14 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A session that has begun and is neither adopted nor aborted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenSession {
-    #[serde(with = "as_text")]
+    #[serde(with = "text")]
     pub host: HostId,
     pub purpose: Purpose,
     pub begun_at: Timestamp,
     pub seq: u64,
-    #[serde(with = "as_text::option")]
+    #[serde(with = "text::option")]
     pub vm: Option<VmName>,
-    #[serde(with = "as_text::option")]
+    #[serde(with = "text::option")]
     pub point: Option<PointId>,
     /// When the point it may commit would expire, and must be gone.
     pub expires_at: Option<Timestamp>,
@@ -61,13 +62,13 @@ struct Dating {
 /// A committed restore point of which at least a byte may still be in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Point {
-    #[serde(with = "as_text")]
+    #[serde(with = "text")]
     pub vm: VmName,
     #[serde(with = "KindText")]
     pub kind: PointKind,
-    #[serde(with = "as_text")]
+    #[serde(with = "text")]
     pub session: SessionId,
-    #[serde(with = "as_text::option")]
+    #[serde(with = "text::option")]
     pub base: Option<PointId>,
     pub taken_at: Timestamp,
     /// See [`OpenSession::counted_from`].
@@ -76,7 +77,7 @@ pub struct Point {
     pub deadline: Timestamp,
     pub disks: Vec<DiskBody>,
     pub stored_bytes: u64,
-    #[serde(with = "as_text")]
+    #[serde(with = "text")]
     pub record_hash: ObjectHash,
     pub seq: u64,
     #[serde(with = "StateText")]
@@ -124,49 +125,49 @@ pub struct Verified {
 pub struct State {
     /// The number of the last entry applied; 0 before genesis.
     pub seq: u64,
-    #[serde(with = "as_text::option")]
+    #[serde(with = "text::option")]
     pub hash: Option<EntryHash>,
-    #[serde(with = "as_text::option")]
+    #[serde(with = "text::option")]
     pub uid: Option<CustomerUid>,
-    #[serde(with = "as_text::option")]
+    #[serde(with = "text::option")]
     pub repository: Option<RepositoryId>,
     pub customer_name: String,
-    #[serde(with = "as_text::keys")]
+    #[serde(with = "checkpoint::keys")]
     pub hosts: BTreeMap<HostId, HostBody>,
     pub terms: Option<PolicyTerms>,
     #[serde(skip)]
     pub policy: Option<Policy>,
     pub keys: Vec<KeyBody>,
-    #[serde(with = "as_text::keys")]
+    #[serde(with = "checkpoint::keys")]
     pub open: BTreeMap<SessionId, OpenSession>,
-    #[serde(with = "as_text::list")]
+    #[serde(with = "text::list")]
     pub aborted: BTreeSet<SessionId>,
     /// When the packs of a session were adopted.
-    #[serde(with = "as_text::keys")]
+    #[serde(with = "checkpoint::keys")]
     pub born: BTreeMap<SessionId, Timestamp>,
-    #[serde(with = "as_text::keys")]
+    #[serde(with = "checkpoint::keys")]
     pub points: BTreeMap<PointId, Point>,
-    #[serde(with = "as_text::pairs")]
+    #[serde(with = "checkpoint::pairs")]
     pub newest: BTreeMap<VmName, PointId>,
     /// When each VM's first point was taken, however long that point is gone.
-    #[serde(with = "as_text::keys")]
+    #[serde(with = "checkpoint::keys")]
     pub first_taken: BTreeMap<VmName, Timestamp>,
     /// The disks whose tracking hid changes, as the last audit of each found.
-    #[serde(with = "as_text::nested")]
+    #[serde(with = "checkpoint::nested")]
     pub distrusted: BTreeMap<VmName, BTreeMap<DiskName, Hidden>>,
-    #[serde(with = "as_text::keys")]
+    #[serde(with = "checkpoint::keys")]
     pub segments: BTreeMap<SegmentName, Timestamp>,
-    #[serde(with = "as_text::keys")]
+    #[serde(with = "checkpoint::keys")]
     pub condemned: BTreeMap<PackName, Condemned>,
-    #[serde(with = "as_text::keys")]
+    #[serde(with = "checkpoint::keys")]
     pub marks: BTreeMap<PackName, PackMark>,
-    #[serde(with = "as_text::keys")]
+    #[serde(with = "checkpoint::keys")]
     copied: BTreeMap<SessionId, Copied>,
     /// The last mark saw the ledger up to here: later erasures have left no mark yet.
     pub marked_at: u64,
-    #[serde(with = "as_text::keys")]
+    #[serde(with = "checkpoint::keys")]
     pub verified: BTreeMap<PackName, Verified>,
-    #[serde(with = "as_text::pairs")]
+    #[serde(with = "checkpoint::pairs")]
     pub damaged: BTreeSet<(PackName, Tag)>,
     witnessed: BTreeMap<u64, Timestamp>,
     pub last_witnessed: Option<Timestamp>,
@@ -174,7 +175,7 @@ pub struct State {
     /// The last entry that named a certificate; erasures after it are in none yet.
     pub certified_at: u64,
     /// Packs deleted since then.
-    #[serde(with = "as_text::list")]
+    #[serde(with = "text::list")]
     pub uncertified_packs: Vec<PackName>,
     /// Entries that broke a rule, and which.
     pub voids: Vec<(u64, String)>,

@@ -282,7 +282,7 @@ fn a_slot_that_was_taken_and_cannot_be_read_back_is_uncertain_not_failed() {
     );
 }
 
-/// Restore points enough for a checkpoint, and what opening then reads of the ledger.
+/// Restore points enough for a checkpoint, and how many entries there are.
 fn with_a_checkpoint() -> (World, u64) {
     let mut world = World::new();
     let customer = world.open();
@@ -346,5 +346,34 @@ fn an_entry_changed_below_a_checkpoint_is_found_when_the_ledger_is_checked() {
     let customer = world.open();
     let error = customer.check_ledger().err().unwrap();
     assert_eq!(error.kind, RepositoryErrorKind::Damaged);
-    assert!(error.name.contains("ledger"), "{error}");
+    assert_eq!(error.name, name.as_str());
+}
+
+#[test]
+fn an_entry_that_goes_after_the_opening_is_named_when_the_ledger_is_checked() {
+    let (world, _) = with_a_checkpoint();
+    let customer = world.open();
+    world.memory.delete(&entry_name(4)).unwrap();
+    let error = customer.check_ledger().err().unwrap();
+    assert_eq!(error.kind, RepositoryErrorKind::Damaged);
+    assert_eq!(error.name, entry_name(4).as_str());
+}
+
+#[test]
+fn a_checkpoint_that_was_wrong_is_found_when_the_ledger_is_checked_and_replaced() {
+    let (world, _) = with_a_checkpoint();
+    let open = || {
+        let storage = Arc::new(world.memory.clone());
+        world.open_unchecked(storage, &world.host).unwrap()
+    };
+    let uid = open().uid();
+    let kept = String::from_utf8(world.host.checkpoint(&uid).unwrap()).unwrap();
+    let wrong = kept.replace("\"suspect\":false", "\"suspect\":true");
+    assert_ne!(kept, wrong);
+    world.host.keep_checkpoint(&uid, wrong.as_bytes(), true);
+    let error = open().check_ledger().err().unwrap();
+    assert_eq!(error.kind, RepositoryErrorKind::Damaged);
+    assert!(error.detail.contains("run again"), "{error}");
+    open().check_ledger().unwrap();
+    assert!(open().state().points.values().all(|point| !point.suspect));
 }
