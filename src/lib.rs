@@ -59,6 +59,9 @@
 //!   holder of the customer key could go on testing guesses at what is gone.
 //! - A pack's dead bytes count as those of every erasure since its last rewriting. What exactly died is
 //!   not known once the records are gone; so deadlines are rather too early than too late.
+//! - A machine that stands still takes its kernel's word and its uptime with it: two sources that agree
+//!   and are both late, which shows only when another machine is right. So thinning waits as much
+//!   longer as the longest time without a witness after a point's commit, where that is over 36 hours.
 //! - A prune goes by the policy in the ledger. A configuration that differs is applied by `run`, and a
 //!   shortening that would expire more than one night at once only by `prune --confirm`.
 //! - Objects that vmkeep cannot have written are reported by a prune and removed by

@@ -3,6 +3,7 @@
 //! A time is *witnessed* when two sources agree with the wall clock within five minutes, else *alone*. Only witnessed
 //! times move the base that the next judgement measures from, so a clock that runs wild can be at most 48 hours
 //! past the last time that two sources agreed on and still delete; thinning waits two days longer for that reason.
+//! Two sources of one machine that stood still (paused, suspended) lag together; see `PointFacts::silence`.
 //!
 //! *Absent:* reading any clock, and the ledger. The caller brings the reading, the store's time and the last
 //! witnessed time (after `clock` entries have voided what an administrator declared wrong).

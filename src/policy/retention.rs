@@ -36,6 +36,9 @@ use super::terms::{KeepAfterWindow, Policy};
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_hours(48);
 /// Between expiring and erasing, for second thoughts; a quarter of the budget where that is less.
 const LONGEST_ERASE_WAIT_HOURS: i64 = 24;
+/// From one witnessed time to the next: nights may be that far apart. What is longer is a silence, in which a machine
+/// may have stood still with all its clocks; a lag of no more is covered by [`CLOCK_TOLERANCE`].
+const NO_SILENCE: SignedDuration = SignedDuration::from_hours(36);
 /// A point of a lone clock is not erased before so much witnessed time.
 const LONE_CLOCK_WAIT: SignedDuration = SignedDuration::from_hours(14 * 24);
 /// What a prune may take after the end of its window.
@@ -69,6 +72,10 @@ pub struct PointFacts {
     /// The first witnessed time of the ledger after its commit; `None` until there is one. Read only for
     /// `clock_alone`.
     pub witnessed_since: Option<Timestamp>,
+    /// The longest time between two witnessed times of the ledger since its commit. Two sources of one machine that
+    /// stood still lag together, and show it when the next machine is right: by so much the date of this point, or
+    /// `witnessed_since`, may be too early.
+    pub silence: SignedDuration,
     /// It may not restore byte for byte.
     pub suspect: bool,
     /// A hold stands: neither thinned nor expired early.
@@ -105,6 +112,10 @@ pub enum Reason {
     },
     /// Its time may be wrong; thinning waits until enough witnessed time has passed since.
     ClockWasAlone,
+    /// The time after it may have been longer than witnessed; thinning waits that much longer.
+    SilenceSince {
+        silence: SignedDuration,
+    },
     /// `keep_after_window = "all"`.
     KeptUntilExpiry {
         expires_at: Timestamp,
@@ -162,6 +173,11 @@ impl fmt::Display for Reason {
             }
             Reason::ClockWasAlone => f.write_str(
                 "its host's clock was alone; not thinned before the restore window has passed in witnessed time",
+            ),
+            Reason::SilenceSince { silence } => write!(
+                f,
+                "after it no time was witnessed for {} hours; not thinned for that much longer",
+                silence.as_hours()
             ),
             Reason::KeptUntilExpiry { expires_at } => {
                 write!(f, "all points are kept until they expire, this one at {expires_at}")
@@ -330,7 +346,7 @@ impl<'a> Planner<'a> {
         let night = night_of(point.taken_at, self.policy);
         let decided_at = self
             .thinned_from(sunday_of(night))
-            .max(self.protected_until(point, night));
+            .max(self.protected_until(point));
         self.weeks
             .entry((&point.vm, IsoWeek::of(night)))
             .and_modify(|week| {
@@ -366,18 +382,18 @@ impl<'a> Planner<'a> {
             );
         }
         let night = night_of(point.taken_at, self.policy);
-        let until = self.protected_until(point, night);
+        let until = self.protected_until(point);
         if self.now < until {
-            let by_night = self.now < self.thinned_from(night);
-            return (
-                Action::Keep,
-                match by_night {
-                    true => Reason::InsideRestoreWindow {
-                        until: self.local(until.min(expires_at)),
-                    },
-                    false => Reason::ClockWasAlone,
+            let reason = match point.clock_alone {
+                _ if self.now < self.thinned_from(night) => Reason::InsideRestoreWindow {
+                    until: self.local(until.min(expires_at)),
                 },
-            );
+                true => Reason::ClockWasAlone,
+                false => Reason::SilenceSince {
+                    silence: point.silence,
+                },
+            };
+            return (Action::Keep, reason);
         }
         let thin = |reason| match point.held {
             true => (Action::Keep, Reason::Held { expires_at }),
@@ -479,12 +495,17 @@ impl<'a> Planner<'a> {
     }
 
     /// The same for one point; a lone clock's word for its night is not enough, so the window is also counted from
-    /// the first witnessed time after it.
-    fn protected_until(&self, point: &PointFacts, night: Date) -> Timestamp {
-        let by_night = self.thinned_from(night);
+    /// the first witnessed time after it. Both may lag by a silence.
+    fn protected_until(&self, point: &PointFacts) -> Timestamp {
+        let lag = match point.silence > NO_SILENCE {
+            true => point.silence,
+            false => SignedDuration::ZERO,
+        };
+        let counted_from = |at| self.thinned_from(night_of(later(at, lag), self.policy));
+        let by_date = counted_from(point.taken_at);
         match (point.clock_alone, point.witnessed_since) {
-            (false, _) => by_night,
-            (true, Some(since)) => by_night.max(self.thinned_from(night_of(since, self.policy))),
+            (false, _) => by_date,
+            (true, Some(since)) => by_date.max(counted_from(since)),
             (true, None) => Timestamp::MAX,
         }
     }
@@ -658,6 +679,7 @@ mod tests {
             expired_at: None,
             clock_alone: false,
             witnessed_since: None,
+            silence: SignedDuration::ZERO,
             suspect: false,
             held: false,
         }
@@ -889,6 +911,33 @@ mod tests {
         points[0].witnessed_since = None;
         let (action, _) = only(&points, &policy, later(base.deadline, hours(-24)));
         assert_eq!(action, Action::Erase);
+    }
+
+    #[test]
+    fn a_silence_of_the_witnesses_protects_what_was_taken_before_it_for_as_much_longer() {
+        let policy = policy(|terms| terms.keep_after_window = "none".into());
+        let mut points = [point(1, "2026-11-04T23:00:00Z", PointKind::Full, &policy)];
+        let leaves = at("2026-11-21T22:00:00Z");
+        for (silence, longer) in [(0, 0), (36, 0), (37, 24), (71, 72)] {
+            points[0].silence = hours(silence);
+            let until = later(leaves, hours(longer));
+            let (action, reason) = only(&points, &policy, later(until, hours(-1)));
+            assert_eq!(action, Action::Keep, "{silence}");
+            match longer > 0 {
+                true => assert_eq!(
+                    reason,
+                    format!(
+                        "after it no time was witnessed for {silence} hours; not thinned for that much longer"
+                    )
+                ),
+                false => assert!(reason.starts_with("inside the restore window"), "{reason}"),
+            }
+            assert_eq!(only(&points, &policy, until).0, Action::Expire, "{silence}");
+        }
+        // Its maximum is its maximum.
+        points[0].silence = hours(10_000);
+        let end = points[0].expires_at;
+        assert_eq!(only(&points, &policy, end).0, Action::Expire);
     }
 
     #[test]

@@ -284,6 +284,7 @@ mod tests {
     use super::*;
     use crate::model::PointId;
     use crate::policy::{Expiry, PolicyTerms, expiry};
+    use jiff::SignedDuration;
     use jiff::civil::date;
 
     const CUSTOMER: CustomerUid = CustomerUid::from_bytes([7; 16]);
@@ -322,6 +323,7 @@ mod tests {
             expired_at: None,
             clock_alone: false,
             witnessed_since: None,
+            silence: SignedDuration::ZERO,
             suspect: false,
             held: false,
         }

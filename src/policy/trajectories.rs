@@ -196,8 +196,12 @@ impl World {
     /// An entry stands.
     fn take_in(&mut self, wall: Timestamp, judgement: &Judgement) {
         if judgement.attestation == Attestation::Witnessed {
+            let silence = self
+                .last_witnessed
+                .map_or(SignedDuration::ZERO, |last| wall.duration_since(last));
             self.last_witnessed = self.last_witnessed.max(Some(wall));
             for taken in &mut self.points {
+                taken.facts.silence = taken.facts.silence.max(silence);
                 if taken.facts.clock_alone && taken.facts.witnessed_since.is_none() {
                     taken.facts.witnessed_since = Some(wall);
                 }
@@ -234,6 +238,7 @@ impl World {
                 expired_at: None,
                 clock_alone: alone,
                 witnessed_since: None,
+                silence: SignedDuration::ZERO,
                 suspect: false,
                 held: false,
             },
@@ -364,6 +369,14 @@ fn assert_outside_window(policy: &Policy, taken: &Taken, truth: Timestamp) {
         taken.truly_at,
         taken.facts
     );
+}
+
+/// A host stood still for days and two of its sources lagged together, while no other host was right.
+#[test]
+fn seeds_in_which_all_witnesses_lagged_lose_nothing_any_more() {
+    for seed in [2217, 2364, 3043, 4367, 6148, 6553, 9099] {
+        World::new(seed).run();
+    }
 }
 
 /// `VMKEEP_TRAJECTORIES=FROM..TO` runs other seeds; one that fails is printed.

@@ -15,7 +15,7 @@ use crate::model::{
 };
 use crate::policy::{PointFacts, after_policy_change};
 use crate::policy::{Policy, PolicyTerms};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -89,6 +89,8 @@ pub struct Point {
     pub clock_alone: bool,
     /// The first witnessed time after the commit, for a point whose clock was alone.
     pub witnessed_since: Option<Timestamp>,
+    /// The longest time from one witnessed time to the next since the commit.
+    pub silence: SignedDuration,
     pub consistency: String,
     pub notes: Vec<String>,
     /// Its commit broke a rule: a root until its time is over, but never listed or restored.
@@ -425,9 +427,11 @@ impl State {
 
     fn take_in(&mut self, entry: &Entry) {
         if entry.attestation == Attestation::Witnessed {
+            let silence = silence_before(entry.time, self.last_witnessed);
             self.witnessed.insert(entry.seq, entry.time);
             self.last_witnessed = self.last_witnessed.max(Some(entry.time));
             for point in self.points.values_mut() {
+                point.silence = point.silence.max(silence);
                 if point.clock_alone && point.witnessed_since.is_none() {
                     point.witnessed_since = Some(entry.time);
                 }
@@ -590,6 +594,7 @@ impl State {
                 if let (ClockEvent::Void, Some(seq)) = (body.event, body.seq) {
                     self.witnessed.remove(&seq);
                     self.last_witnessed = self.witnessed.values().max().copied();
+                    self.date_points_anew();
                 }
             }
             Body::Restore(_) | Body::Checkpoint(_) => {}
@@ -597,6 +602,23 @@ impl State {
                 if self.unknown.is_none() {
                     self.unknown = Some((entry.seq, format!("{kind}: {why}")));
                 }
+            }
+        }
+    }
+
+    /// A time that was not true has counted for none of them.
+    fn date_points_anew(&mut self) {
+        for point in self.points.values_mut() {
+            let before = self.witnessed.range(..=point.seq);
+            let mut last = before.map(|(_, at)| *at).max();
+            point.silence = SignedDuration::ZERO;
+            for (_, at) in self.witnessed.range(point.seq + 1..) {
+                point.silence = point.silence.max(silence_before(*at, last));
+                last = last.max(Some(*at));
+            }
+            if point.clock_alone {
+                let mut after = self.witnessed.range(point.seq..);
+                point.witnessed_since = after.next().map(|(_, at)| *at);
             }
         }
     }
@@ -829,6 +851,7 @@ impl Point {
             expired_at: self.expired_at,
             clock_alone: self.clock_alone,
             witnessed_since: self.witnessed_since,
+            silence: self.silence,
             suspect: self.suspect,
             held: false,
         }
@@ -855,6 +878,7 @@ impl Point {
             // A clock may be set right between the two: then `taken_at` is still the wrong one's.
             clock_alone: commit_alone || dating.alone,
             witnessed_since: (dating.alone && !commit_alone).then_some(entry.time),
+            silence: SignedDuration::ZERO,
             consistency: body.consistency.clone(),
             notes: body.notes.clone(),
             void,
@@ -862,6 +886,10 @@ impl Point {
             suspect: false,
         }
     }
+}
+
+fn silence_before(at: Timestamp, last_witnessed: Option<Timestamp>) -> SignedDuration {
+    last_witnessed.map_or(SignedDuration::ZERO, |last| at.duration_since(last))
 }
 
 fn parse_terms(terms: &BTreeMap<String, String>) -> Result<(PolicyTerms, Policy), String> {

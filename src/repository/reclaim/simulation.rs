@@ -135,6 +135,7 @@ impl Simulation {
             expired_at: None,
             clock_alone: false,
             witnessed_since: None,
+            silence: SignedDuration::ZERO,
             suspect: false,
             held: false,
         };

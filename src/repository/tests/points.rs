@@ -2,7 +2,7 @@
 
 use super::super::testing::*;
 use super::super::*;
-use crate::format::entry::{Attestation, Body, Purpose};
+use crate::format::entry::{Attestation, Body, ClockBody, ClockEvent, Purpose};
 use crate::model::PointId;
 use crate::policy::PolicyTerms;
 use jiff::SignedDuration;
@@ -144,6 +144,75 @@ fn a_clock_that_is_set_right_during_a_backup_does_not_make_its_point_an_old_one(
     let facts = [state.points[&point].facts(&point)];
     let decisions = crate::policy::plan(&facts, state.policy.as_ref().unwrap(), world.now());
     assert_eq!(decisions[0].action, crate::policy::Action::Keep);
+}
+
+/// What the ledger says of a silence after each of two points, three days apart.
+fn silences(customer: &Customer, points: [PointId; 2]) -> [i64; 2] {
+    let state = customer.state();
+    points.map(|point| state.points[&point].silence.as_hours())
+}
+
+#[test]
+fn a_silence_of_the_witnesses_is_that_of_the_points_before_it_until_its_end_is_declared_void() {
+    let mut world = World::new();
+    let customer = world.open();
+    let first = world.backup(&customer, "web", &image(&[1]), true);
+    world.time.pass(DAY * 3);
+    let second = world.backup(&customer, "web", &image(&[2]), false);
+    assert_eq!(silences(&customer, [first, second]), [72, 0]);
+    // An entry without a witness ends no silence.
+    world.time.pass(DAY);
+    world
+        .host
+        .set_clock(SignedDuration::ZERO, Attestation::Alone);
+    world.backup(&customer, "db", &image(&[3]), true);
+    assert_eq!(silences(&customer, [first, second]), [72, 0]);
+    world.host.set_clock(DAY * 90, Attestation::Witnessed);
+    let probe = customer.begin(Purpose::Merge, None).unwrap();
+    let wrong = customer.with_state(|state| state.open[&probe.id].seq);
+    assert_eq!(silences(&customer, [first, second]), [91 * 24; 2]);
+    world
+        .host
+        .set_clock(SignedDuration::ZERO, Attestation::Alone);
+    let body = ClockBody {
+        event: ClockEvent::Void,
+        seq: Some(wrong),
+        text: "a test".to_string(),
+    };
+    customer.append(|_| Ok(Body::Clock(body.clone()))).unwrap();
+    assert_eq!(silences(&customer, [first, second]), [72, 0]);
+}
+
+#[test]
+fn a_lone_point_is_dated_anew_when_the_time_after_it_is_declared_void() {
+    let world = World::new();
+    let customer = world.open();
+    world
+        .host
+        .set_clock(SignedDuration::ZERO, Attestation::Alone);
+    let (point, committed) = backup(&customer, "web", &image(&[1]), true);
+    committed.unwrap();
+    let since = || customer.with_state(|state| state.points[&point].witnessed_since);
+    let mut seqs = Vec::new();
+    for wrong_by in [DAY * 90, DAY * 91] {
+        world.host.set_clock(wrong_by, Attestation::Witnessed);
+        let probe = customer.begin(Purpose::Merge, None).unwrap();
+        seqs.push(customer.with_state(|state| state.open[&probe.id].seq));
+    }
+    assert_eq!(since(), Some(world.now() + DAY * 90));
+    world
+        .host
+        .set_clock(SignedDuration::ZERO, Attestation::Alone);
+    let dates = [Some(world.now() + DAY * 91), None];
+    for (seq, date) in seqs.into_iter().zip(dates) {
+        let body = ClockBody {
+            event: ClockEvent::Void,
+            seq: Some(seq),
+            text: "a test".to_string(),
+        };
+        customer.append(|_| Ok(Body::Clock(body.clone()))).unwrap();
+        assert_eq!(since(), date);
+    }
 }
 
 #[test]
