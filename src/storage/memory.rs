@@ -149,22 +149,24 @@ impl Storage for Memory {
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
         let prefix = checked_prefix(prefix)?;
-        let wanted = |name: &ObjectName| match &prefix {
-            None => true,
-            Some(prefix) => name
-                .as_str()
-                .strip_prefix(prefix.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+        let listed = |(name, data): (&ObjectName, &Arc<[u8]>)| Listed {
+            name: name.clone(),
+            size_bytes: data.len() as u64,
         };
-        Ok(self
-            .content()
+        let content = self.content();
+        let Some(prefix) = prefix else {
+            return Ok(content.objects.iter().map(listed).collect());
+        };
+        Ok(content
             .objects
-            .iter()
-            .filter(|(name, _)| wanted(name))
-            .map(|(name, data)| Listed {
-                name: name.clone(),
-                size_bytes: data.len() as u64,
+            .range(&prefix..)
+            // Between the folder and what is in it stand names that only begin as it does.
+            .take_while(|(name, _)| name.as_str().starts_with(prefix.as_str()))
+            .filter(|(name, _)| {
+                let rest = name.as_str().get(prefix.as_str().len()..);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             })
+            .map(listed)
             .collect())
     }
 
