@@ -7,6 +7,7 @@
 
 use crate::format::hostile_bytes as format;
 use crate::hypervisor::hostile_bytes as hypervisor;
+use crate::repository::hostile_bytes as repository;
 use crate::{codec::hostile_bytes as codec, config::hostile_bytes as config};
 
 pub struct FuzzTarget {
@@ -34,6 +35,7 @@ pub const FUZZ_TARGETS: &[FuzzTarget] = &[
     target("node", codec::node),
     target("record", codec::record),
     target("entry", format::entry),
+    target("checkpoint", repository::checkpoint),
     target("config", config::config),
     target("key_file", codec::key_file),
     target("customer_key", codec::customer_key),

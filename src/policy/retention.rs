@@ -970,6 +970,9 @@ mod tests {
         let impact = shortening_impact(&points, &long, &short, entry);
         assert_eq!(impact.values().copied().collect::<Vec<_>>(), [1]);
         assert!(!needs_confirmation(&impact));
+        // In the evening Tuesday's would be too late tomorrow.
+        let impact = shortening_impact(&points, &long, &short, at("2026-11-09T22:30:00Z"));
+        assert_eq!(impact.values().copied().collect::<Vec<_>>(), [2]);
         let impact = shortening_impact(&points, &long, &short, later(entry, hours(48)));
         assert_eq!(impact.values().copied().collect::<Vec<_>>(), [3]);
         assert!(needs_confirmation(&impact));

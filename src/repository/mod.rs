@@ -8,6 +8,11 @@ mod customer;
 mod directory;
 mod error;
 mod host;
+#[cfg(any(test, fuzzing))]
+pub mod hostile_bytes {
+    //! The fuzz target of a host's checkpoint.
+    pub use super::ledger::hostile_bytes::checkpoint;
+}
 mod index;
 mod ledger;
 mod lifetime;

@@ -2,6 +2,8 @@
 
 mod audit;
 mod checkpoint;
+#[cfg(any(test, fuzzing))]
+pub(super) mod hostile_bytes;
 mod state;
 
 pub use audit::Hidden;
