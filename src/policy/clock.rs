@@ -308,6 +308,32 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_is_noted_on_two_sources_or_on_one_that_a_person_answers_for() {
+        let marked = |sources: &[&'static str], attestation| {
+            let judgement = Judgement {
+                attestation,
+                deletion: Deletion::Allowed,
+                sources: sources.to_vec(),
+            };
+            next_mark(&reading(BASE, false, 7), &judgement).is_some()
+        };
+        for sources in [
+            vec!["kernel", "store"],
+            vec!["operator"],
+            vec!["trusted"],
+            vec!["boot", "operator"],
+        ] {
+            assert!(marked(&sources, Attestation::Witnessed), "{sources:?}");
+            assert!(!marked(&sources, Attestation::Alone), "{sources:?}");
+        }
+        for sources in [vec![], vec!["kernel"], vec!["kernel", "boot"]] {
+            assert!(!marked(&sources, Attestation::Witnessed), "{sources:?}");
+        }
+        let told = [Attestation::Witnessed, Attestation::Alone].map(|told| told.to_string());
+        assert_eq!(told, ["witnessed", "alone"]);
+    }
+
+    #[test]
     fn uptime_of_another_boot_says_nothing() {
         let mut other = mark(BASE, 0);
         other.boot_id = "another".into();

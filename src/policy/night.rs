@@ -12,13 +12,9 @@ use super::terms::Policy;
 
 /// The night that an instant belongs to.
 pub fn night_of(at: Timestamp, policy: &Policy) -> Date {
-    let local = at.to_zoned(policy.timezone().clone());
-    let mut night = match local.time() < policy.window().0 {
-        true => days_after(local.date(), -1),
-        false => local.date(),
-    };
-    // The local reading misleads where clocks are set forward or back around the start of the window: the instants
-    // decide. They are at most a day off; the bound only keeps the ends of the calendar finite.
+    let mut night = at.to_zoned(policy.timezone().clone()).date();
+    // The local time of day would mislead where clocks are set forward or back around the start of the window: the
+    // instants decide. The date is at most two days off; the bound only keeps the ends of the calendar finite.
     for _ in 0..3 {
         if at < start_of(night, policy) {
             night = days_after(night, -1);
@@ -163,6 +159,14 @@ mod tests {
     }
 
     #[test]
+    fn a_window_that_the_skipped_hour_makes_begin_at_its_end_keeps_its_length() {
+        let policy = policy("Europe/Amsterdam", "02:30-03:30");
+        let (start, end) = window_of(date(2026, 3, 29), &policy);
+        assert_eq!(start, at("2026-03-29T01:30:00Z"));
+        assert_eq!(end, at("2026-03-29T02:30:00Z"));
+    }
+
+    #[test]
     fn a_week_of_the_turn_of_the_year_is_one_week() {
         assert_eq!(IsoWeek::of(date(2026, 12, 31)).to_string(), "2026-W53");
         assert_eq!(IsoWeek::of(date(2027, 1, 3)).to_string(), "2026-W53");
@@ -201,5 +205,9 @@ mod tests {
                 window_of(night_of(end, &policy), &policy);
             }
         }
+        let east = policy("Pacific/Kiritimati", "00:00-06:00");
+        assert_eq!(start_of(Date::MIN, &east), Timestamp::MIN);
+        let west = policy("America/New_York", "23:00-06:00");
+        assert_eq!(start_of(Date::MAX, &west), Timestamp::MAX);
     }
 }

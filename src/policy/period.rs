@@ -80,32 +80,23 @@ impl Period {
 
     /// The fewest days that this length can have, whatever the day it begins: 2 months are 59.
     pub fn shortest_days(&self) -> u32 {
-        match self.fixed_days() {
-            Some(days) => days,
-            None => starts()
-                .map(|start| self.days_from(start))
-                .min()
-                .unwrap_or(0),
-        }
+        starts()
+            .map(|start| self.days_from(start))
+            .min()
+            .unwrap_or(0)
     }
 
     /// The most days that this length can have, whatever the day it begins: 2 months are 62.
     pub fn longest_days(&self) -> u32 {
-        match self.fixed_days() {
-            Some(days) => days,
-            None => starts()
-                .map(|start| self.days_from(start))
-                .max()
-                .unwrap_or(0),
-        }
+        starts()
+            .map(|start| self.days_from(start))
+            .max()
+            .unwrap_or(0)
     }
 
     /// Whether this length ends no later than `other`, on whatever day both begin.
     /// "61 days" is not within "2 months": from 1 January, two months have 59.
     pub fn is_within(&self, other: &Period) -> bool {
-        if let (Some(own), Some(others)) = (self.fixed_days(), other.fixed_days()) {
-            return own <= others;
-        }
         starts().all(|start| self.days_from(start) <= other.days_from(start))
     }
 
@@ -116,14 +107,6 @@ impl Period {
             .to_zoned(zone.clone())
             .checked_add(self.span())
             .map_or(Timestamp::MAX, |end| end.timestamp())
-    }
-
-    fn fixed_days(&self) -> Option<u32> {
-        match self.unit {
-            PeriodUnit::Days => Some(u32::from(self.count)),
-            PeriodUnit::Weeks => Some(7 * u32::from(self.count)),
-            PeriodUnit::Months | PeriodUnit::Years => None,
-        }
     }
 
     fn days_from(&self, start: Date) -> u32 {

@@ -820,6 +820,18 @@ mod tests {
         let warnings = last_point_warnings(&points, later(end, hours(-14 * 24)));
         assert_eq!(warnings.len(), 1);
         assert_eq!(warnings[0].expires_at, end);
+        // The last one to go counts, in whatever order they come.
+        let mut points = [
+            point(2, "2026-11-05T23:00:00Z", PointKind::Full, &policy),
+            points[0].clone(),
+        ];
+        for _ in 0..2 {
+            points.reverse();
+            assert!(last_point_warnings(&points, later(end, hours(-14 * 24))).is_empty());
+            let warnings = last_point_warnings(&points, later(end, hours(-13 * 24)));
+            assert_eq!(warnings.len(), 1);
+            assert_eq!(warnings[0].point.as_bytes()[0], 2);
+        }
     }
 
     #[test]
@@ -934,6 +946,11 @@ mod tests {
             }
             assert_eq!(only(&points, &policy, until).0, Action::Expire, "{silence}");
         }
+        let (_, reason) = only(&points, &policy, leaves);
+        assert!(
+            reason.starts_with("after it no time was witnessed"),
+            "{reason}"
+        );
         // Its maximum is its maximum.
         points[0].silence = hours(10_000);
         let end = points[0].expires_at;
@@ -948,10 +965,9 @@ mod tests {
         points[0].expired_at = Some(at("2026-11-10T00:00:00Z"));
         points[0].held = true;
         let until = points[0].expires_at;
-        assert_eq!(
-            only(&points, &policy, at("2026-11-20T00:00:00Z")).0,
-            Action::AwaitErase { until }
-        );
+        let (action, reason) = only(&points, &policy, at("2026-11-20T00:00:00Z"));
+        assert_eq!(action, Action::AwaitErase { until });
+        assert!(reason.contains("held"), "{reason}");
         assert_eq!(only(&points, &policy, until).0, Action::Erase);
     }
 
@@ -976,6 +992,11 @@ mod tests {
         let impact = shortening_impact(&points, &long, &short, later(entry, hours(48)));
         assert_eq!(impact.values().copied().collect::<Vec<_>>(), [3]);
         assert!(needs_confirmation(&impact));
+        // A budget of two days is left whole.
+        let less = policy(|terms| terms.max_retention = "18 days".into());
+        let late = at("2026-11-30T12:00:00Z");
+        let old = after_policy_change(&points[0], &less, late);
+        assert_eq!(old.deadline, later(late, hours(48)));
         // Lengthening changes nothing.
         let same = after_policy_change(&points[0], &long, entry);
         assert_eq!(same.deadline, points[0].deadline);
