@@ -56,7 +56,8 @@ pub struct TestHost {
     /// Added to the world's time: this machine's clock is wrong by so much.
     pub wrong_by: Mutex<SignedDuration>,
     heads: Mutex<BTreeMap<CustomerUid, Head>>,
-    checkpoints: Mutex<BTreeMap<CustomerUid, Vec<u8>>>,
+    /// With whether they were read from genesis.
+    checkpoints: Mutex<BTreeMap<CustomerUid, (Vec<u8>, bool)>>,
     held: Arc<Mutex<BTreeSet<SessionId>>>,
 }
 
@@ -76,6 +77,12 @@ impl TestHost {
     pub fn set_clock(&self, wrong_by: SignedDuration, attestation: Attestation) {
         *lock(&self.wrong_by) = wrong_by;
         *lock(&self.attestation) = attestation;
+    }
+
+    /// Whether its last checkpoint came of a reading from genesis.
+    pub fn has_replayed(&self, customer: &CustomerUid) -> bool {
+        let kept = lock(&self.checkpoints);
+        kept.get(customer).is_some_and(|(_, replayed)| *replayed)
     }
 
     pub fn clock_is_right(&self) -> bool {
@@ -117,11 +124,12 @@ impl HostMemory for TestHost {
     }
 
     fn checkpoint(&self, customer: &CustomerUid) -> Option<Vec<u8>> {
-        lock(&self.checkpoints).get(customer).cloned()
+        let kept = lock(&self.checkpoints);
+        kept.get(customer).map(|(checkpoint, _)| checkpoint.clone())
     }
 
-    fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &[u8], _: bool) {
-        lock(&self.checkpoints).insert(*customer, checkpoint.to_vec());
+    fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &[u8], replayed: bool) {
+        lock(&self.checkpoints).insert(*customer, (checkpoint.to_vec(), replayed));
     }
 }
 

@@ -54,7 +54,7 @@ impl Ledger {
         // meanwhile, and what they see later is no proof against an end that was read earlier.
         ledger.read_on(Some(1), |_, _| {})?;
         let head = ledger.state.uid.and_then(|uid| memory.head(&uid));
-        if let Some(state) = ledger.checkpoint(memory, &listed)? {
+        if let Some(state) = ledger.checkpoint(memory, &listed) {
             (ledger.believed, ledger.kept) = (state.seq, state.seq);
             ledger.state = state;
         }
@@ -103,28 +103,20 @@ impl Ledger {
 
     /// This host's checkpoint of this ledger, if the store still has every entry up to it (as far
     /// as a list tells) and the last of them with the bytes it was made of.
-    fn checkpoint(
-        &self,
-        memory: &dyn HostMemory,
-        listed: &[Listed],
-    ) -> Result<Option<State>, RepositoryError> {
-        let kept = self.state.uid.and_then(|uid| memory.checkpoint(&uid));
-        let Some(state) = kept.and_then(|bytes| State::from_checkpoint(&bytes)) else {
-            return Ok(None);
-        };
+    fn checkpoint(&self, memory: &dyn HostMemory, listed: &[Listed]) -> Option<State> {
+        let kept = memory.checkpoint(&self.state.uid?)?;
+        let state = State::from_checkpoint(&kept)?;
         let there = listed.iter().filter(|object| {
             matches!(self.names.role(&object.name),
                 ObjectRole::Ledger(seq) if (1..=state.seq).contains(&seq))
         });
         if state.uid != self.state.uid || there.count() as u64 != state.seq {
-            return Ok(None);
+            return None;
         }
         let name = self.names.ledger(state.seq);
-        match self.storage.read(&name, MAX_ENTRY_BYTES) {
-            Ok(stored) if state.hash == Some(entry_hash(&stored)) => Ok(Some(state)),
-            Err(error) if error.kind == StorageErrorKind::Transient => Err(error.into()),
-            Ok(_) | Err(_) => Ok(None),
-        }
+        // What cannot be read now is met again by whoever reads from genesis.
+        let last = self.storage.read(&name, MAX_ENTRY_BYTES).ok()?;
+        (state.hash == Some(entry_hash(&last))).then_some(state)
     }
 
     /// Reads from genesis what a checkpoint was believed for: every entry must still be there and

@@ -4,7 +4,7 @@ use super::super::testing::*;
 use super::super::*;
 use crate::format::entry::{Attestation, Body, Entry, PackMark, ReclaimedBody, RestoreBody};
 use crate::model::{ObjectHash, ObjectName, PackName, SessionId};
-use crate::storage::{Faulty, Storage, Verb};
+use crate::storage::{Fault, Faulty, Storage, StorageErrorKind, Verb};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -316,6 +316,46 @@ fn a_checkpoint_saves_reading_what_came_before_it() {
         whole as u64 >= entries && saved + 6 < whole,
         "{saved}, {whole}"
     );
+}
+
+#[test]
+fn a_checkpoint_is_made_anew_after_some_entries_and_lends_no_belief_to_the_next() {
+    let (world, _) = with_a_checkpoint();
+    let uid = world.open().uid();
+    assert!(world.host.has_replayed(&uid));
+    let first = world.host.checkpoint(&uid);
+    change_nothing(&world.open());
+    world.open();
+    assert_eq!(world.host.checkpoint(&uid), first);
+    let customer = world.open();
+    for _ in 0..10 {
+        change_nothing(&customer);
+    }
+    assert_ne!(world.host.checkpoint(&uid), first);
+    assert!(!world.host.has_replayed(&uid));
+    customer.check_ledger().unwrap();
+    for _ in 0..10 {
+        change_nothing(&customer);
+    }
+    assert!(world.host.has_replayed(&uid));
+}
+
+#[test]
+fn a_store_that_fails_where_an_entry_is_read_is_not_the_end_of_the_ledger() {
+    let world = with_points();
+    let storage = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_unchecked(storage.clone(), &world.host).unwrap();
+    change_nothing(&world.open_second());
+    storage.add(Fault::FailBefore {
+        at: storage.operations() + 1,
+        kind: StorageErrorKind::Transient,
+    });
+    let error = customer.refresh().unwrap_err();
+    let failed = RepositoryErrorKind::Storage(StorageErrorKind::Transient);
+    assert_eq!(error.kind, failed);
+    customer.refresh().unwrap();
+    let head = world.host.head(&customer.uid()).unwrap();
+    assert_eq!(head.seq, customer.with_state(|state| state.seq));
 }
 
 #[test]
