@@ -58,7 +58,9 @@ pub fn tools() -> (Vec<Box<dyn Tool>>, Vec<&'static str>) {
     }
     match version("bupstash", "--version") {
         Some(version) => tools.push(Box::new(Bupstash(version))),
-        None => missing.push("bupstash: apt-get install libsodium-dev; cargo install bupstash"),
+        None => {
+            missing.push("bupstash: apt-get install libsodium-dev; cargo install --locked bupstash")
+        }
     }
     (tools, missing)
 }
@@ -253,7 +255,7 @@ impl Tool for Rustic {
         fs::create_dir_all(store).unwrap();
         let mut line = vec!["init"];
         if self.fixed {
-            line.extend(["--set-chunker", "fixed-size", "--set-chunk-size", "256KiB"]);
+            line.extend(["--set-chunker", "fixed_size", "--set-chunk-size", "256KiB"]);
         }
         run(&mut self.command(store, &line));
     }
@@ -270,8 +272,11 @@ impl Tool for Rustic {
     fn restore(&self, store: &Path, image: &Path, to: &Path) -> (Cost, PathBuf) {
         let target = to.join(image.file_name().unwrap());
         fs::create_dir_all(to).unwrap();
-        let source = format!("latest:{}", text(image));
-        let cost = measured(&mut self.command(store, &["restore", &source, &text(&target)]));
+        let image = text(image);
+        let source = format!("latest:{image}");
+        // Else the latest of all images.
+        let line = ["restore", "--filter-paths", &image, &source];
+        let cost = measured(self.command(store, &line).arg(&target));
         (cost, target)
     }
 

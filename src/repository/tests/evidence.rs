@@ -67,12 +67,51 @@ fn an_end_other_than_the_one_this_host_has_seen_is_a_fork() {
 }
 
 fn change_nothing(customer: &Customer) {
+    try_to_change_nothing(customer).unwrap();
+}
+
+fn try_to_change_nothing(customer: &Customer) -> Result<u64, RepositoryError> {
     let body = crate::format::entry::ClockBody {
         event: crate::format::entry::ClockEvent::Refused,
         seq: None,
         text: "a test".to_string(),
     };
-    customer.append(|_| Ok(Body::Clock(body.clone()))).unwrap();
+    customer.append(|_| Ok(Body::Clock(body.clone())))
+}
+
+#[test]
+fn an_entry_whose_reply_is_lost_stands_once_and_one_that_the_store_refuses_does_not() {
+    let world = World::new();
+    let storage = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_unchecked(storage.clone(), &world.host).unwrap();
+    let begun = storage.operations();
+    change_nothing(&customer);
+    let log = storage.log();
+    let created = log
+        .iter()
+        .find(|operation| operation.number > begun && operation.verb == Verb::Create);
+    let creation = created.unwrap().number - begun;
+    let seq = || customer.with_state(|state| state.seq);
+    for lost in [true, false] {
+        let (before, at) = (seq(), storage.operations() + creation);
+        storage.add(match lost {
+            true => Fault::FailAfter { at },
+            false => Fault::FailBefore {
+                at,
+                kind: StorageErrorKind::Transient,
+            },
+        });
+        change_nothing(&customer);
+        assert_eq!(seq(), before + 1);
+    }
+    let before = seq();
+    let at = storage.operations() + 1;
+    storage.add(Fault::FullFrom { at });
+    let error = try_to_change_nothing(&customer).unwrap_err();
+    let full = RepositoryErrorKind::Storage(StorageErrorKind::Full);
+    assert_eq!(error.kind, full);
+    customer.refresh().unwrap();
+    assert_eq!(seq(), before);
 }
 
 #[test]
