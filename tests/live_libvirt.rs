@@ -277,7 +277,10 @@ fn neither_a_killed_agent_nor_a_killed_qemu_loses_a_change() {
     let capture = narrow.open(&store.since(), Reading::Changes).unwrap();
     machine.write("vda", 0, 400);
     eventually("it is given up", || capture.still_consistent().is_err());
-    let told = capture.disks()[0].read_at(0, &mut [0; 4096]).unwrap_err();
+    // Reading goes on until the job has ended.
+    let read = || capture.disks()[0].read_at(0, &mut [0; 4096]);
+    eventually("nothing more is read", || read().is_err());
+    let told = read().unwrap_err();
     assert!(told.detail.contains("ran out of space"), "{told}");
     machine.write("vda", 0, 400);
     capture.close(Outcome::Abandoned).unwrap();
