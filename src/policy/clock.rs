@@ -10,7 +10,7 @@
 
 use std::fmt;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::model::ClockReading;
 
@@ -220,6 +220,11 @@ pub fn next_mark(reading: &ClockReading, judgement: &Judgement) -> Option<LocalM
         since_boot_seconds: boot.since_boot_seconds,
         wall: reading.wall,
     })
+}
+
+/// How long no time had been witnessed when `at` was. Negative by what clocks that agree may differ.
+pub fn silence_before(at: Timestamp, last_witnessed: Option<Timestamp>) -> SignedDuration {
+    last_witnessed.map_or(SignedDuration::ZERO, |last| at.duration_since(last))
 }
 
 fn agree(one: i64, other: i64) -> bool {

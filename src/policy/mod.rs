@@ -23,6 +23,7 @@ mod terms;
 
 pub use clock::{
     Attestation, ClockRefusal, Deletion, HostClock, Judgement, LocalMark, judge, next_mark,
+    silence_before,
 };
 pub use night::{IsoWeek, night_of, window_of};
 pub use period::{Period, PeriodUnit};

@@ -4,7 +4,8 @@
 //!
 //! 1. *Never over the maximum.* Past `expires_at` a point expires, the last one of a VM too; it is erased before its
 //!    deadline whatever else asks to wait.
-//! 2. *Two weeks back.* In the effective restore window, and for two more days of clock tolerance, all points stay.
+//! 2. *Two weeks back.* In the effective restore window, and for two more days of clock tolerance, all points stay;
+//!    longer by the silence of the witnesses after them ([`PointFacts::silence`]).
 //! 3. *Then one per ISO week and VM*, by night: the full, else the newest one that is not suspect. The choice is made
 //!    once for the whole week, when its last night has left the window, and holds from then on: the others are gone.
 //!

@@ -196,9 +196,7 @@ impl World {
     /// An entry stands.
     fn take_in(&mut self, wall: Timestamp, judgement: &Judgement) {
         if judgement.attestation == Attestation::Witnessed {
-            let silence = self
-                .last_witnessed
-                .map_or(SignedDuration::ZERO, |last| wall.duration_since(last));
+            let silence = silence_before(wall, self.last_witnessed);
             self.last_witnessed = self.last_witnessed.max(Some(wall));
             for taken in &mut self.points {
                 taken.facts.silence = taken.facts.silence.max(silence);

@@ -13,8 +13,7 @@ use crate::model::{
     CustomerUid, DiskName, EntryHash, HostId, ObjectHash, PackName, PointId, PointKind, PointState,
     RepositoryId, SegmentName, SessionId, Tag, VmName,
 };
-use crate::policy::{PointFacts, after_policy_change};
-use crate::policy::{Policy, PolicyTerms};
+use crate::policy::{PointFacts, Policy, PolicyTerms, after_policy_change, silence_before};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -886,10 +885,6 @@ impl Point {
             suspect: false,
         }
     }
-}
-
-fn silence_before(at: Timestamp, last_witnessed: Option<Timestamp>) -> SignedDuration {
-    last_witnessed.map_or(SignedDuration::ZERO, |last| at.duration_since(last))
 }
 
 fn parse_terms(terms: &BTreeMap<String, String>) -> Result<(PolicyTerms, Policy), String> {
