@@ -5,6 +5,7 @@ mod support;
 
 use jiff::{SignedDuration, Timestamp};
 use std::collections::HashSet;
+use support::s3::{Bucket, radosgw};
 use support::{Fragments, Guest, Host, HostOptions, Random, Scan, Scanner, time};
 use vmkeep::model::{PointId, Tag};
 
@@ -33,7 +34,11 @@ fn readable(scanner: &mut Scanner, scan: &Scan) -> HashSet<PointId> {
     found
 }
 
+const PREFIX: &str = "vmkeep";
+
 struct Lab {
+    /// Where the store is, if not in the folder.
+    bucket: Option<Bucket>,
     host: Host,
     guest: Guest,
     random: Random,
@@ -42,25 +47,54 @@ struct Lab {
 
 impl Lab {
     fn new(seed: u64, start: Timestamp) -> Self {
+        Lab::at(None, seed, start)
+    }
+
+    fn at(bucket: Option<Bucket>, seed: u64, start: Timestamp) -> Self {
         let mut random = Random::new(seed);
-        let host = Host::new(&options());
+        let host = Host::new(&HostOptions {
+            bucket: bucket.as_ref().map(|bucket| bucket.config(PREFIX)),
+            ..options()
+        });
         let guest = Guest::new(host.image("web01", "vda"), 6 << 20, &mut random);
         host.vmkeep(&["init", "--yes"], start).exits(0);
+        if let Some(bucket) = &bucket {
+            bucket.mirror(PREFIX, host.store());
+        }
         let scanner = Scanner::new(host.store(), &host.identity_file());
         Lab {
+            bucket,
             host,
             guest,
             random,
             scanner,
         }
     }
+
+    /// Everything in the store; of a bucket, every version.
+    fn scan(&mut self) -> Scan {
+        if let Some(bucket) = &self.bucket {
+            bucket.mirror(PREFIX, self.host.store());
+        }
+        self.scanner.scan()
+    }
 }
 
 #[test]
 fn a_marker_of_one_night_is_gone_by_key_at_once_and_by_bytes_by_its_deadline() {
+    marker_is_gone(None);
+}
+
+#[test]
+fn a_marker_of_one_night_is_gone_from_a_bucket_as_well() {
+    let bucket = radosgw().bucket();
+    marker_is_gone(Some(bucket));
+}
+
+fn marker_is_gone(bucket: Option<Bucket>) {
     // Dates of the past: no mark of an image can be trusted, every night reads everything.
     let start = time("2025-03-03T23:00:00Z");
-    let mut lab = Lab::new(0xe7a5_0001, start);
+    let mut lab = Lab::at(bucket, 0xe7a5_0001, start);
     let place = 40 * 4096;
     let before = lab.guest.content()[place..place + 64 * 1024].to_vec();
     let mut deadline = None;
@@ -88,7 +122,7 @@ fn a_marker_of_one_night_is_gone_by_key_at_once_and_by_bytes_by_its_deadline() {
             }
         }
         lab.host.vmkeep(&["run"], at).exits(0);
-        let scan = lab.scanner.scan();
+        let scan = lab.scan();
         assert!(scan.damage().is_empty(), "{:?}", scan.damage());
         let points = readable(&mut lab.scanner, &scan);
         if night == 2 {
@@ -207,7 +241,7 @@ fn a_jump_of_the_clock_deletes_nothing_until_somebody_vouches_for_it() {
         lab.host.vmkeep(&["run"], start + days(night)).exits(0);
     }
     let files = |lab: &mut Lab| -> Vec<String> {
-        let names = lab.scanner.scan().file_names();
+        let names = lab.scan().file_names();
         names
             .into_iter()
             .filter(|name| !name.contains("/ledger/"))
@@ -228,7 +262,7 @@ fn a_jump_of_the_clock_deletes_nothing_until_somebody_vouches_for_it() {
     lab.host
         .vmkeep(&["prune", "--trust-clock", "--confirm"], jumped)
         .exits(0);
-    let scan = lab.scanner.scan();
+    let scan = lab.scan();
     assert!(scan.points.is_empty());
     assert_eq!(scan.frame_bytes(), 0, "nothing is left, not even sealed");
     // Backups go on whatever the clock says.

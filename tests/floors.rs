@@ -144,8 +144,8 @@ const RESERVED: &[Reserved] = &[
     },
     Reserved {
         words: &["tokio", "async fn", ".await"],
-        only_in: &[],
-        why: "traits are synchronous; nothing awaits yet",
+        only_in: &["storage/s3/"],
+        why: "traits are synchronous; the runtime lives where the network is",
     },
     Reserved {
         words: &["todo!", "unimplemented!"],

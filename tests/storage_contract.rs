@@ -2,6 +2,8 @@
 //!
 //! The tests of full and read-only stores mount small file systems and need to be root.
 
+mod support;
+
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -14,10 +16,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
+use support::s3::radosgw;
 use tempfile::TempDir;
 use vmkeep::model::ObjectName;
 use vmkeep::storage::{
-    Directory, Fault, Faulty, Leftover, Listed, Memory, Probe, Storage, StorageError,
+    Directory, Fault, Faulty, Leftover, Listed, Memory, Probe, S3, Storage, StorageError,
     StorageErrorKind, Verb, probe,
 };
 
@@ -163,9 +166,9 @@ fn a_listing_is_sorted_by_name_and_keeps_to_whole_parts(store: &dyn Storage) {
     assert_eq!(sizes, [0, 1, 2, 3, 4, 5, 6]);
     for (prefix, expected) in [
         ("packs", &objects[2..6]),
-        ("packs/ab", &objects[2..3]),
+        ("packs/ab", &[]),
         ("packs/abc", &objects[3..5]),
-        ("packs/abc/2", &objects[4..5]),
+        ("packs/abc/2", &[]),
         ("packs/a", &[]),
         ("pack", &[]),
         ("none/at/all", &[]),
@@ -218,7 +221,7 @@ fn an_object_and_a_folder_cannot_share_a_name(store: &dyn Storage) {
         assert_eq!(kind_of(told), StorageErrorKind::Unsupported, "{clash}");
     }
     assert_eq!(names(&store.list("").expect("a listing")), ["a/b"]);
-    assert_eq!(store.leftovers(), Ok(Vec::new()));
+    assert_eq!(store.leftovers(""), Ok(Vec::new()));
 }
 
 fn of_eight_racing_writers_exactly_one_wins(store: &dyn Storage) {
@@ -253,14 +256,14 @@ fn of_eight_racing_writers_exactly_one_wins(store: &dyn Storage) {
         let stands = store.read(&object, PLENTY).expect("the object");
         assert_eq!(stands, vec![*winner; 10_000]);
     }
-    assert_eq!(store.leftovers(), Ok(Vec::new()));
+    assert_eq!(store.leftovers(""), Ok(Vec::new()));
 }
 
 fn the_probe_finds_it_sound_and_cleans_up(store: &dyn Storage) {
     assert_eq!(probe(store, "customers/c", 20, 8), Ok(Probe::Sound));
     assert_eq!(probe(store, "", 0, 8), Ok(Probe::Sound));
     assert_eq!(store.list(""), Ok(Vec::new()));
-    assert_eq!(store.leftovers(), Ok(Vec::new()));
+    assert_eq!(store.leftovers(""), Ok(Vec::new()));
 }
 
 fn creating_and_deleting_in_one_folder_never_fails(store: &dyn Storage) {
@@ -299,7 +302,6 @@ macro_rules! contract {
                 a_listing_is_sorted_by_name_and_keeps_to_whole_parts,
                 what_is_deleted_or_destroyed_is_gone_and_nothing_else,
                 names_that_the_store_keeps_for_itself_are_refused,
-                an_object_and_a_folder_cannot_share_a_name,
                 of_eight_racing_writers_exactly_one_wins,
                 the_probe_finds_it_sound_and_cleans_up,
                 creating_and_deleting_in_one_folder_never_fails,
@@ -315,12 +317,39 @@ macro_rules! contract {
     };
 }
 
+/// What only holds where a prefix is a folder: a bucket has none.
+macro_rules! contract_of_folders {
+    ($($module:ident: $make:expr;)*) => {
+        mod folders {
+            use super::*;
+            $(#[test]
+            fn $module() {
+                let (_keep, store) = $make;
+                an_object_and_a_folder_cannot_share_a_name(&store);
+            })*
+        }
+    };
+}
+
 contract! {
     memory: ((), Memory::new());
     directory_on_disk: on_disk();
     directory_in_shared_memory: in_shared_memory();
     faulty_without_faults: ((), Faulty::new(Memory::new()));
     several_handles_of_one_directory: several_handles();
+    bucket_of_radosgw: in_a_bucket();
+}
+
+contract_of_folders! {
+    memory: ((), Memory::new());
+    directory_on_disk: on_disk();
+    directory_in_shared_memory: in_shared_memory();
+    faulty_without_faults: ((), Faulty::new(Memory::new()));
+    several_handles_of_one_directory: several_handles();
+}
+
+fn in_a_bucket() -> ((), S3) {
+    ((), radosgw().bucket().open())
 }
 
 fn on_disk() -> (TempDir, Directory) {
@@ -387,11 +416,11 @@ macro_rules! forward_all_but_create {
         fn destroy(&$self, name: &ObjectName) -> Result<(), StorageError> {
             $inner.destroy(name)
         }
-        fn sweep_leftovers(&$self) -> Result<Vec<Leftover>, StorageError> {
-            $inner.sweep_leftovers()
+        fn sweep_leftovers(&$self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+            $inner.sweep_leftovers(prefix)
         }
-        fn leftovers(&$self) -> Result<Vec<Leftover>, StorageError> {
-            $inner.leftovers()
+        fn leftovers(&$self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+            $inner.leftovers(prefix)
         }
         fn free_bytes(&$self) -> Option<u64> {
             $inner.free_bytes()
@@ -530,9 +559,9 @@ fn planted_leftovers_are_shown_and_swept() {
         place: "upload-1".to_string(),
         size_bytes: 7,
     }];
-    assert_eq!(store.leftovers(), Ok(expected.clone()));
-    assert_eq!(store.sweep_leftovers(), Ok(expected));
-    assert_eq!(store.leftovers(), Ok(Vec::new()));
+    assert_eq!(store.leftovers(""), Ok(expected.clone()));
+    assert_eq!(store.sweep_leftovers(""), Ok(expected));
+    assert_eq!(store.leftovers(""), Ok(Vec::new()));
 }
 
 // ---------------------------------------------------------------- planned faults
@@ -835,7 +864,7 @@ fn a_symbolic_link_in_the_store_is_never_followed() {
     assert_eq!(store.list(""), Ok(Vec::new()));
     assert_eq!(kind_of(store.list("folder")), StorageErrorKind::Corrupt);
     assert_eq!(
-        places(&store.leftovers().expect("leftovers")),
+        places(&store.leftovers("").expect("leftovers")),
         ["folder", "link"]
     );
     // The link itself can be removed.
@@ -852,7 +881,10 @@ fn a_symbolic_link_in_the_store_is_never_followed() {
         kind_of(store.create(&name("a"), b"x")),
         StorageErrorKind::Corrupt
     );
-    assert_eq!(kind_of(store.sweep_leftovers()), StorageErrorKind::Corrupt);
+    assert_eq!(
+        kind_of(store.sweep_leftovers("")),
+        StorageErrorKind::Corrupt
+    );
     assert_eq!(fs::read_dir(&outside).expect("the folder").count(), 1);
 }
 
@@ -875,7 +907,7 @@ fn a_pipe_under_an_objects_name_is_damage_and_nobody_waits_for_it() {
         StorageErrorKind::Corrupt
     );
     assert_eq!(store.list(""), Ok(Vec::new()));
-    assert_eq!(places(&store.leftovers().expect("leftovers")), ["pipe"]);
+    assert_eq!(places(&store.leftovers("").expect("leftovers")), ["pipe"]);
 }
 
 #[test]
@@ -895,7 +927,7 @@ fn files_that_no_object_can_be_are_shown_as_leftovers_and_only_there() {
     let hostile = Path::new(std::ffi::OsStr::from_bytes(b"\x1b[2J\xff"));
     fs::write(root.join(hostile), "").expect("a file");
 
-    let leftovers = store.leftovers().expect("leftovers");
+    let leftovers = store.leftovers("").expect("leftovers");
     let shown: Vec<_> = leftovers
         .iter()
         .map(|one| (one.place.as_str(), one.size_bytes))
@@ -910,8 +942,8 @@ fn files_that_no_object_can_be_are_shown_as_leftovers_and_only_there() {
     assert_eq!(shown, expected);
     assert_eq!(names(&store.list("").expect("a listing")), ["a/object"]);
     // None of them is the store's to remove.
-    assert_eq!(store.sweep_leftovers(), Ok(Vec::new()));
-    assert_eq!(store.leftovers(), Ok(leftovers));
+    assert_eq!(store.sweep_leftovers(""), Ok(Vec::new()));
+    assert_eq!(store.leftovers(""), Ok(leftovers));
 }
 
 #[test]
@@ -938,7 +970,7 @@ fn a_sweep_removes_what_a_killed_writer_left_and_nothing_that_a_living_one_holds
     assert_eq!(echo, "alive\n");
 
     let mut dead_bytes = File::open(&dead).expect("the file");
-    let swept = store.sweep_leftovers().expect("swept");
+    let swept = store.sweep_leftovers("").expect("swept");
     assert_eq!(places(&swept), [format!("tmp/{}", "1".repeat(32))]);
     assert_eq!(swept.first().map(|one| one.size_bytes), Some(4));
     assert!(!dead.exists());
@@ -946,13 +978,13 @@ fn a_sweep_removes_what_a_killed_writer_left_and_nothing_that_a_living_one_holds
     dead_bytes.read_to_end(&mut bytes).expect("read");
     assert_ne!(bytes, b"dead", "its bytes are overwritten");
     assert_eq!(fs::read(&held).expect("the file"), b"precious");
-    let left = store.leftovers().expect("leftovers");
+    let left = store.leftovers("").expect("leftovers");
     assert_eq!(places(&left), [format!("tmp/{}", "0".repeat(32))]);
 
     writer.kill().expect("killed");
     writer.wait().expect("gone");
-    assert_eq!(places(&store.sweep_leftovers().expect("swept")).len(), 1);
-    assert_eq!(store.leftovers(), Ok(Vec::new()));
+    assert_eq!(places(&store.sweep_leftovers("").expect("swept")).len(), 1);
+    assert_eq!(store.leftovers(""), Ok(Vec::new()));
 }
 
 #[test]
@@ -968,13 +1000,13 @@ fn a_sweep_does_not_overwrite_an_object_that_has_a_second_name_among_temporary_f
     // the writer's lock as well, and the sweep rightly leaves the file for later.
     let swept = std::iter::repeat_with(|| {
         thread::yield_now();
-        store.sweep_leftovers().expect("swept")
+        store.sweep_leftovers("").expect("swept")
     })
     .take(100_000)
     .find(|swept| !swept.is_empty());
     assert_eq!(places(&swept.unwrap_or_default()), ["tmp/0123"]);
     assert_eq!(store.read(&name("a/object"), 100), Ok(b"precious".to_vec()));
-    assert_eq!(store.leftovers(), Ok(Vec::new()));
+    assert_eq!(store.leftovers(""), Ok(Vec::new()));
 }
 
 #[test]
@@ -988,7 +1020,7 @@ fn sweeping_all_the_time_disturbs_no_writer() {
             let mut sweeps = 0u32;
             while !done.load(Ordering::Acquire) {
                 // It may meet a file between its creation and its lock; its writer takes another.
-                sweeper.sweep_leftovers().expect("swept");
+                sweeper.sweep_leftovers("").expect("swept");
                 sweeps += 1;
             }
             sweeps
@@ -1018,7 +1050,7 @@ fn sweeping_all_the_time_disturbs_no_writer() {
             object.name
         );
     }
-    assert_eq!(store.leftovers(), Ok(Vec::new()));
+    assert_eq!(store.leftovers(""), Ok(Vec::new()));
 }
 
 #[test]
@@ -1108,7 +1140,7 @@ fn on_a_full_disk_nothing_half_written_stays_and_the_reserve_lets_work_go_on() {
     assert!((9..=12).contains(&created), "{created}");
     let told = store.create(&name("packs/t/u/too-much"), &pack);
     assert_eq!(kind_of(told), StorageErrorKind::Full);
-    assert_eq!(store.leftovers(), Ok(Vec::new()));
+    assert_eq!(store.leftovers(""), Ok(Vec::new()));
     assert_eq!(store.list("").expect("a listing").len(), created);
     assert!(!disk.path().join("packs/t").exists());
     // A repeated creation is answered though nothing more can be written.
@@ -1195,9 +1227,12 @@ fn a_read_only_store_is_read_and_every_change_is_denied() {
         kind_of(store.destroy(&name("a/b"))),
         StorageErrorKind::Denied
     );
-    assert_eq!(kind_of(store.sweep_leftovers()), StorageErrorKind::Denied);
+    assert_eq!(kind_of(store.sweep_leftovers("")), StorageErrorKind::Denied);
     assert_eq!(kind_of(store.release_reserve()), StorageErrorKind::Denied);
-    assert_eq!(places(&store.leftovers().expect("leftovers")), ["tmp/dead"]);
+    assert_eq!(
+        places(&store.leftovers("").expect("leftovers")),
+        ["tmp/dead"]
+    );
 }
 
 #[test]
@@ -1220,5 +1255,5 @@ fn a_disk_mounted_inside_the_store_is_unsupported_and_not_written_to_without_a_r
         .expect("umount");
     assert!(unmounted.success());
     assert_eq!(kind_of(told), StorageErrorKind::Unsupported);
-    assert_eq!(store.leftovers(), Ok(Vec::new()));
+    assert_eq!(store.leftovers(""), Ok(Vec::new()));
 }

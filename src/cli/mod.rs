@@ -17,6 +17,7 @@ mod logging;
 mod progress;
 mod secrecy;
 mod site;
+mod store;
 mod table;
 mod terminal;
 mod when;

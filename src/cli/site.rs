@@ -3,6 +3,7 @@
 use super::exit::{Exit, Failure};
 use super::invocation::Invocation;
 use super::progress::Progress;
+use super::store::{self, Store};
 use crate::config::{self, Config, DiskFormat, FsFreeze, VmSource};
 use crate::format::repository_file::RepositoryFile;
 use crate::hypervisor::guard::GuardCommand;
@@ -20,7 +21,7 @@ use crate::policy::HostClock;
 use crate::repository::{
     Customer, RepositoryError, RepositoryErrorKind, SealedCustomer, WriteSettings, open_repository,
 };
-use crate::storage::{Directory, Probe, Storage, StorageError, StorageErrorKind, probe};
+use crate::storage::{Probe, Storage, StorageError, StorageErrorKind, probe};
 use jiff::tz::TimeZone;
 use std::io;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub const VIRSH: &str = "virsh";
 /// A repository, as far as it is open without this host's identity.
 pub struct Ground {
     pub config: Config,
-    storage: Arc<dyn Storage>,
+    store: Store,
     file: RepositoryFile,
     folder: StateFolder,
 }
@@ -40,19 +41,13 @@ pub struct Ground {
 impl Ground {
     pub fn open(invocation: &Invocation) -> Result<Self, Failure> {
         let config = invocation.config()?;
-        let directory = Directory::open(&config.repository.directory);
-        let storage: Arc<dyn Storage> = Arc::new(directory.map_err(|error| match error.kind {
-            StorageErrorKind::NotFound => {
-                failure_of(RepositoryErrorKind::NoRepository, error.to_string())
-            }
-            _ => error.into(),
-        })?);
-        let file = open_repository(&*storage)?;
+        let store = store::open(&config)?;
+        let file = open_repository(&*store.storage)?;
         let folder = StateFolder::create(&config.host.state_dir)?;
-        refuse_another_repository(&folder, &*storage, &file)?;
+        refuse_another_repository(&folder, &*store.storage, &file)?;
         Ok(Ground {
             config,
-            storage,
+            store,
             file,
             folder,
         })
@@ -61,7 +56,7 @@ impl Ground {
     /// A customer without its key.
     pub fn sealed(&self, name: &CustomerName) -> Result<SealedCustomer, Failure> {
         SealedCustomer::open(
-            self.storage.clone(),
+            self.store.storage.clone(),
             name,
             self.file.repository,
             Arc::new(self.folder.clone()),
@@ -85,7 +80,7 @@ fn refused_customer(name: &CustomerName, error: RepositoryError) -> Failure {
 /// A repository that is open on this host.
 pub struct Site {
     pub config: Config,
-    pub storage: Arc<dyn Storage>,
+    pub store: Store,
     pub file: RepositoryFile,
     pub host: Arc<LocalHost>,
 }
@@ -112,7 +107,7 @@ impl Site {
     pub fn open(invocation: &Invocation) -> Result<Self, Failure> {
         let Ground {
             config,
-            storage,
+            store,
             file,
             folder,
         } = Ground::open(invocation)?;
@@ -138,7 +133,7 @@ impl Site {
         );
         Ok(Site {
             config,
-            storage,
+            store,
             file,
             host: Arc::new(host),
         })
@@ -146,7 +141,7 @@ impl Site {
 
     /// For commands that write: the store must order its writers.
     pub fn probe(&self, customer: &Customer) -> Result<(), Failure> {
-        match probe(&*self.storage, customer.names().prefix(), 0, 1) {
+        match probe(&*self.store.storage, customer.names().prefix(), 0, 1) {
             // A store that is full to the last byte must be pruned all the same; whoever writes
             // more than a prune does finds out soon enough.
             Err(error) if error.kind == StorageErrorKind::Full => Ok(()),
@@ -156,7 +151,7 @@ impl Site {
                 Exit::Failed,
                 format!(
                     "{}: this store cannot order the entries of several writers: {what}",
-                    self.storage.location()
+                    self.store.storage.location()
                 ),
             )
             .hint("network file systems without create-if-absent cannot hold a repository")),
@@ -172,7 +167,7 @@ impl Site {
             ..WriteSettings::default()
         };
         let customer = Customer::open(
-            self.storage.clone(),
+            self.store.storage.clone(),
             &config.name,
             self.file.repository,
             self.host.identity(),

@@ -5,6 +5,7 @@
 //! the retention of each customer; its refusals become problems like any other. What is absent: any
 //! look at images or at the repository.
 
+mod bucket;
 mod customer;
 #[cfg(any(test, fuzzing))]
 pub mod hostile_bytes;
@@ -17,14 +18,17 @@ mod terms;
 #[cfg(test)]
 mod tests;
 
+pub use bucket::{Bucket, BucketCredentials, SecretSource};
 pub use customer::{Customer, Disk, DiskFormat, FsFreeze, LibvirtVm, QmpVm, Vm, VmSource};
 pub use problem::{ConfigError, Problem};
 
 use crate::model::{DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES};
 use crate::policy::PolicyTerms;
+use bucket::read_bucket;
 use customer::{Seen, check_path, read_customer, read_recipients};
 use problem::Source;
 use section::Section;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -98,14 +102,34 @@ impl ClockTrust {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repository {
-    pub directory: PathBuf,
-    /// Set aside so that a prune works on a full store.
+    pub place: Place,
+    /// Set aside so that a prune works on a full store; a bucket has no such thing.
     pub reserve_bytes: u64,
     pub chunk_bytes: u32,
     pub pack_bytes: u64,
     pub compression_level: i32,
     /// `age1…` recipients that can open every customer's key.
     pub escrow: Vec<String>,
+}
+
+/// Where a repository is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    Directory(PathBuf),
+    Bucket(Box<Bucket>),
+}
+
+impl fmt::Display for Place {
+    /// As in `url`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Directory(directory) => write!(f, "{}", directory.display()),
+            Place::Bucket(bucket) => match bucket.prefix.as_str() {
+                "" => write!(f, "s3://{}", bucket.name),
+                prefix => write!(f, "s3://{}/{prefix}", bucket.name),
+            },
+        }
+    }
 }
 
 /// Reads the main file and the customer files beside it.
@@ -360,18 +384,25 @@ fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Optio
 fn read_repository(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Option<Repository> {
     let found = problems.len();
     let url = section.required("url", problems).unwrap_or("/");
-    let directory = PathBuf::from(url.strip_prefix("file://").unwrap_or(url));
-    if url.starts_with("s3:") {
-        problems.push(section.problem(
-            "url",
-            "buckets are not in this version yet; give a directory such as \"/var/backups/vmkeep\"",
-        ));
-    } else {
-        check_path(&section, "url", &directory, problems);
+    let place = match url.starts_with("s3:") {
+        true => {
+            read_bucket(url, &mut section, problems).map(|bucket| Place::Bucket(Box::new(bucket)))
+        }
+        false => {
+            let directory = PathBuf::from(url.strip_prefix("file://").unwrap_or(url));
+            check_path(&section, "url", &directory, problems);
+            Some(Place::Directory(directory))
+        }
+    };
+    let in_bucket = matches!(place, Some(Place::Bucket(_)));
+    let reserve = section.bytes("reserve", problems);
+    if in_bucket && reserve.is_some_and(|bytes| bytes > 0) {
+        problems.push(section.problem("reserve", "a bucket has no reserve: leave it out"));
     }
-    let reserve_bytes = section
-        .bytes("reserve", problems)
-        .unwrap_or(DEFAULT_RESERVE_BYTES);
+    let reserve_bytes = match in_bucket {
+        true => 0,
+        false => reserve.unwrap_or(DEFAULT_RESERVE_BYTES),
+    };
     let chunk = section
         .bytes("chunk_size", problems)
         .unwrap_or(u64::from(DEFAULT_CHUNK_BYTES));
@@ -405,7 +436,7 @@ fn read_repository(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Opt
     let escrow = read_recipients(&mut section, problems);
     section.finish(
         &[
-            ("s3", "buckets are not in this version yet"),
+            ("s3", "is for a bucket: url = \"s3://bucket/prefix\""),
             (
                 "path",
                 "the directory is the url: url = \"/var/backups/vmkeep\"",
@@ -414,7 +445,7 @@ fn read_repository(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Opt
         problems,
     );
     (problems.len() == found).then_some(Repository {
-        directory,
+        place: place?,
         reserve_bytes,
         chunk_bytes,
         pack_bytes,

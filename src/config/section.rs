@@ -109,6 +109,16 @@ impl<'t> Section<'t> {
         }
     }
 
+    pub fn boolean(&mut self, key: &'static str, problems: &mut Vec<Problem>) -> Option<bool> {
+        match self.get(key)?.get_ref() {
+            DeValue::Boolean(value) => Some(*value),
+            other => {
+                problems.push(self.mistyped(key, "true or false", other));
+                None
+            }
+        }
+    }
+
     pub fn bytes(&mut self, key: &'static str, problems: &mut Vec<Problem>) -> Option<u64> {
         let read = match self.get(key)?.get_ref() {
             DeValue::String(text) => size::parse_bytes(text),

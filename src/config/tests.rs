@@ -52,6 +52,47 @@ fn every_example_is_a_valid_configuration() {
     );
     assert_eq!(images(&full.customers[0].vms[1])[1].format, DiskFormat::Raw);
     load(Path::new("config/minimal.toml")).expect("config/minimal.toml");
+    load(Path::new("config/bucket.toml")).expect("config/bucket.toml");
+}
+
+#[test]
+fn the_example_of_a_bucket_shows_every_key_and_its_defaults() {
+    let text = std::fs::read_to_string("config/bucket.toml").expect("config/bucket.toml");
+    let shown = load(Path::new("config/bucket.toml")).expect("config/bucket.toml");
+    // Each of the others is another way to say what the example says already.
+    let others = [
+        "profile",
+        "secret_access_key_command",
+        "secret_access_key_credential",
+    ];
+    let limits = [
+        "allowed_regions",
+        "upload_limit",
+        "download_limit",
+        "ca_file",
+        "escrow",
+    ];
+    let uncommented: String = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest)
+                if rest.contains(" = ")
+                    && !others
+                        .iter()
+                        .chain(&limits)
+                        .any(|key| rest.starts_with(key)) =>
+            {
+                format!("{rest}\n")
+            }
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    assert_ne!(uncommented, text);
+    let spelled_out = read_text(&uncommented).expect("the example with its defaults");
+    assert_eq!(spelled_out.repository, shown.repository);
+    for key in others.iter().chain(&limits) {
+        assert!(text.contains(&format!("# {key} = ")), "{key}");
+    }
 }
 
 #[test]
@@ -137,12 +178,138 @@ fn several_problems_are_reported_at_once() {
     }
 }
 
+/// A configuration whose repository is `url` and has `s3` below `[repository.s3]`.
+fn in_bucket(url: &str, s3: &str) -> Result<Bucket, Vec<String>> {
+    let text = format!(
+        "[policy]\ntimezone = \"UTC\"\n[[customer]]\nid = \"acme\"\n[[customer.vm]]\nname = \"web01\"\n\
+         disks = {{ vda = \"/a.raw\" }}\n[repository]\nurl = \"{url}\"\n[repository.s3]\n{s3}\n"
+    );
+    match read_text(&text)?.repository.place {
+        Place::Bucket(bucket) => Ok(*bucket),
+        Place::Directory(directory) => panic!("{} is a directory", directory.display()),
+    }
+}
+
 #[test]
-fn a_bucket_is_refused_until_there_are_buckets() {
-    let text = "[repository]\nurl = \"s3://bucket/prefix\"\n[policy]\ntimezone = \"UTC\"\n";
+fn a_bucket_has_an_endpoint_or_a_region_and_sensible_defaults() {
+    let given = in_bucket(
+        "s3://backups/vmkeep/eu/",
+        "endpoint = \"https://s3.example.net:9000/\"\naccess_key_id = \"AK\"\nsecret_access_key_file = \"/etc/vmkeep/s3\"\nupload_limit = \"20 MiB\"",
+    );
+    let expected = Bucket {
+        name: "backups".to_string(),
+        prefix: "vmkeep/eu".to_string(),
+        endpoint: Some("https://s3.example.net:9000".to_string()),
+        region: "us-east-1".to_string(),
+        path_style: true,
+        ca_file: None,
+        credentials: BucketCredentials::Given {
+            access_key_id: "AK".to_string(),
+            secret_access_key: SecretSource::File("/etc/vmkeep/s3".into()),
+        },
+        allowed_regions: Vec::new(),
+        connections: 8,
+        upload_bytes_per_second: Some(20 << 20),
+        download_bytes_per_second: None,
+    };
+    assert_eq!(given, Ok(expected));
+    let at_aws = in_bucket(
+        "s3://backups",
+        "region = \"eu-central-1\"\nprofile = \"backup\"",
+    )
+    .unwrap();
+    assert_eq!((at_aws.endpoint, at_aws.path_style), (None, false));
+    assert_eq!(at_aws.prefix, "");
+    let profile = Some("backup".to_string());
+    assert_eq!(at_aws.credentials, BucketCredentials::Found { profile });
+}
+
+#[test]
+fn what_is_wrong_with_a_bucket_is_said_with_what_to_do() {
+    let fine = "region = \"eu-central-1\"\n";
+    for (url, s3, expected) in [
+        ("s3:/x", fine, "write \"s3://bucket\""),
+        ("s3://UPPER", fine, "is not the name of a bucket"),
+        ("s3://ab", fine, "is not the name of a bucket"),
+        ("s3://-ab", fine, "is not the name of a bucket"),
+        ("s3://backups//x", fine, "the prefix"),
+        ("s3://backups/../x", fine, "the prefix"),
+        ("s3://backups", "", "region: is missing"),
+        (
+            "s3://backups",
+            "endpoint = \"http://s3.example.net\"",
+            "allow_http = true",
+        ),
+        (
+            "s3://backups",
+            "endpoint = \"s3.example.net\"",
+            "such as \"https://",
+        ),
+        (
+            "s3://backups",
+            "endpoint = \"https://a/b\"",
+            "a host and perhaps a port",
+        ),
+        ("s3://backups", "region = \"eu central\"", "region: such as"),
+        (
+            "s3://backups",
+            "region = \"x\"\nconnections = 0",
+            "1 to 256",
+        ),
+        (
+            "s3://backups",
+            "region = \"x\"\nupload_limit = \"1 KiB\"",
+            "at least \"64 KiB\"",
+        ),
+        (
+            "s3://backups",
+            "region = \"x\"\naccess_key_id = \"AK\"",
+            "needs secret_access_key_file",
+        ),
+        (
+            "s3://backups",
+            "region = \"x\"\nsecret_access_key_file = \"/a\"",
+            "access_key_id: is missing",
+        ),
+        (
+            "s3://backups",
+            "region = \"x\"\naccess_key_id = \"AK\"\nsecret_access_key_file = \"/a\"\nsecret_access_key_credential = \"s3\"",
+            "in more than one way",
+        ),
+        (
+            "s3://backups",
+            "region = \"x\"\naccess_key_id = \"AK\"\nsecret_access_key_file = \"/a\"\nprofile = \"b\"",
+            "either a profile or an access_key_id",
+        ),
+        (
+            "s3://backups",
+            "region = \"x\"\nsecret_access_key = \"SK\"",
+            "a secret does not stand in the configuration",
+        ),
+        (
+            "s3://backups",
+            "region = \"x\"\nsecret_access_key_credential = \"../s3\"",
+            "without a path",
+        ),
+        (
+            "s3://backups",
+            "region = \"x\"\npath_stile = true",
+            "did you mean \"path_style\"",
+        ),
+    ] {
+        let problems = in_bucket(url, s3).expect_err(expected);
+        assert!(
+            problems.iter().any(|problem| problem.contains(expected)),
+            "{expected} in {problems:#?}"
+        );
+    }
+    let without = "[repository]\nurl = \"s3://backups\"\n[policy]\ntimezone = \"UTC\"\n";
     assert_one(
-        &read_text(text).expect_err("s3"),
-        &["vmkeep.toml:2: repository.url", "not in this version yet"],
+        &read_text(without).expect_err("no table"),
+        &[
+            "vmkeep.toml:2: repository.url",
+            "a bucket needs [repository.s3]",
+        ],
     );
 }
 

@@ -9,7 +9,7 @@ fn object(name: String) -> ObjectName {
 }
 
 /// Everything below this belongs to one customer or another.
-pub const CUSTOMERS: &str = "customers/";
+const CUSTOMERS: &str = "customers/";
 
 pub fn repository_file() -> ObjectName {
     object("vmkeep.json".to_string())

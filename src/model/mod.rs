@@ -1,5 +1,6 @@
 //! Floor 0: the nouns. No I/O, no clock, no serde; nothing here can fail except parsing a name.
 
+mod bucket;
 mod clock;
 mod extent;
 mod id;
@@ -7,6 +8,7 @@ mod name;
 mod piece;
 mod point;
 
+pub use bucket::{BucketFacts, LifecycleRule, Versioning};
 pub use clock::{BootMark, Clock, ClockReading};
 pub use extent::Extent;
 pub use id::{

@@ -4,6 +4,7 @@
 //!   numbers that hold both promises (two weeks back, never over the maximum), or refuses with the arithmetic.
 //! - `schedule`: nights, what is due, which nights of the restore window are covered.
 //! - `retention`: when a point expires, what a prune does with each point and why.
+//! - `bucket`: whether the promises can be kept in a bucket that is set up as it is.
 //! - `clock`: whether the host's time may be written down as witnessed, and whether it may delete.
 //!
 //! *Absent:* any store, key, chunk, file, environment or print; any clock (`now` is an argument of each
@@ -14,6 +15,7 @@
 //! the local date on which its window starts and lasts until the next window starts, so each instant belongs to
 //! exactly one night.
 
+mod bucket;
 mod clock;
 mod night;
 mod period;
@@ -21,6 +23,7 @@ mod retention;
 mod schedule;
 mod terms;
 
+pub use bucket::{BucketRefusal, judge_bucket};
 pub use clock::{
     Attestation, ClockRefusal, Deletion, HostClock, Judgement, LocalMark, judge, next_mark,
     silence_before,

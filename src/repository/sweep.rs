@@ -6,7 +6,7 @@ use super::index::Index;
 use super::ledger::{Point, State};
 use super::rule::{Rule, stands};
 use crate::format::entry::Purpose;
-use crate::format::names::{CUSTOMERS, ObjectRole};
+use crate::format::names::ObjectRole;
 use crate::model::{PackName, PointState};
 use crate::storage::{Leftover, Listed, MAX_PROBE_BYTES};
 use std::collections::BTreeSet;
@@ -130,10 +130,11 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
     }
     customer.refresh()?;
     customer.may_write()?;
-    let leftovers_removed = storage.sweep_leftovers()?;
+    let prefix = customer.names().prefix();
+    let leftovers_removed = storage.sweep_leftovers(prefix)?;
     // Before the listing: what a writer finishes between the two is listed, and nothing is missed.
-    let leftovers = storage.leftovers()?;
-    let listed = storage.list(customer.names().prefix())?;
+    let leftovers = storage.leftovers(prefix)?;
+    let listed = storage.list(prefix)?;
     let (index, state) = match early {
         None => customer.index_and_state()?,
         Some(early) => early,
@@ -147,14 +148,12 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
         leftovers_removed,
         ..Swept::default()
     };
-    let own = format!("{}/", customer.names().prefix());
+    let own = format!("{prefix}/");
     for leftover in leftovers {
         match leftover.place.starts_with(&own) {
             true => swept
                 .unexplained
-                .push(format!("{} (no object can have this name)", leftover.place)),
-            // Another customer's is for that one's sweep.
-            false if leftover.place.starts_with(CUSTOMERS) => {}
+                .push(format!("{} (cannot be an object)", leftover.place)),
             false => swept.leftovers.push(leftover),
         }
     }

@@ -395,12 +395,14 @@ impl<S: Storage> Storage for Faulty<S> {
         self.run(Verb::Destroy, name.as_str(), || self.inner.destroy(name))
     }
 
-    fn sweep_leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
-        self.run(Verb::SweepLeftovers, "", || self.inner.sweep_leftovers())
+    fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+        self.run(Verb::SweepLeftovers, prefix, || {
+            self.inner.sweep_leftovers(prefix)
+        })
     }
 
-    fn leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
-        self.run(Verb::Leftovers, "", || self.inner.leftovers())
+    fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+        self.run(Verb::Leftovers, prefix, || self.inner.leftovers(prefix))
     }
 
     /// Not counted: nobody decides anything by it that a plan could disturb.

@@ -164,7 +164,7 @@ impl Storage for Memory {
             .take_while(|(name, _)| name.as_str().starts_with(prefix.as_str()))
             .filter(|(name, _)| {
                 let rest = name.as_str().get(prefix.as_str().len()..);
-                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                rest.is_some_and(|rest| rest.starts_with('/'))
             })
             .map(listed)
             .collect())
@@ -180,14 +180,14 @@ impl Storage for Memory {
         self.delete(name)
     }
 
-    fn sweep_leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
+    fn sweep_leftovers(&self, _prefix: &str) -> Result<Vec<Leftover>, StorageError> {
         let mut content = self.content();
         let swept = content.leftovers();
         content.leftovers.clear();
         Ok(swept)
     }
 
-    fn leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
+    fn leftovers(&self, _prefix: &str) -> Result<Vec<Leftover>, StorageError> {
         Ok(self.content().leftovers())
     }
 

@@ -7,11 +7,13 @@ mod directory;
 mod fault;
 mod memory;
 mod probe;
+mod s3;
 
 pub use directory::Directory;
 pub use fault::{Fault, Faulty, Frozen, Operation, Verb};
 pub use memory::{Memory, Snapshot};
 pub use probe::{MAX_PROBE_BYTES, Probe, probe};
+pub use s3::{S3, S3Credentials, S3Settings};
 
 use crate::model::ObjectName;
 use std::fmt;
@@ -177,8 +179,8 @@ pub trait Storage: Send + Sync {
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError>;
 
-    /// All objects whose name starts with `prefix` (a whole number of parts, `""` for all),
-    /// sorted by name. Complete for objects created before the call.
+    /// All objects below `prefix` (a whole number of parts, `""` for all), sorted by name; not one
+    /// that has the prefix as its name. Complete for objects created before the call.
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError>;
 
     /// Removes the object durably, with all its versions. `Ok` if it is not there.
@@ -187,12 +189,14 @@ pub trait Storage: Send + Sync {
     /// As `delete`, but the bytes are first made unreadable where the medium allows it.
     fn destroy(&self, name: &ObjectName) -> Result<(), StorageError>;
 
-    /// Removes what dead writers left under names that no listing shows (temporary files,
-    /// unfinished uploads). Never touches what a living writer holds. Returns what was removed.
-    fn sweep_leftovers(&self) -> Result<Vec<Leftover>, StorageError>;
+    /// Removes what dead writers left below `prefix`, or outside of any, under names that no listing
+    /// shows (temporary files, unfinished uploads, versions that were put over an object). A living
+    /// writer is not disturbed but for having to repeat an upload. Returns what was removed.
+    fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError>;
 
-    /// Everything that is physically there and no listing shows, for the proof of erasure.
-    fn leftovers(&self) -> Result<Vec<Leftover>, StorageError>;
+    /// Everything below `prefix`, or outside of any, that is physically there and no listing shows,
+    /// for the proof of erasure.
+    fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError>;
 
     /// Bytes that can still be written, if the store can tell.
     fn free_bytes(&self) -> Option<u64>;
@@ -245,12 +249,12 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
         (**self).destroy(name)
     }
 
-    fn sweep_leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
-        (**self).sweep_leftovers()
+    fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+        (**self).sweep_leftovers(prefix)
     }
 
-    fn leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
-        (**self).leftovers()
+    fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+        (**self).leftovers(prefix)
     }
 
     fn free_bytes(&self) -> Option<u64> {

@@ -65,6 +65,8 @@ pub struct HostOptions {
     pub customers: Vec<Customer>,
     pub store: Option<PathBuf>,
     pub reserve: &'static str,
+    /// `[repository]`, where it is not the folder.
+    pub bucket: Option<String>,
 }
 
 impl Default for HostOptions {
@@ -79,6 +81,7 @@ impl Default for HostOptions {
             }],
             store: None,
             reserve: "1 MiB",
+            bucket: None,
         }
     }
 }
@@ -127,13 +130,16 @@ impl Host {
 
     /// Writes the configuration that the options describe.
     pub fn configure(&self, options: &HostOptions) {
+        let repository = options.bucket.clone().unwrap_or_else(|| {
+            let store = path_text(&self.store);
+            let reserve = options.reserve;
+            format!("[repository]\nurl = \"{store}\"\nreserve = \"{reserve}\"\n")
+        });
         let mut text = format!(
             "[host]\nname = \"host1\"\nclock = \"{}\"\nstate_dir = \"{}\"\n\n\
-             [repository]\nurl = \"{}\"\nreserve = \"{}\"\n\n[policy]\n{}\n",
+             {repository}\n[policy]\n{}\n",
             options.clock,
             path_text(&self.state()),
-            path_text(&self.store),
-            options.reserve,
             options.policy,
         );
         for customer in &options.customers {

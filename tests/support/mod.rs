@@ -14,6 +14,7 @@ mod host;
 pub mod libvirt;
 pub mod live;
 mod random;
+pub mod s3;
 mod scanner;
 
 pub use books::{Books, Known, id_of};

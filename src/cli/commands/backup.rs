@@ -15,6 +15,7 @@ pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure
         .iter()
         .map(|selector| selection::configured(&site.config, selector))
         .collect::<Result<Vec<_>, _>>()?;
+    site.store.refuse_unfit(&site.config)?;
     let mut text = String::new();
     let mut documents = Vec::new();
     let mut failures: Vec<Failure> = Vec::new();

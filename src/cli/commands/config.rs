@@ -5,7 +5,7 @@ use crate::cli::args::ConfigCommand;
 use crate::cli::exit::Failure;
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
-use crate::config::{Config, Customer, Vm, VmSource};
+use crate::config::{Config, Customer, Place, Vm, VmSource};
 use crate::policy::{Policy, PolicyTerms, expected_rewriting};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -143,8 +143,15 @@ fn show(config: &Config) -> Answer {
     line("clock", host.clock.as_str());
     line("state", &host.state_dir.display().to_string());
     line("threads", &host.threads.to_string());
-    line("repository", &repository.directory.display().to_string());
-    line("reserve", &figures::bytes(repository.reserve_bytes));
+    line("repository", &repository.place.to_string());
+    match &repository.place {
+        Place::Directory(_) => line("reserve", &figures::bytes(repository.reserve_bytes)),
+        Place::Bucket(bucket) => {
+            line("endpoint", bucket.endpoint.as_deref().unwrap_or("AWS"));
+            line("region", &bucket.region);
+            line("connections", &bucket.connections.to_string());
+        }
+    }
     line("chunk size", &figures::bytes(repository.chunk_bytes.into()));
     line("pack size", &figures::bytes(repository.pack_bytes));
     line(
@@ -166,7 +173,22 @@ fn show(config: &Config) -> Answer {
             "threads": host.threads,
         },
         "repository": {
-            "directory": repository.directory,
+            "url": repository.place.to_string(),
+            "directory": match &repository.place {
+                Place::Directory(directory) => Some(directory),
+                Place::Bucket(_) => None,
+            },
+            "s3": match &repository.place {
+                Place::Directory(_) => None,
+                Place::Bucket(bucket) => Some(json!({
+                    "bucket": bucket.name,
+                    "prefix": bucket.prefix,
+                    "endpoint": bucket.endpoint,
+                    "region": bucket.region,
+                    "path_style": bucket.path_style,
+                    "connections": bucket.connections,
+                })),
+            },
             "reserve_bytes": repository.reserve_bytes,
             "chunk_bytes": repository.chunk_bytes,
             "pack_bytes": repository.pack_bytes,

@@ -4,13 +4,14 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
 use crate::cli::site::{host_clock, refuse_another_repository};
+use crate::cli::store;
 use crate::codec::age::AgeRecipient;
 use crate::codec::minisign;
 use crate::config::Config;
 use crate::jobs::{Admission, LocalHost, StateFolder, admit};
 use crate::model::Clock;
 use crate::repository::{RepositoryErrorKind, create_repository, open_repository};
-use crate::storage::{Directory, Storage};
+use crate::storage::Storage;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::json;
@@ -25,10 +26,9 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
     let folder = StateFolder::create(&config.host.state_dir)?;
     let (identity, made) = folder.ensure_identity(&now.to_string())?;
     let repository = &config.repository;
-    let storage: Arc<dyn Storage> = Arc::new(Directory::init(
-        &repository.directory,
-        repository.reserve_bytes,
-    )?);
+    let store = store::create(&config)?;
+    store.refuse_unfit(&config)?;
+    let storage = store.storage;
     let (file, created) = match create_repository(&*storage, now, repository.chunk_bytes) {
         Ok(file) => (file, true),
         Err(error) if error.kind == RepositoryErrorKind::AlreadyExists => {

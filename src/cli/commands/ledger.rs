@@ -33,7 +33,7 @@ fn show(site: &Site) -> Result<Answer, Failure> {
             .left("KIND")
             .cut("WHAT");
         let names = CustomerNames::new(&config.name);
-        Ledger::replay(site.storage.clone(), names, |entry, verdict| {
+        Ledger::replay(site.store.storage.clone(), names, |entry, verdict| {
             let void = verdict.err();
             let what = match &void {
                 Some(reason) => format!("VOID ({reason}): {}", summary(entry)),
@@ -172,7 +172,7 @@ fn verify(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
     let mut worst: Option<Failure> = None;
     for config in &site.config.customers {
         let names = CustomerNames::new(&config.name);
-        let loaded = Ledger::load(site.storage.clone(), names, &*site.host);
+        let loaded = Ledger::load(site.store.storage.clone(), names, &*site.host);
         let failure = match loaded {
             Ok(Some(ledger)) => {
                 let state = ledger.state();

@@ -58,7 +58,7 @@ pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure>
                 text.push_str(&pruned_text(
                     &config.name,
                     &pruned,
-                    &site.storage.location(),
+                    &site.store.storage.location(),
                 ));
                 let document = pruned_document(&config.name, &pruned);
                 tally.add(&text, document, verdict(&pruned));

@@ -30,6 +30,7 @@ pub fn run(invocation: &Invocation, args: &RunArgs) -> Result<Answer, Failure> {
                 .hint("nothing is wrong: it does what is due; vmkeep status shows how far it is"),
         );
     };
+    site.store.refuse_unfit(&site.config)?;
     let mut tally = Tally::default();
     for config in &site.config.customers {
         let outcome = site.customer(config).and_then(|open| {
@@ -146,7 +147,11 @@ fn report(
         .collect();
     let prune = match &done.pruned {
         Ok(pruned) => {
-            text.push_str(&pruned_text(customer, pruned, &site.storage.location()));
+            text.push_str(&pruned_text(
+                customer,
+                pruned,
+                &site.store.storage.location(),
+            ));
             if let Some(failure) = verdict(pruned) {
                 fail(failure, &mut worst);
             }

@@ -206,8 +206,8 @@ fn crash_in_a_directory(step: Step) {
         let _died = step(&world, &customer);
         drop(customer);
         let directory = Directory::open(&path).unwrap();
-        directory.sweep_leftovers().unwrap();
-        assert_eq!(directory.leftovers().unwrap(), []);
+        directory.sweep_leftovers("").unwrap();
+        assert_eq!(directory.leftovers("").unwrap(), []);
         world.memory.restore_snapshot(&empty);
         for object in directory.list("").unwrap() {
             let bytes = directory.read(&object.name, u64::MAX).unwrap();

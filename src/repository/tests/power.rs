@@ -92,12 +92,12 @@ impl Storage for Unsynced {
         self.note_deletion(name, || self.faulty.destroy(name))
     }
 
-    fn sweep_leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
-        self.faulty.sweep_leftovers()
+    fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+        self.faulty.sweep_leftovers(prefix)
     }
 
-    fn leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
-        self.faulty.leftovers()
+    fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+        self.faulty.leftovers(prefix)
     }
 
     fn free_bytes(&self) -> Option<u64> {

@@ -548,30 +548,12 @@ impl Storage for Directory {
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
-        let Some(prefix) = checked_prefix(prefix)? else {
-            return Ok(self.survey(Path::new(""), Wanted::Objects)?.objects);
-        };
-        if is_own_name(prefix.as_str()) {
+        let prefix = checked_prefix(prefix)?;
+        let prefix = prefix.as_ref().map_or("", ObjectName::as_str);
+        if is_own_name(prefix) {
             return Ok(Vec::new());
         }
-        let mut objects = self
-            .survey(Path::new(prefix.as_str()), Wanted::Objects)?
-            .objects;
-        // The prefix may be an object itself.
-        match self.size_bytes(&prefix) {
-            Ok(size_bytes) => objects.insert(
-                0,
-                Listed {
-                    name: prefix,
-                    size_bytes,
-                },
-            ),
-            Err(error) if error.kind == StorageErrorKind::NotFound => {}
-            // Something else under an object's name is for `leftovers`, as in any other listing.
-            Err(error) if error.kind == StorageErrorKind::Corrupt => {}
-            Err(error) => return Err(error),
-        }
-        Ok(objects)
+        Ok(self.survey(Path::new(prefix), Wanted::Objects)?.objects)
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
@@ -600,7 +582,8 @@ impl Storage for Directory {
         }
     }
 
-    fn sweep_leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
+    /// Temporary files stand outside of any prefix: whose they are is not known.
+    fn sweep_leftovers(&self, _prefix: &str) -> Result<Vec<Leftover>, StorageError> {
         let place = temporary::FOLDER;
         self.refuse_if_dead(&place)?;
         let listing = |error| told(place, "listing", error);
@@ -641,8 +624,13 @@ impl Storage for Directory {
         }
     }
 
-    fn leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
-        Ok(self.survey(Path::new(""), Wanted::Leftovers)?.leftovers)
+    fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+        let Some(prefix) = checked_prefix(prefix)? else {
+            return Ok(self.survey(Path::new(""), Wanted::Leftovers)?.leftovers);
+        };
+        let temporary = self.survey(Path::new(temporary::FOLDER), Wanted::Leftovers)?;
+        let below = self.survey(Path::new(prefix.as_str()), Wanted::Leftovers)?;
+        Ok([below.leftovers, temporary.leftovers].concat())
     }
 
     fn free_bytes(&self) -> Option<u64> {
@@ -789,7 +777,7 @@ mod tests {
         let names: Vec<_> = after.list("").expect("a listing");
         assert_eq!(names.len(), 1);
         assert_eq!(after.read(&name("old"), 10).expect("old"), b"old");
-        assert_eq!(after.leftovers(), Ok(Vec::new()));
+        assert_eq!(after.leftovers(""), Ok(Vec::new()));
     }
 
     #[test]
@@ -817,7 +805,7 @@ mod tests {
         };
         let told = store.create(&name("a/b"), b"data");
         assert_eq!(kind_of(told), StorageErrorKind::Full);
-        assert_eq!(store.leftovers(), Ok(Vec::new()));
+        assert_eq!(store.leftovers(""), Ok(Vec::new()));
         store.sync = |_| Ok(());
         assert_eq!(store.create(&name("a/b"), b"data"), Ok(()));
     }
@@ -870,7 +858,7 @@ mod tests {
         let told = counted(&|| store.delete(&first).expect("absent, and its folder too"));
         assert_eq!(told, (0, 1));
         fs::write(folder.path().join("tmp/dead"), "bytes").expect("a file");
-        let told = counted(&|| drop(store.sweep_leftovers().expect("swept")));
+        let told = counted(&|| drop(store.sweep_leftovers("").expect("swept")));
         assert_eq!(told, (1, 1));
         // The folder is another one now, though its name is the same.
         let told = counted(&|| store.create(&first, b"1").expect("created"));
@@ -895,11 +883,11 @@ mod tests {
         let (folder, store) = store();
         let mut writer = Temporary::create(&store.root).expect("a temporary file");
         write_all(writer.file(), b"precious").expect("written");
-        assert_eq!(store.sweep_leftovers(), Ok(Vec::new()));
-        assert_eq!(store.leftovers().expect("leftovers").len(), 1);
+        assert_eq!(store.sweep_leftovers(""), Ok(Vec::new()));
+        assert_eq!(store.leftovers("").expect("leftovers").len(), 1);
         writer.land(store.root.as_fd(), "object").expect("landed");
         drop(writer);
-        assert_eq!(store.sweep_leftovers(), Ok(Vec::new()));
+        assert_eq!(store.sweep_leftovers(""), Ok(Vec::new()));
         let object = fs::read(folder.path().join("object")).expect("the object");
         assert_eq!(object, b"precious");
     }

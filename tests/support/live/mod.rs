@@ -29,5 +29,6 @@ pub use proxy::{Hook, Proxy};
 pub use qemu::{DiskSpec, VmOptions};
 pub use scene::{DISK, Night, Scene, SceneOptions, add_monitor, until};
 pub use shim::{BitmapMode, Shim};
+pub use spawn::{command_that_dies_with_us, spawn};
 pub use vm::Vm;
 pub use wait::{LIMIT, READY_LIMIT, wait_until};

@@ -291,11 +291,11 @@ impl Storage for Taking {
         })
     }
 
-    fn sweep_leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
+    fn sweep_leftovers(&self, _prefix: &str) -> Result<Vec<Leftover>, StorageError> {
         Ok(Vec::new())
     }
 
-    fn leftovers(&self) -> Result<Vec<Leftover>, StorageError> {
+    fn leftovers(&self, _prefix: &str) -> Result<Vec<Leftover>, StorageError> {
         Ok(Vec::new())
     }
 

@@ -1,0 +1,244 @@
+//! The concrete store that a configuration names.
+
+use super::exit::{Exit, Failure};
+use crate::config::{Bucket, BucketCredentials, Config, Place, SecretSource};
+use crate::policy::judge_bucket;
+use crate::storage::{Directory, S3, S3Credentials, S3Settings, Storage, StorageErrorKind};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// Larger objects are uploaded in parts of this size, so that little is lost when one fails.
+const PART_BYTES: usize = 64 << 20;
+/// A store that does not answer for so long is down.
+const PATIENCE: Duration = Duration::from_secs(5 * 60);
+/// A secret key has some 40 characters.
+const MAX_SECRET_BYTES: u64 = 4096;
+const MAX_CA_BYTES: u64 = 1 << 20;
+
+/// A store that is open.
+pub struct Store {
+    pub storage: Arc<dyn Storage>,
+    /// The same, if it is a bucket.
+    bucket: Option<Arc<S3>>,
+}
+
+impl Store {
+    /// Refuses a bucket that is set up so that what is promised cannot be kept: for whatever would put
+    /// more into it. Restoring, and erasing what is due, is always tried.
+    pub fn refuse_unfit(&self, config: &Config) -> Result<(), Failure> {
+        let (Some(s3), Place::Bucket(bucket)) = (&self.bucket, &config.repository.place) else {
+            return Ok(());
+        };
+        let policies: Vec<_> = config
+            .customers
+            .iter()
+            .map(|customer| (&customer.name, &customer.policy))
+            .collect();
+        let facts = s3.facts()?;
+        let key_prefix = s3.key_prefix("");
+        let refusals = judge_bucket(&facts, &key_prefix, &bucket.allowed_regions, &policies);
+        let Some(first) = refusals.first() else {
+            return Ok(());
+        };
+        let reasons: Vec<&str> = refusals.iter().map(|one| one.reason.as_str()).collect();
+        let location = self.storage.location();
+        let message = format!("{location}: {}; nothing was written", reasons.join("; "));
+        Err(Failure::new(Exit::Usage, message)
+            .hint(first.remedy.clone())
+            .hint("vmkeep prune and vmkeep restore go on working meanwhile"))
+    }
+}
+
+/// Opens what is there. The exit code says whether there is no repository at all.
+pub fn open(config: &Config) -> Result<Store, Failure> {
+    match &config.repository.place {
+        Place::Directory(path) => match Directory::open(path) {
+            Ok(directory) => Ok(of_directory(directory)),
+            Err(error) if error.kind == StorageErrorKind::NotFound => {
+                Err(Failure::new(Exit::NoRepository, error.to_string())
+                    .hint("is the disk mounted? a new repository is made by: vmkeep init"))
+            }
+            Err(error) => Err(error.into()),
+        },
+        Place::Bucket(bucket) => open_bucket(bucket),
+    }
+}
+
+/// Makes a directory unless it is there; a bucket is made by whoever pays for it.
+pub fn create(config: &Config) -> Result<Store, Failure> {
+    let repository = &config.repository;
+    match &repository.place {
+        Place::Directory(path) => {
+            let directory = Directory::init(path, repository.reserve_bytes)?;
+            Ok(of_directory(directory))
+        }
+        Place::Bucket(bucket) => open_bucket(bucket),
+    }
+}
+
+fn of_directory(directory: Directory) -> Store {
+    Store {
+        storage: Arc::new(directory),
+        bucket: None,
+    }
+}
+
+fn open_bucket(bucket: &Bucket) -> Result<Store, Failure> {
+    let ca_certificates = match &bucket.ca_file {
+        None => None,
+        Some(file) => Some(
+            read_capped(file, MAX_CA_BYTES)
+                .map_err(|error| unreadable("ca_file", file, &error))?
+                .to_vec(),
+        ),
+    };
+    let credentials = match &bucket.credentials {
+        BucketCredentials::Found { profile } => S3Credentials::Found {
+            profile: profile.clone(),
+        },
+        BucketCredentials::Given {
+            access_key_id,
+            secret_access_key,
+        } => S3Credentials::Given {
+            access_key_id: access_key_id.clone(),
+            secret_access_key: secret(secret_access_key)?,
+            session_token: None,
+        },
+    };
+    let s3 = S3::open(S3Settings {
+        bucket: bucket.name.clone(),
+        prefix: bucket.prefix.clone(),
+        endpoint: bucket.endpoint.clone(),
+        region: bucket.region.clone(),
+        path_style: bucket.path_style,
+        ca_certificates,
+        credentials,
+        connections: bucket.connections,
+        upload_bytes_per_second: bucket.upload_bytes_per_second,
+        download_bytes_per_second: bucket.download_bytes_per_second,
+        part_bytes: PART_BYTES,
+        patience: PATIENCE,
+        ask_first: false,
+    })?;
+    let s3 = Arc::new(s3);
+    Ok(Store {
+        storage: s3.clone(),
+        bucket: Some(s3),
+    })
+}
+
+/// Reads a secret from where the configuration says it is.
+fn secret(source: &SecretSource) -> Result<Zeroizing<String>, Failure> {
+    let (what, bytes) = match source {
+        SecretSource::File(file) => {
+            refuse_readable_by_others(file)?;
+            let bytes = read_capped(file, MAX_SECRET_BYTES)
+                .map_err(|error| unreadable("secret_access_key_file", file, &error))?;
+            (file.display().to_string(), bytes)
+        }
+        SecretSource::Credential(name) => {
+            let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
+                Failure::new(
+                    Exit::Usage,
+                    format!(
+                        "secret_access_key_credential = {name:?}: systemd handed no credentials"
+                    ),
+                )
+                .hint(format!(
+                    "in the unit: LoadCredential={name}:/path/of/the/secret"
+                ))
+                .hint("from a shell: systemd-run --pipe -p LoadCredential=… vmkeep …")
+            })?;
+            let file = Path::new(&folder).join(name);
+            let bytes = read_capped(&file, MAX_SECRET_BYTES)
+                .map_err(|error| unreadable("secret_access_key_credential", &file, &error))?;
+            (file.display().to_string(), bytes)
+        }
+        SecretSource::Command(words) => (words.join(" "), told_by(words)?),
+    };
+    let text = std::str::from_utf8(&bytes).map_err(|_| not_a_secret(&what, "is not text"))?;
+    let text = text.trim();
+    match text.is_empty() || text.chars().any(char::is_control) {
+        true => Err(not_a_secret(&what, "is not one line of text")),
+        false => Ok(Zeroizing::new(text.to_string())),
+    }
+}
+
+/// Keys that the whole machine can read are no secrets.
+fn refuse_readable_by_others(file: &Path) -> Result<(), Failure> {
+    let facts = file
+        .metadata()
+        .map_err(|error| unreadable("secret_access_key_file", file, &error))?;
+    match facts.mode() & 0o007 {
+        0 => Ok(()),
+        _ => Err(Failure::new(
+            Exit::Usage,
+            format!("{}: everybody on this machine can read it", file.display()),
+        )
+        .hint(format!("chmod 0600 {}", file.display()))),
+    }
+}
+
+fn told_by(words: &[String]) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let failed = |what: String| {
+        let shown = words.join(" ");
+        Failure::new(
+            Exit::Usage,
+            format!("secret_access_key_command = {shown:?}: {what}"),
+        )
+    };
+    let Some((program, arguments)) = words.split_first() else {
+        return Err(failed("names no program".to_string()));
+    };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed(error.to_string()))?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    if let Some(output) = child.stdout.take() {
+        output
+            .take(MAX_SECRET_BYTES)
+            .read_to_end(&mut bytes)
+            .map_err(|error| failed(error.to_string()))?;
+    }
+    let status = child.wait().map_err(|error| failed(error.to_string()))?;
+    match status.success() {
+        true => Ok(bytes),
+        false => Err(failed(status.to_string())),
+    }
+}
+
+fn read_capped(file: &Path, max_bytes: u64) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    File::open(file)?
+        .take(max_bytes.saturating_add(1))
+        .read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > max_bytes {
+        true => Err(std::io::Error::other(format!(
+            "larger than {max_bytes} bytes"
+        ))),
+        false => Ok(bytes),
+    }
+}
+
+fn unreadable(key: &str, file: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(
+        Exit::Usage,
+        format!(
+            "repository.s3.{key} = {:?}: {error}",
+            file.display().to_string()
+        ),
+    )
+}
+
+fn not_a_secret(place: &str, why: &str) -> Failure {
+    Failure::new(Exit::Usage, format!("the secret key in {place} {why}"))
+}

@@ -1,0 +1,233 @@
+//! The client of a bucket: transport, trust, credentials, limits.
+
+use super::error::unsupported;
+use crate::storage::StorageError;
+use aws_config::BehaviorVersion;
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::provider_config::ProviderConfig;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
+};
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+/// Where a bucket is, and how to talk to it.
+#[derive(Clone)]
+pub struct S3Settings {
+    pub bucket: String,
+    /// Beginning of all our keys, without a slash at either end; `""` for the whole bucket.
+    pub prefix: String,
+    /// `None`: the region's endpoint of AWS.
+    pub endpoint: Option<String>,
+    pub region: String,
+    /// The bucket in the path instead of in the host name.
+    pub path_style: bool,
+    /// Trusted instead of the system's certificate authorities: certificates in PEM.
+    pub ca_certificates: Option<Vec<u8>>,
+    pub credentials: S3Credentials,
+    /// Requests under way at once.
+    pub connections: usize,
+    pub upload_bytes_per_second: Option<u64>,
+    pub download_bytes_per_second: Option<u64>,
+    /// Objects larger than this are uploaded in parts of this size.
+    pub part_bytes: usize,
+    /// A call that fails for what may pass is not repeated any more after this time.
+    pub patience: Duration,
+    /// Whether the server is known to ignore `If-None-Match`: it is asked first whether a name is
+    /// free, and whoever opens the store sees to it that there is one writer.
+    pub ask_first: bool,
+}
+
+/// Who we are to the server.
+#[derive(Clone)]
+pub enum S3Credentials {
+    /// Environment, shared profile (a named one, or the default), process, web identity, instance role.
+    Found { profile: Option<String> },
+    Given {
+        access_key_id: String,
+        secret_access_key: Zeroizing<String>,
+        session_token: Option<Zeroizing<String>>,
+    },
+}
+
+impl S3Settings {
+    /// As people write it, with the endpoint.
+    pub fn location(&self) -> String {
+        let place = match self.prefix.as_str() {
+            "" => format!("s3://{}", self.bucket),
+            prefix => format!("s3://{}/{prefix}", self.bucket),
+        };
+        match &self.endpoint {
+            Some(endpoint) => format!("{place} at {endpoint}"),
+            None => format!("{place} in {}", self.region),
+        }
+    }
+}
+
+/// A transfer that is slower than this is taken for one that hangs.
+pub const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// They drive sockets and sum payloads for signatures.
+const RUNTIME_THREADS: usize = 2;
+
+pub(super) fn runtime(settings: &S3Settings) -> Result<Runtime, StorageError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .thread_name("s3")
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(|error| unsupported(settings.location(), format!("starting threads: {error}")))
+}
+
+pub(super) async fn client(settings: &S3Settings) -> Result<Client, StorageError> {
+    let http = transport(settings)?;
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .build();
+    let mut config = aws_sdk_s3::config::Builder::new()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(settings.region.clone()))
+        .force_path_style(settings.path_style)
+        .http_client(http.clone())
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(timeouts)
+        // The payload's signature is what every server checks; trailing checksums are what some
+        // reject.
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+    if let Some(endpoint) = &settings.endpoint {
+        config = config.endpoint_url(endpoint);
+    }
+    config = match &settings.credentials {
+        S3Credentials::Given {
+            access_key_id,
+            secret_access_key,
+            session_token,
+        } => config.credentials_provider(Credentials::new(
+            access_key_id,
+            secret_access_key.as_str(),
+            session_token.as_ref().map(|token| token.to_string()),
+            None,
+            "configuration",
+        )),
+        S3Credentials::Found { profile } => {
+            let surroundings = ProviderConfig::default()
+                .with_http_client(http)
+                .with_region(Some(Region::new(settings.region.clone())));
+            let mut chain = DefaultCredentialsChain::builder().configure(surroundings);
+            if let Some(profile) = profile {
+                chain = chain.profile_name(profile);
+            }
+            config.credentials_provider(chain.build().await)
+        }
+    };
+    Ok(Client::from_conf(config.build()))
+}
+
+fn transport(settings: &S3Settings) -> Result<SharedHttpClient, StorageError> {
+    let trust = match &settings.ca_certificates {
+        None => TrustStore::default(),
+        Some(pem) => {
+            check_certificates(pem)
+                .map_err(|why| unsupported(settings.location(), format!("ca_file: {why}")))?;
+            TrustStore::empty().with_pem_certificate(pem.as_slice())
+        }
+    };
+    let tls = TlsContext::builder()
+        .with_trust_store(trust)
+        .build()
+        .map_err(|error| unsupported(settings.location(), format!("TLS: {error}")))?;
+    Ok(aws_smithy_http_client::Builder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .tls_context(tls)
+        .build_https())
+}
+
+/// The client panics where it is given certificates that are none.
+fn check_certificates(pem: &[u8]) -> Result<(), String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| format!("not PEM: {error}"))?;
+        roots
+            .add(certificate)
+            .map_err(|error| format!("not a certificate: {error}"))?;
+    }
+    match roots.is_empty() {
+        true => Err("no certificate in PEM is in it".to_string()),
+        false => Ok(()),
+    }
+}
+
+/// Bytes a second, for all requests together. Whoever is about to move bytes waits until those that
+/// were let through before have had their time; so the rate is kept over objects, not within one.
+pub(super) struct Rate {
+    bytes_per_second: Option<u64>,
+    free_from: Mutex<Option<Instant>>,
+}
+
+impl Rate {
+    pub(super) fn new(bytes_per_second: Option<u64>) -> Self {
+        Rate {
+            bytes_per_second,
+            free_from: Mutex::default(),
+        }
+    }
+
+    pub(super) async fn wait(&self, bytes: u64) {
+        let Some(bytes_per_second) = self.bytes_per_second else {
+            return;
+        };
+        let takes = Duration::from_secs_f64(bytes as f64 / bytes_per_second.max(1) as f64);
+        let turn = {
+            let mut free_from = self
+                .free_from
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let turn = free_from.map_or(now, |free_from| free_from.max(now));
+            *free_from = Some(turn + takes);
+            turn
+        };
+        tokio::time::sleep_until(turn).await;
+    }
+}
+
+impl fmt::Debug for S3Settings {
+    /// Without anything that is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.location())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_certificates;
+
+    #[test]
+    fn what_is_no_certificate_is_refused_before_the_client_panics_over_it() {
+        for (bad, said) in [
+            (&b""[..], "no certificate"),
+            (b"-----BEGIN CERTIFICATE-----\n", "PEM"),
+            (
+                b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+                "not a certificate",
+            ),
+        ] {
+            let told = check_certificates(bad).unwrap_err();
+            assert!(told.contains(said), "{told}");
+        }
+    }
+}

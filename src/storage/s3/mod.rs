@@ -1,0 +1,211 @@
+//! A store in an S3-compatible bucket.
+//!
+//! Objects are keys below `<prefix>/`. *Created if absent* is a conditional put (`If-None-Match: *`),
+//! which several servers accept and ignore: [`super::probe`] asks before anybody relies on it. Where
+//! versions are kept, deleting means deleting every version and every delete marker by its id; the
+//! oldest version of a name is the object, because names are used once.
+//!
+//! Payloads are signed: of the checks on uploads that S3 knows, the only one that every server tried
+//! enforces. What comes down is checked for its length here and by its hash or seal above.
+//!
+//! Requests are repeated only after errors that may pass, within a deadline, with a pause that grows
+//! and is random. The client's own repetitions are off: it would hide that an earlier attempt may have
+//! landed, and report our own success as somebody else's.
+
+mod bucket;
+mod connection;
+mod error;
+mod requests;
+mod upload;
+mod versions;
+
+pub use connection::{S3Credentials, S3Settings};
+
+use super::{Leftover, Listed, Storage, StorageError, StorageErrorKind};
+use super::{checked_prefix, is_own_name, name_from_outside, refuse_own_names};
+use super::{too_large, too_short};
+use crate::model::{BucketFacts, ObjectName, Versioning};
+use aws_sdk_s3::Client;
+use connection::Rate;
+use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+
+/// One open bucket; share it in an `Arc`. Calls from many threads go out at once, up to
+/// [`S3Settings::connections`]; each holds one copy of the bytes that it moves.
+pub struct S3 {
+    client: Client,
+    runtime: Runtime,
+    settings: S3Settings,
+    location: String,
+    /// As read when it was opened.
+    versioning: Versioning,
+    /// Whether the client knows how far the server's clock is from this host's.
+    knows_time: AtomicBool,
+    permits: Semaphore,
+    upload_rate: Rate,
+    download_rate: Rate,
+    /// Multipart uploads of this process, which a sweep leaves alone.
+    uploads: Mutex<HashSet<String>>,
+}
+
+impl S3 {
+    /// Connects and reads whether the bucket keeps versions. Nothing is written.
+    pub fn open(settings: S3Settings) -> Result<Self, StorageError> {
+        let runtime = connection::runtime(&settings)?;
+        let client = runtime.block_on(connection::client(&settings))?;
+        let mut s3 = S3 {
+            client,
+            runtime,
+            location: settings.location(),
+            versioning: Versioning::default(),
+            knows_time: AtomicBool::new(false),
+            permits: Semaphore::new(settings.connections),
+            upload_rate: Rate::new(settings.upload_bytes_per_second),
+            download_rate: Rate::new(settings.download_bytes_per_second),
+            uploads: Mutex::default(),
+            settings,
+        };
+        s3.versioning = s3.runtime.block_on(s3.versioning_facts())?.versioning;
+        Ok(s3)
+    }
+
+    /// How the bucket is set up now.
+    pub fn facts(&self) -> Result<BucketFacts, StorageError> {
+        self.runtime.block_on(self.all_facts())
+    }
+
+    /// The key of an object or of a prefix.
+    fn key(&self, name: &str) -> String {
+        match self.settings.prefix.as_str() {
+            "" => name.to_string(),
+            prefix => format!("{prefix}/{name}"),
+        }
+    }
+
+    /// Beginning of all keys below a prefix, `""` for all.
+    pub fn key_prefix(&self, prefix: &str) -> String {
+        match (self.settings.prefix.as_str(), prefix) {
+            ("", "") => String::new(),
+            ("", prefix) => format!("{prefix}/"),
+            (root, "") => format!("{root}/"),
+            (root, prefix) => format!("{root}/{prefix}/"),
+        }
+    }
+
+    /// What stands below our own prefix, relative to it.
+    fn place<'k>(&self, key: &'k str) -> &'k str {
+        let root = self.key_prefix("");
+        key.strip_prefix(root.as_str()).unwrap_or(key)
+    }
+
+    fn own_uploads(&self) -> MutexGuard<'_, HashSet<String>> {
+        // A panic of another thread leaves the set whole: every change is one insert or remove.
+        self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The object that a key is, if its name can be one.
+fn object_of(place: &str) -> Option<ObjectName> {
+    name_from_outside(place).filter(|name| !is_own_name(name.as_str()))
+}
+
+impl Storage for S3 {
+    fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+        refuse_own_names(name)?;
+        self.runtime.block_on(self.upload(name, data))
+    }
+
+    fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {
+        refuse_own_names(name)?;
+        self.runtime.block_on(self.download(name, max_bytes))
+    }
+
+    fn read_range(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), StorageError> {
+        refuse_own_names(name)?;
+        self.runtime
+            .block_on(self.download_range(name, offset, buffer))
+    }
+
+    fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
+        refuse_own_names(name)?;
+        self.runtime.block_on(self.head(name))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
+        let prefix = checked_prefix(prefix)?;
+        let prefix = prefix.as_ref().map_or("", ObjectName::as_str);
+        if is_own_name(prefix) {
+            return Ok(Vec::new());
+        }
+        let mut objects: Vec<Listed> = self
+            .runtime
+            .block_on(self.keys_below(prefix))?
+            .into_iter()
+            .filter_map(|(key, size_bytes)| {
+                let name = object_of(self.place(&key))?;
+                Some(Listed { name, size_bytes })
+            })
+            .collect();
+        objects.sort_unstable();
+        Ok(objects)
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
+        refuse_own_names(name)?;
+        match self.versioning {
+            Versioning::Never => self.runtime.block_on(self.delete_key(name)),
+            Versioning::Enabled | Versioning::Suspended => {
+                self.runtime.block_on(self.delete_all_versions(name))
+            }
+        }
+    }
+
+    /// As `delete`: what a server does with the bytes of a deleted object is out of reach. They are
+    /// sealed, and the key to them was in the point record.
+    fn destroy(&self, name: &ObjectName) -> Result<(), StorageError> {
+        self.delete(name)
+    }
+
+    /// Aborts unfinished uploads that are not of this process. A living writer elsewhere whose upload
+    /// is aborted begins it anew: nothing rests on how old an upload is. Removes what stands above the
+    /// oldest version of a name: a delete marker that hides it, bytes that replaced it.
+    fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+        let prefix = checked_prefix(prefix)?;
+        let prefix = prefix.as_ref().map_or("", ObjectName::as_str);
+        let mut swept = self.runtime.block_on(self.sweep_below(prefix))?;
+        swept.sort_unstable();
+        Ok(swept)
+    }
+
+    fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+        let prefix = checked_prefix(prefix)?;
+        let prefix = prefix.as_ref().map_or("", ObjectName::as_str);
+        let mut leftovers = self.runtime.block_on(self.leftovers_below(prefix))?;
+        leftovers.sort_unstable();
+        Ok(leftovers)
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn release_reserve(&self) -> Result<bool, StorageError> {
+        Ok(false)
+    }
+
+    fn restore_reserve(&self) -> Result<bool, StorageError> {
+        Ok(false)
+    }
+
+    fn location(&self) -> String {
+        self.location.clone()
+    }
+}

@@ -1,0 +1,405 @@
+//! Requests, repeated where that can help: reading, deleting, listing.
+
+use super::connection::SLOWEST_BYTES_PER_SECOND;
+use super::error::{is_skewed, told, transient, unsupported};
+use super::{S3, StorageError, StorageErrorKind, too_large, too_short};
+use crate::model::ObjectName;
+use crate::storage::fill_random;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::EncodingType;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use std::error::Error;
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// One answer may take this long, beside the time that its bytes need.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+fn time_for(bytes: u64) -> Duration {
+    ANSWER_TIMEOUT + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND)
+}
+
+fn no_answer(name: &impl fmt::Display, bytes: u64) -> StorageError {
+    let seconds = time_for(bytes).as_secs();
+    transient(name, format!("no answer after {seconds} s"))
+}
+
+/// Pauses that double, each of a random length up to that (*full jitter*: clients that failed
+/// together must not come back together).
+pub(super) struct Pauses {
+    next: Duration,
+}
+
+impl Pauses {
+    pub(super) fn new() -> Self {
+        Pauses { next: FIRST_PAUSE }
+    }
+
+    pub(super) fn next(&mut self) -> Duration {
+        let longest = self.next;
+        self.next = (longest * 2).min(LONGEST_PAUSE);
+        let mut random = [0; 1];
+        // Without random numbers it is the longest.
+        let part = match fill_random(&mut random) {
+            Ok(()) => u32::from(random[0]) + 1,
+            Err(_) => 256,
+        };
+        longest * part / 256
+    }
+}
+
+impl S3 {
+    /// Waits for an answer, but not for ever.
+    pub(super) async fn answer<T, E>(
+        &self,
+        name: &impl fmt::Display,
+        bytes: u64,
+        request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+    ) -> Result<T, StorageError>
+    where
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        // A server refuses what is signed with a time too far from its own. A host whose clock is wrong
+        // must not go without backups for that; what it may delete is another question. The client
+        // learns the difference from the refusal, and signs with the server's time from then on: a
+        // second refusal has another cause.
+        let with_own_time = !self.knows_time.load(Ordering::Relaxed);
+        match tokio::time::timeout(time_for(bytes), request).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if with_own_time && is_skewed(&error) => {
+                self.knows_time.store(true, Ordering::Relaxed);
+                Err(transient(
+                    name,
+                    "signed with a time that is not the server's",
+                ))
+            }
+            Ok(Err(error)) => Err(told(name, &error)),
+            Err(_) => Err(no_answer(name, bytes)),
+        }
+    }
+
+    /// Runs a request that can be repeated, until it is answered for good or patience is over.
+    pub(super) async fn repeated<T>(
+        &self,
+        name: &impl fmt::Display,
+        request: impl AsyncFnMut() -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        // Held over the pauses as well: a server that wants us to slow down gets fewer of us.
+        let _permit = self.permit(name).await?;
+        self.retried(request).await
+    }
+
+    /// As `repeated`, for one that holds a permit.
+    pub(super) async fn retried<T>(
+        &self,
+        mut request: impl AsyncFnMut() -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        let started = Instant::now();
+        let mut pauses = Pauses::new();
+        loop {
+            match request().await {
+                Err(error) if error.kind == StorageErrorKind::Transient => {
+                    let pause = pauses.next();
+                    if started.elapsed() + pause > self.settings.patience {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(pause).await;
+                }
+                answered => return answered,
+            }
+        }
+    }
+
+    async fn permit(
+        &self,
+        name: &impl fmt::Display,
+    ) -> Result<tokio::sync::SemaphorePermit<'_>, StorageError> {
+        // Never closed.
+        self.permits
+            .acquire()
+            .await
+            .map_err(|error| unsupported(name, error))
+    }
+
+    pub(super) async fn download(
+        &self,
+        name: &ObjectName,
+        max_bytes: u64,
+    ) -> Result<Vec<u8>, StorageError> {
+        self.repeated(name, async || {
+            let get = self.client.get_object().bucket(&self.settings.bucket);
+            let sent = get.key(self.key(name.as_str())).send();
+            let object = self.answer(name, 0, sent).await?;
+            let size_bytes = length(name, object.content_length())?;
+            if size_bytes > max_bytes {
+                return Err(too_large(name, size_bytes, max_bytes));
+            }
+            let mut data = Vec::new();
+            usize::try_from(size_bytes)
+                .ok()
+                .and_then(|bytes| data.try_reserve_exact(bytes).ok())
+                .ok_or_else(|| unsupported(name, format!("no memory for {size_bytes} bytes")))?;
+            self.download_rate.wait(size_bytes).await;
+            receive(name, size_bytes, object.body, |part| {
+                data.extend_from_slice(part);
+            })
+            .await?;
+            Ok(data)
+        })
+        .await
+    }
+
+    pub(super) async fn download_range(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), StorageError> {
+        let wanted = buffer.len() as u64;
+        let last = match wanted.checked_sub(1).and_then(|n| offset.checked_add(n)) {
+            Some(last) if last < u64::MAX => last,
+            // Nothing is asked for, or what no object can have.
+            _ => {
+                let end = offset.saturating_add(wanted);
+                let size_bytes = self.head(name).await?;
+                return match end > size_bytes {
+                    true => Err(too_short(name, size_bytes, end)),
+                    false => Ok(()),
+                };
+            }
+        };
+        self.repeated(name, async || self.fetch(name, offset, last, buffer).await)
+            .await
+    }
+
+    /// The bytes from `offset` to `last`, once.
+    pub(super) async fn fetch(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        last: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), StorageError> {
+        let wanted = buffer.len() as u64;
+        let get = self.client.get_object().bucket(&self.settings.bucket);
+        let get = get.range(format!("bytes={offset}-{last}"));
+        let sent = get.key(self.key(name.as_str())).send();
+        let object = self.answer(name, 0, sent).await?;
+        let range = object.content_range().unwrap_or_default();
+        let Some((first, total)) = parse_content_range(range) else {
+            let detail = format!("asked for a part, and was given {range:?}");
+            return Err(unsupported(name, detail));
+        };
+        if first != offset {
+            return Err(transient(
+                name,
+                "the server gave another part than asked for",
+            ));
+        }
+        if total <= last {
+            return Err(too_short(name, total, last + 1));
+        }
+        let given = length(name, object.content_length())?;
+        if given != wanted {
+            let detail = format!("{given} bytes came of the {wanted} asked for");
+            return Err(transient(name, detail));
+        }
+        self.download_rate.wait(wanted).await;
+        let mut filled = 0;
+        receive(name, wanted, object.body, |part| {
+            // `receive` hands over no more than was asked for.
+            if let Some(place) = buffer.get_mut(filled..filled + part.len()) {
+                place.copy_from_slice(part);
+            }
+            filled += part.len();
+        })
+        .await
+    }
+
+    pub(super) async fn head(&self, name: &ObjectName) -> Result<u64, StorageError> {
+        self.repeated(name, async || self.head_once(name).await)
+            .await
+    }
+
+    pub(super) async fn head_once(&self, name: &ObjectName) -> Result<u64, StorageError> {
+        let head = self.client.head_object().bucket(&self.settings.bucket);
+        let sent = head.key(self.key(name.as_str())).send();
+        let object = self.answer(name, 0, sent).await?;
+        length(name, object.content_length())
+    }
+
+    /// Where no versions are kept.
+    pub(super) async fn delete_key(&self, name: &ObjectName) -> Result<(), StorageError> {
+        let deleted = self
+            .repeated(name, async || {
+                let delete = self.client.delete_object().bucket(&self.settings.bucket);
+                let sent = delete.key(self.key(name.as_str())).send();
+                self.answer(name, 0, sent).await
+            })
+            .await;
+        match deleted {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind == StorageErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Keys and sizes below a prefix, as the server tells them.
+    pub(super) async fn keys_below(
+        &self,
+        prefix: &str,
+    ) -> Result<Vec<(String, u64)>, StorageError> {
+        let key_prefix = self.key_prefix(prefix);
+        let mut keys = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let page = self
+                .repeated(&key_prefix, async || {
+                    let list = self.client.list_objects_v2();
+                    let list = list.bucket(&self.settings.bucket).prefix(&key_prefix);
+                    let list = list.encoding_type(EncodingType::Url);
+                    let sent = list.set_continuation_token(token.clone()).send();
+                    self.answer(&key_prefix, 0, sent).await
+                })
+                .await?;
+            for object in page.contents() {
+                let key = decoded(object.key().unwrap_or_default(), page.encoding_type());
+                let size_bytes = object.size().and_then(|size| u64::try_from(size).ok());
+                match size_bytes {
+                    Some(size_bytes) if key.starts_with(&key_prefix) => {
+                        keys.push((key, size_bytes));
+                    }
+                    _ => return Err(transient(&key_prefix, "a listing that makes no sense")),
+                }
+            }
+            if page.is_truncated() != Some(true) {
+                return Ok(keys);
+            }
+            let next = page.next_continuation_token().map(str::to_string);
+            if next.is_none() || next == token {
+                return Err(transient(&key_prefix, "a listing that does not go on"));
+            }
+            token = next;
+        }
+    }
+}
+
+/// Hands over exactly `expected` bytes of a body.
+async fn receive(
+    name: &ObjectName,
+    expected: u64,
+    mut body: ByteStream,
+    mut each: impl FnMut(&[u8]),
+) -> Result<(), StorageError> {
+    let received = async {
+        let mut left = expected;
+        while let Some(part) = body
+            .try_next()
+            .await
+            .map_err(|error| transient(name, format!("the answer broke off: {error}")))?
+        {
+            left = left
+                .checked_sub(part.len() as u64)
+                .ok_or_else(|| transient(name, "more bytes came than were announced"))?;
+            each(&part);
+        }
+        match left {
+            0 => Ok(()),
+            _ => {
+                let detail = format!("the answer ended {left} bytes early");
+                Err(transient(name, detail))
+            }
+        }
+    };
+    match tokio::time::timeout(time_for(expected), received).await {
+        Ok(received) => received,
+        Err(_) => Err(no_answer(name, expected)),
+    }
+}
+
+fn length(name: &ObjectName, told: Option<i64>) -> Result<u64, StorageError> {
+    told.and_then(|length| u64::try_from(length).ok())
+        .ok_or_else(|| transient(name, "the answer does not say how long it is"))
+}
+
+/// First byte and total of `bytes 5-9/100` (RFC 9110, section 14.4).
+fn parse_content_range(range: &str) -> Option<(u64, u64)> {
+    let (part, total) = range.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, _) = part.split_once('-')?;
+    Some((first.parse().ok()?, total.parse().ok()?))
+}
+
+/// Keys can hold what XML cannot; so they are asked for percent-encoded. A server that does not do
+/// it does not say so either.
+pub(super) fn decoded(key: &str, encoding: Option<&EncodingType>) -> String {
+    if encoding != Some(&EncodingType::Url) {
+        return key.to_string();
+    }
+    let mut bytes = Vec::with_capacity(key.len());
+    let mut rest = key.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let escaped = after
+            .get(..2)
+            .filter(|_| *first == b'%')
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match (escaped, first) {
+            (Some(byte), _) => {
+                bytes.push(byte);
+                rest = after.get(2..).unwrap_or_default();
+            }
+            (None, b'+') => {
+                bytes.push(b' ');
+                rest = after;
+            }
+            (None, byte) => {
+                bytes.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges_are_read_and_nonsense_is_not() {
+        assert_eq!(parse_content_range("bytes 5-9/100"), Some((5, 100)));
+        for bad in [
+            "",
+            "bytes 5-9",
+            "bytes */100",
+            "bytes 5/100",
+            "items 1-2/3",
+            "bytes -9/1",
+        ] {
+            assert_eq!(parse_content_range(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn keys_are_decoded_only_if_the_server_says_that_it_encoded_them() {
+        let url = Some(&EncodingType::Url);
+        assert_eq!(decoded("a%2Fb+c%01%zz%", url), "a/b c\u{1}%zz%");
+        assert_eq!(decoded("a%2Fb+c", None), "a%2Fb+c");
+    }
+
+    #[test]
+    fn pauses_grow_and_stay_bounded() {
+        let mut pauses = Pauses::new();
+        let first = pauses.next();
+        assert!(first <= FIRST_PAUSE && !first.is_zero());
+        for _ in 0..100 {
+            assert!(pauses.next() <= LONGEST_PAUSE);
+        }
+        assert_eq!(pauses.next, LONGEST_PAUSE);
+    }
+}

@@ -1,0 +1,147 @@
+//! Creating an object: one conditional put, or parts.
+
+use super::error::{transient, unsupported};
+use super::{S3, StorageError, StorageErrorKind};
+use crate::model::ObjectName;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+
+/// Objects are compared in pieces of this size.
+const COMPARED_BYTES: usize = 16 << 20;
+
+impl S3 {
+    /// The condition is asked with every attempt. An attempt whose outcome is unknown may have landed,
+    /// so a later "exists" may be our own success: then, and only then, the bytes are compared.
+    pub(super) async fn upload(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+        if self.settings.ask_first {
+            match self.head(name).await {
+                Ok(_) => return Err(taken(name)),
+                Err(error) if error.kind == StorageErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let mut uncertain = false;
+        self.repeated(name, async || {
+            self.upload_rate.wait(data.len() as u64).await;
+            let outcome = match data.len() > self.settings.part_bytes {
+                true => self.put_in_parts(name, data).await,
+                false => self.put(name, data).await,
+            };
+            match outcome {
+                Err(error) if error.kind == StorageErrorKind::AlreadyExists => {
+                    match uncertain && self.holds(name, data).await? {
+                        true => Ok(()),
+                        false => Err(error),
+                    }
+                }
+                // Not the answer to what an earlier attempt did, which may still land.
+                Err(error) if uncertain => Err(transient(name, error.detail)),
+                Err(error) => {
+                    uncertain = error.kind == StorageErrorKind::Transient;
+                    Err(error)
+                }
+                Ok(()) => Ok(()),
+            }
+        })
+        .await
+    }
+
+    async fn put(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+        let put = self.client.put_object().bucket(&self.settings.bucket);
+        let put = put.key(self.key(name.as_str())).if_none_match("*");
+        let sent = put.body(ByteStream::from(data.to_vec())).send();
+        self.answer(name, data.len() as u64, sent).await.map(|_| ())
+    }
+
+    /// The condition stands with the completion. Several servers ignore it there, so the name is asked
+    /// for first: what is large enough for this has a name that nobody else writes.
+    async fn put_in_parts(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+        match self.head_once(name).await {
+            Ok(_) => return Err(taken(name)),
+            Err(error) if error.kind == StorageErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let key = self.key(name.as_str());
+        let create = self.client.create_multipart_upload();
+        let sent = create.bucket(&self.settings.bucket).key(&key).send();
+        let begun = self.answer(name, 0, sent).await?;
+        let id = begun
+            .upload_id()
+            .ok_or_else(|| unsupported(name, "the server began an upload without a name"))?;
+        self.own_uploads().insert(id.to_string());
+        let done = self.put_parts(name, &key, id, data).await;
+        if done.is_err() {
+            // What this leaves, a sweep removes.
+            let abort = self.client.abort_multipart_upload();
+            let abort = abort.bucket(&self.settings.bucket).key(&key);
+            let _aborted = self.answer(name, 0, abort.upload_id(id).send()).await;
+        }
+        self.own_uploads().remove(id);
+        done
+    }
+
+    async fn put_parts(
+        &self,
+        name: &ObjectName,
+        key: &str,
+        id: &str,
+        data: &[u8],
+    ) -> Result<(), StorageError> {
+        let mut completed = CompletedMultipartUpload::builder();
+        for (number, part) in (1..).zip(data.chunks(self.settings.part_bytes.max(1))) {
+            let tag = self
+                .retried(async || {
+                    let upload = self.client.upload_part().bucket(&self.settings.bucket);
+                    let upload = upload.key(key).upload_id(id).part_number(number);
+                    let sent = upload.body(ByteStream::from(part.to_vec())).send();
+                    self.answer(name, part.len() as u64, sent).await
+                })
+                .await
+                .map_err(|error| aborted(name, error))?
+                .e_tag()
+                .map(str::to_string);
+            let part = CompletedPart::builder().part_number(number);
+            completed = completed.parts(part.set_e_tag(tag).build());
+        }
+        let complete = self.client.complete_multipart_upload();
+        let complete = complete.bucket(&self.settings.bucket).key(key);
+        let complete = complete.upload_id(id).if_none_match("*");
+        let sent = complete.multipart_upload(completed.build()).send();
+        match self.answer(name, data.len() as u64, sent).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(aborted(name, error)),
+        }
+    }
+
+    /// Whether the object has exactly these bytes.
+    async fn holds(&self, name: &ObjectName, data: &[u8]) -> Result<bool, StorageError> {
+        if self.head_once(name).await? != data.len() as u64 {
+            return Ok(false);
+        }
+        let mut found = vec![0; data.len().min(COMPARED_BYTES)];
+        let mut offset = 0u64;
+        for piece in data.chunks(COMPARED_BYTES) {
+            found.truncate(piece.len());
+            let next = offset + piece.len() as u64;
+            self.retried(async || self.fetch(name, offset, next - 1, &mut found).await)
+                .await?;
+            if found != piece {
+                return Ok(false);
+            }
+            offset = next;
+        }
+        Ok(true)
+    }
+}
+
+fn taken(name: &ObjectName) -> StorageError {
+    StorageError::new(StorageErrorKind::AlreadyExists, name, "the name is taken")
+}
+
+/// An upload that is gone was aborted by a sweep, or has been completed: beginning anew tells.
+fn aborted(name: &ObjectName, error: StorageError) -> StorageError {
+    match error.kind {
+        StorageErrorKind::NotFound => transient(name, error.detail),
+        _ => error,
+    }
+}

@@ -1,0 +1,222 @@
+//! The program with its repository in a bucket of a real server.
+
+mod support;
+
+use jiff::{SignedDuration, Timestamp};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use support::s3::{Bucket, Mishap, Proxy, radosgw};
+use support::{Guest, Host, HostOptions, Random, path_text, time};
+
+const PREFIX: &str = "backups/vmkeep";
+
+fn days(count: i64) -> SignedDuration {
+    SignedDuration::from_hours(24 * count)
+}
+
+fn start() -> Timestamp {
+    time("2025-03-03T23:00:00Z")
+}
+
+struct Lab {
+    host: Host,
+    guest: Guest,
+    random: Random,
+}
+
+impl Lab {
+    /// A host that is configured and has done nothing yet.
+    fn new(repository: String) -> Self {
+        let mut random = Random::new(0xb0c4_e700);
+        let host = Host::new(&HostOptions {
+            bucket: Some(repository),
+            ..HostOptions::default()
+        });
+        let guest = Guest::new(host.image("web01", "vda"), 6 << 20, &mut random);
+        Lab {
+            host,
+            guest,
+            random,
+        }
+    }
+
+    fn in_bucket(bucket: &Bucket) -> Self {
+        Lab::new(bucket.config(PREFIX))
+    }
+
+    #[track_caller]
+    fn newest_restores(&self, at: Timestamp) {
+        let target = self.host.restore("web01", "latest", at);
+        let restored = fs::read(target.path().join("vda.raw")).unwrap();
+        assert!(restored == self.guest.content(), "other bytes came back");
+    }
+}
+
+#[test]
+fn nights_in_a_bucket_are_listed_and_restored_byte_for_byte() {
+    let bucket = radosgw().bucket();
+    let mut lab = Lab::in_bucket(&bucket);
+    lab.host.vmkeep(&["points"], start()).exits(10);
+    lab.host
+        .vmkeep(&["init", "--yes"], start())
+        .exits(0)
+        .says(&format!("s3://{}/{PREFIX}", bucket.name));
+    for night in 0..3 {
+        let at = start() + days(night);
+        lab.guest.work(4, &mut lab.random);
+        lab.host.vmkeep(&["run"], at).exits(0);
+        assert_eq!(lab.host.points(at).len() as i64, night + 1);
+        lab.newest_restores(at);
+    }
+    let at = start() + days(2);
+    lab.host.vmkeep(&["verify", "--read-data"], at).exits(0);
+    let without = ["verify", "--without-keys", "--read-data"];
+    lab.host.vmkeep(&without, at).exits(0);
+    for version in bucket.versions() {
+        assert!(version.key.starts_with(PREFIX), "{version:?}");
+    }
+}
+
+#[test]
+fn a_bucket_in_which_the_maximum_cannot_be_kept_is_refused_before_the_first_byte() {
+    let bucket = radosgw().bucket();
+    let lab = Lab::in_bucket(&bucket);
+    bucket.expire_after("everything", "", 30);
+    lab.host
+        .vmkeep(&["init", "--yes"], start())
+        .exits(2)
+        .one_error()
+        .says("the lifecycle rule \"everything\" removes objects of customer acme after 30 days");
+    assert_eq!(bucket.versions(), []);
+    let points = format!("{PREFIX}/customers/acme/points/");
+    bucket.expire_after("backstop", &points, 62);
+    lab.host.vmkeep(&["init", "--yes"], start()).exits(0);
+    // What was right once is looked at again.
+    bucket.expire_after("backstop", &points, 61);
+    let before = bucket.versions().len();
+    lab.host
+        .vmkeep(&["run"], start())
+        .exits(2)
+        .says("up to 62 days");
+    assert_eq!(bucket.versions().len(), before);
+    lab.host.vmkeep(&["prune"], start()).exits(0);
+}
+
+#[test]
+fn a_bucket_that_locks_longer_than_erasing_may_take_is_refused_with_the_arithmetic() {
+    let bucket = radosgw().bucket_with_lock(14);
+    Lab::in_bucket(&bucket)
+        .host
+        .vmkeep(&["init", "--yes"], start())
+        .exits(2)
+        .one_error()
+        .says("locked for 14 days")
+        .says("at most half, 11 days");
+    assert_eq!(bucket.versions(), []);
+}
+
+#[test]
+fn a_bucket_in_another_region_than_allowed_is_refused_before_the_first_byte() {
+    let bucket = radosgw().bucket();
+    let elsewhere = format!(
+        "{}allowed_regions = [\"eu-central-1\"]\n",
+        bucket.config(PREFIX)
+    );
+    let lab = Lab::new(elsewhere);
+    lab.host
+        .vmkeep(&["init", "--yes"], start())
+        .exits(2)
+        .one_error()
+        .says("only these regions are allowed: eu-central-1");
+    assert_eq!(bucket.versions(), []);
+}
+
+#[test]
+fn a_server_that_ignores_the_condition_is_refused_with_the_reason() {
+    // This one does so where it keeps versions.
+    let bucket = radosgw().bucket();
+    bucket.keep_versions(aws_sdk_s3::types::BucketVersioningStatus::Enabled);
+    Lab::in_bucket(&bucket)
+        .host
+        .vmkeep(&["init", "--yes"], start())
+        .exits(1)
+        .one_error()
+        .says("cannot order the entries of several writers");
+}
+
+#[test]
+fn secrets_come_from_places_that_keep_them() {
+    let bucket = radosgw().bucket();
+    let lab = Lab::in_bucket(&bucket);
+    let secret = lab.host.path("secret");
+    fs::write(&secret, format!("{}\n", support::s3::SECRET_ACCESS_KEY)).unwrap();
+    let config = lab.host.config_text();
+    let with = |line: &str| {
+        let lines = config.lines().map(|old| match old {
+            old if old.starts_with("secret_access_key_command") => line,
+            old => old,
+        });
+        lab.host.write_config(&lines.collect::<Vec<_>>().join("\n"));
+    };
+    with(&format!(
+        "secret_access_key_file = \"{}\"",
+        path_text(&secret)
+    ));
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
+    lab.host
+        .vmkeep(&["init", "--yes"], start())
+        .exits(2)
+        .one_error()
+        .says("chmod 0600");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    lab.host.vmkeep(&["init", "--yes"], start()).exits(0);
+    with("secret_access_key_credential = \"s3\"");
+    lab.host
+        .vmkeep(&["points"], start())
+        .exits(2)
+        .one_error()
+        .says("LoadCredential=s3");
+    with("secret_access_key_command = [\"false\"]");
+    lab.host
+        .vmkeep(&["points"], start())
+        .exits(2)
+        .one_error()
+        .says("exit status: 1");
+    with("secret_access_key_command = [\"echo\", \"wrong\"]");
+    lab.host
+        .vmkeep(&["points"], start())
+        .exits(1)
+        .one_error()
+        .says("SignatureDoesNotMatch");
+}
+
+#[test]
+fn what_a_server_or_the_way_to_it_does_once_is_outlived() {
+    let bucket = radosgw().bucket();
+    let proxy = Proxy::before(&radosgw().endpoint);
+    let config = bucket
+        .config(PREFIX)
+        .replace(&radosgw().endpoint, &proxy.endpoint);
+    let mut lab = Lab::new(config);
+    lab.host.vmkeep(&["init", "--yes"], start()).exits(0);
+    let mishaps = [
+        Mishap::Status(500),
+        Mishap::Status(503),
+        Mishap::Status(409),
+        Mishap::LostBefore,
+        Mishap::LostAfter,
+        Mishap::Truncated,
+    ];
+    let mut at = start();
+    for mishap in mishaps {
+        at += days(1);
+        lab.guest.work(4, &mut lab.random);
+        // The eighth request and each ninth after it.
+        proxy.start_over((0..100).map(|nth| (7 + 9 * nth, mishap)));
+        lab.host.vmkeep(&["run"], at).exits(0);
+        assert!(proxy.happened().len() > 2, "{mishap:?}");
+        proxy.start_over([]);
+        lab.newest_restores(at);
+        lab.host.vmkeep(&["verify", "--read-data"], at).exits(0);
+    }
+}

@@ -1,0 +1,269 @@
+//! What only a bucket can get wrong, against a real server.
+
+mod support;
+
+use aws_sdk_s3::types::BucketVersioningStatus;
+use std::time::Duration;
+use support::s3::{Bucket, radosgw};
+use vmkeep::model::{ObjectName, Versioning};
+use vmkeep::storage::{
+    Leftover, Probe, S3, S3Credentials, Storage, StorageError, StorageErrorKind, probe,
+};
+
+const PLENTY: u64 = 1 << 30;
+
+fn name(name: &str) -> ObjectName {
+    ObjectName::new(name).expect("a valid name")
+}
+
+#[track_caller]
+fn kind_of<T: std::fmt::Debug>(told: Result<T, StorageError>) -> StorageErrorKind {
+    told.expect_err("a failure was expected").kind
+}
+
+fn places(leftovers: &[Leftover]) -> Vec<&str> {
+    leftovers.iter().map(|one| one.place.as_str()).collect()
+}
+
+fn versioned(status: BucketVersioningStatus) -> Bucket {
+    let bucket = radosgw().bucket();
+    bucket.keep_versions(BucketVersioningStatus::Enabled);
+    bucket.keep_versions(status);
+    bucket
+}
+
+#[test]
+fn keys_stand_below_the_prefix_and_nothing_beside_it_is_seen_or_touched() {
+    let bucket = radosgw().bucket();
+    let store = bucket.open();
+    for beside in ["customers/c/a", "root/of/vmkeep2/a", "root/of/vmkee"] {
+        bucket.put(beside, b"another program's");
+    }
+    store
+        .create(&name("customers/c/a"), b"ours")
+        .expect("created");
+    let listed = store.list("").expect("a listing");
+    assert_eq!(listed.len(), 1);
+    assert_eq!(store.sweep_leftovers(""), Ok(Vec::new()));
+    assert_eq!(store.leftovers(""), Ok(Vec::new()));
+    store.delete(&name("customers/c/a")).expect("deleted");
+    let keys: Vec<String> = bucket.versions().into_iter().map(|one| one.key).collect();
+    assert_eq!(
+        keys,
+        ["customers/c/a", "root/of/vmkee", "root/of/vmkeep2/a"]
+    );
+    let whole = S3::open(bucket.settings("")).expect("the whole bucket");
+    assert_eq!(whole.list("customers").expect("a listing").len(), 1);
+    assert_eq!(whole.list("").expect("a listing").len(), 3);
+}
+
+#[test]
+fn a_listing_of_several_pages_is_whole() {
+    let bucket = radosgw().bucket();
+    let store = bucket.open();
+    std::thread::scope(|scope| {
+        for part in 0..8 {
+            let store = &store;
+            scope.spawn(move || {
+                for number in 0..150 {
+                    let object = name(&format!("many/{part}/{number:04}"));
+                    store.create(&object, b"x").expect("created");
+                }
+            });
+        }
+    });
+    let listed = store.list("many").expect("a listing");
+    assert_eq!(listed.len(), 1200);
+    assert!(listed.is_sorted());
+}
+
+#[test]
+fn a_large_object_goes_in_parts_and_is_created_once() {
+    let bucket = radosgw().bucket();
+    let store = bucket.open();
+    let data: Vec<u8> = (0..20u32 << 20)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    store.create(&name("large"), &data).expect("created");
+    assert!(store.read(&name("large"), PLENTY).expect("read") == data);
+    let mut tail = vec![0; 1000];
+    let offset = data.len() as u64 - 1000;
+    store
+        .read_range(&name("large"), offset, &mut tail)
+        .expect("read");
+    assert!(data.ends_with(&tail));
+    let other = vec![7; data.len()];
+    let told = store.create(&name("large"), &other);
+    assert_eq!(kind_of(told), StorageErrorKind::AlreadyExists);
+    assert!(store.read(&name("large"), PLENTY).expect("read") == data);
+    assert_eq!(bucket.uploads(), [] as [String; 0]);
+}
+
+#[test]
+fn an_unfinished_upload_is_shown_and_swept_below_its_prefix_only() {
+    let bucket = radosgw().bucket();
+    let store = bucket.open();
+    for key in [
+        "root/of/vmkeep/customers/a/packs/1",
+        "root/of/vmkeep/customers/b/packs/1",
+        "another/program",
+    ] {
+        bucket.begin_upload(key);
+    }
+    let shown = store.leftovers("").expect("leftovers");
+    assert_eq!(
+        places(&shown),
+        [
+            "customers/a/packs/1 (unfinished upload)",
+            "customers/b/packs/1 (unfinished upload)"
+        ]
+    );
+    let swept = store.sweep_leftovers("customers/a").expect("swept");
+    assert_eq!(places(&swept), ["customers/a/packs/1 (unfinished upload)"]);
+    assert_eq!(store.leftovers("customers/a"), Ok(Vec::new()));
+    assert_eq!(
+        bucket.uploads(),
+        ["another/program", "root/of/vmkeep/customers/b/packs/1"]
+    );
+}
+
+#[test]
+fn keys_that_no_object_can_have_are_leftovers_and_no_objects() {
+    let bucket = radosgw().bucket();
+    let store = bucket.open();
+    let strange = ["a//b", "a/ü", "tmp/x", "a b", "a/../b", "folder/"];
+    for key in strange {
+        bucket.put(&format!("root/of/vmkeep/{key}"), b"x");
+    }
+    store.create(&name("a/b"), b"x").expect("created");
+    assert_eq!(store.list("").expect("a listing").len(), 1);
+    assert_eq!(store.sweep_leftovers(""), Ok(Vec::new()));
+    let left = store.leftovers("").expect("leftovers");
+    assert_eq!(
+        places(&left),
+        ["a b", "a/../b", "a//b", "a/ü", "folder/", "tmp/x"]
+    );
+}
+
+#[test]
+fn where_versions_are_kept_deleting_leaves_no_version_and_no_marker() {
+    for status in [
+        BucketVersioningStatus::Enabled,
+        BucketVersioningStatus::Suspended,
+    ] {
+        let bucket = versioned(status.clone());
+        let store = bucket.open();
+        let facts = store.facts().expect("facts");
+        assert_ne!(facts.versioning, Versioning::Never);
+        let key = "root/of/vmkeep/customers/c/points/1";
+        store
+            .create(&name("customers/c/points/1"), b"first")
+            .expect("created");
+        store
+            .create(&name("customers/c/points/10"), b"another")
+            .expect("created");
+        bucket.put(key, b"put over it");
+        bucket.delete(key);
+        assert!(bucket.versions().len() > 1);
+        store
+            .destroy(&name("customers/c/points/1"))
+            .expect("destroyed");
+        let left: Vec<String> = bucket.versions().into_iter().map(|one| one.key).collect();
+        assert_eq!(left, ["root/of/vmkeep/customers/c/points/10"], "{status:?}");
+    }
+}
+
+#[test]
+fn what_was_put_over_an_object_or_hides_it_is_swept_and_the_object_is_back() {
+    let bucket = versioned(BucketVersioningStatus::Enabled);
+    let store = bucket.open();
+    let (overwritten, hidden) = (name("customers/c/packs/1"), name("customers/c/packs/2"));
+    store.create(&overwritten, b"the pack").expect("created");
+    store.create(&hidden, b"a pack").expect("created");
+    bucket.put("root/of/vmkeep/customers/c/packs/1", b"an attacker's");
+    bucket.delete("root/of/vmkeep/customers/c/packs/2");
+    bucket.delete("root/of/vmkeep/customers/c/packs/3");
+    assert_eq!(store.leftovers("customers").expect("leftovers").len(), 3);
+    let told = store.read(&hidden, PLENTY);
+    assert_eq!(kind_of(told), StorageErrorKind::NotFound);
+    assert_eq!(store.sweep_leftovers("customers").expect("swept").len(), 3);
+    assert_eq!(store.read(&overwritten, PLENTY), Ok(b"the pack".to_vec()));
+    assert_eq!(store.read(&hidden, PLENTY), Ok(b"a pack".to_vec()));
+    assert_eq!(store.leftovers("customers"), Ok(Vec::new()));
+    assert_eq!(bucket.versions().len(), 2);
+}
+
+#[test]
+fn the_probe_tells_a_server_that_ignores_the_condition() {
+    // This server does so where versions are kept; newer ones do not.
+    let store = versioned(BucketVersioningStatus::Enabled).open();
+    match probe(&store, "customers/c", 0, 1).expect("probed") {
+        Probe::Sound => {
+            let object = name("customers/c/1");
+            store.create(&object, b"first").expect("created");
+            let told = store.create(&object, b"second");
+            assert_eq!(kind_of(told), StorageErrorKind::AlreadyExists);
+        }
+        Probe::Unsound { what } => assert!(what.contains("overwritten"), "{what}"),
+    }
+    assert_eq!(store.leftovers(""), Ok(Vec::new()));
+}
+
+#[test]
+fn who_asks_first_does_not_overwrite_where_the_condition_is_ignored() {
+    let bucket = versioned(BucketVersioningStatus::Enabled);
+    let mut settings = bucket.settings("root");
+    settings.ask_first = true;
+    let store = S3::open(settings).expect("open");
+    let object = name("customers/c/1");
+    store.create(&object, b"first").expect("created");
+    let told = store.create(&object, b"second");
+    assert_eq!(kind_of(told), StorageErrorKind::AlreadyExists);
+    assert_eq!(store.read(&object, PLENTY), Ok(b"first".to_vec()));
+    assert_eq!(bucket.versions().len(), 1);
+}
+
+#[test]
+fn what_cannot_be_opened_says_why() {
+    let bucket = radosgw().bucket();
+    let refused = |change: fn(&mut vmkeep::storage::S3Settings)| {
+        let mut settings = bucket.settings("root");
+        settings.patience = Duration::from_millis(1);
+        change(&mut settings);
+        match S3::open(settings) {
+            Ok(_) => panic!("it opened"),
+            Err(error) => error,
+        }
+    };
+    let no_bucket = refused(|settings| settings.bucket = "no-such-bucket".to_string());
+    assert_eq!(no_bucket.kind, StorageErrorKind::Unsupported, "{no_bucket}");
+    assert!(
+        no_bucket.detail.contains("make the bucket first"),
+        "{no_bucket}"
+    );
+    let wrong_key = refused(|settings| {
+        settings.credentials = S3Credentials::Given {
+            access_key_id: "VMKEEPTEST".to_string(),
+            secret_access_key: "wrong".to_string().into(),
+            session_token: None,
+        }
+    });
+    assert_eq!(wrong_key.kind, StorageErrorKind::Denied, "{wrong_key}");
+    assert!(
+        wrong_key.detail.contains("is the secret key"),
+        "{wrong_key}"
+    );
+    let nobody_there =
+        refused(|settings| settings.endpoint = Some("http://127.0.0.1:1".to_string()));
+    assert_eq!(
+        nobody_there.kind,
+        StorageErrorKind::Transient,
+        "{nobody_there}"
+    );
+    let no_certificate = refused(|settings| settings.ca_certificates = Some(b"no".to_vec()));
+    assert_eq!(no_certificate.kind, StorageErrorKind::Unsupported);
+    assert!(
+        no_certificate.detail.contains("ca_file"),
+        "{no_certificate}"
+    );
+}

@@ -1,0 +1,328 @@
+//! Real S3 servers on the loopback interface, and buckets in them.
+
+mod proxy;
+
+pub use proxy::{Mishap, Passed, Proxy};
+
+use super::live::{command_that_dies_with_us, spawn};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::ResponseChecksumValidation;
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation};
+use aws_sdk_s3::types::{
+    BucketLifecycleConfiguration, BucketVersioningStatus, DefaultRetention, ExpirationStatus,
+    LifecycleExpiration, LifecycleRule, LifecycleRuleFilter, ObjectLockConfiguration,
+    ObjectLockEnabled, ObjectLockRetentionMode, ObjectLockRule, VersioningConfiguration,
+};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use vmkeep::storage::{S3, S3Credentials, S3Settings};
+
+pub const ACCESS_KEY_ID: &str = "VMKEEPTEST";
+pub const SECRET_ACCESS_KEY: &str = "vmkeep-test-secret";
+
+/// A server that lives as long as this program.
+pub struct Server {
+    pub endpoint: String,
+    client: Client,
+    runtime: Runtime,
+    /// Killed by the kernel when this program ends, and all below it.
+    _child: Child,
+    _folder: TempDir,
+}
+
+/// Debian's radosgw, started by the first test that needs it.
+pub fn radosgw() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(Server::start_radosgw)
+}
+
+impl Server {
+    fn start_radosgw() -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("vmkeep-radosgw.")
+            .tempdir()
+            .unwrap();
+        let [port, monitor_v2, monitor_v1] = free_ports();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/s3/radosgw");
+        let mut command = command_that_dies_with_us("unshare");
+        command
+            .args(["--mount", "--propagation", "private", "--pid", "--fork"])
+            .args(["--kill-child=KILL", "--mount-proc"])
+            .arg(script)
+            .arg(folder.path())
+            .args([port, monitor_v2, monitor_v1].map(|port| port.to_string()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let mut child = spawn(command).expect("unshare starts (util-linux)");
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut said)
+            .unwrap();
+        assert_eq!(
+            said.trim(),
+            "ready",
+            "radosgw did not start (scripts/test installs it); its logs were in {}",
+            folder.path().join("log").display()
+        );
+        Server::new(format!("http://127.0.0.1:{port}"), child, folder)
+    }
+
+    fn new(endpoint: String, child: Child, folder: TempDir) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let config = aws_sdk_s3::config::Builder::new()
+            .behavior_version(BehaviorVersion::latest())
+            .endpoint_url(&endpoint)
+            .region(Region::new("us-east-1"))
+            .force_path_style(true)
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .credentials_provider(Credentials::new(
+                ACCESS_KEY_ID,
+                SECRET_ACCESS_KEY,
+                None,
+                None,
+                "test",
+            ))
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .build();
+        Server {
+            endpoint,
+            client: Client::from_conf(config),
+            runtime,
+            _child: child,
+            _folder: folder,
+        }
+    }
+
+    /// A new, empty bucket.
+    pub fn bucket(&'static self) -> Bucket {
+        let bucket = self.next_bucket();
+        let create = self.client.create_bucket().bucket(&bucket.name);
+        self.runtime.block_on(create.send()).expect("a bucket");
+        bucket
+    }
+
+    /// One with Object Lock, which locks every new object for so many days.
+    pub fn bucket_with_lock(&'static self, days: i32) -> Bucket {
+        let bucket = self.next_bucket();
+        let create = self.client.create_bucket().bucket(&bucket.name);
+        let create = create.object_lock_enabled_for_bucket(true);
+        self.runtime.block_on(create.send()).expect("a bucket");
+        let retention = DefaultRetention::builder()
+            .mode(ObjectLockRetentionMode::Governance)
+            .days(days);
+        let rule = ObjectLockRule::builder().default_retention(retention.build());
+        let configuration = ObjectLockConfiguration::builder()
+            .object_lock_enabled(ObjectLockEnabled::Enabled)
+            .rule(rule.build());
+        let put = self.client.put_object_lock_configuration();
+        let put = put
+            .bucket(&bucket.name)
+            .object_lock_configuration(configuration.build());
+        self.runtime.block_on(put.send()).expect("a lock");
+        bucket
+    }
+
+    fn next_bucket(&'static self) -> Bucket {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        Bucket {
+            server: self,
+            name: format!("test-{}-{number}", std::process::id()),
+        }
+    }
+}
+
+fn free_ports<const N: usize>() -> [u16; N] {
+    // All at once, so that no port is given twice.
+    let held: [TcpListener; N] =
+        std::array::from_fn(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap());
+    held.map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// A bucket of a test.
+pub struct Bucket {
+    pub server: &'static Server,
+    pub name: String,
+}
+
+/// A version or a delete marker, as the server lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    pub key: String,
+    pub id: String,
+    pub is_marker: bool,
+}
+
+impl Bucket {
+    /// What opens it, with all keys below `prefix`.
+    pub fn settings(&self, prefix: &str) -> S3Settings {
+        S3Settings {
+            bucket: self.name.clone(),
+            prefix: prefix.to_string(),
+            endpoint: Some(self.server.endpoint.clone()),
+            region: "us-east-1".to_string(),
+            path_style: true,
+            ca_certificates: None,
+            credentials: S3Credentials::Given {
+                access_key_id: ACCESS_KEY_ID.to_string(),
+                secret_access_key: SECRET_ACCESS_KEY.to_string().into(),
+                session_token: None,
+            },
+            connections: 8,
+            upload_bytes_per_second: None,
+            download_bytes_per_second: None,
+            part_bytes: 8 << 20,
+            patience: Duration::from_secs(60),
+            ask_first: false,
+        }
+    }
+
+    /// `[repository]` of a configuration.
+    pub fn config(&self, prefix: &str) -> String {
+        format!(
+            "[repository]\nurl = \"s3://{}/{prefix}\"\n[repository.s3]\nendpoint = \"{}\"\n\
+             allow_http = true\naccess_key_id = \"{ACCESS_KEY_ID}\"\n\
+             secret_access_key_command = [\"echo\", \"{SECRET_ACCESS_KEY}\"]\n",
+            self.name, self.server.endpoint
+        )
+    }
+
+    /// Brings everything below `prefix` into a folder, as a store in a directory has it; all versions.
+    pub fn mirror(&self, prefix: &str, folder: &Path) {
+        if folder.exists() {
+            fs::remove_dir_all(folder).unwrap();
+        }
+        for version in self.versions() {
+            let Some(place) = version.key.strip_prefix(&format!("{prefix}/")) else {
+                continue;
+            };
+            if version.is_marker {
+                continue;
+            }
+            let get = self.server.client.get_object().bucket(&self.name);
+            let get = get.key(&version.key).version_id(&version.id).send();
+            let bytes = self.server.runtime.block_on(async {
+                let object = get.await.expect("an object");
+                object.body.collect().await.expect("its bytes").into_bytes()
+            });
+            // Every version, each under a name of its own; the newest comes first.
+            let mut file = folder.join(place);
+            if file.exists() {
+                file.as_mut_os_string().push(format!("@{}", version.id));
+            }
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, bytes).unwrap();
+        }
+    }
+
+    pub fn open(&self) -> S3 {
+        S3::open(self.settings("root/of/vmkeep")).expect("the bucket opens")
+    }
+
+    pub fn keep_versions(&self, status: BucketVersioningStatus) {
+        let configuration = VersioningConfiguration::builder().status(status).build();
+        let put = self.server.client.put_bucket_versioning();
+        let put = put
+            .bucket(&self.name)
+            .versioning_configuration(configuration);
+        self.server
+            .runtime
+            .block_on(put.send())
+            .expect("versioning");
+    }
+
+    pub fn put(&self, key: &str, data: &[u8]) {
+        let put = self.server.client.put_object().bucket(&self.name).key(key);
+        let put = put.body(data.to_vec().into());
+        self.server.runtime.block_on(put.send()).expect("an object");
+    }
+
+    /// One lifecycle rule, in the place of what was there.
+    pub fn expire_after(&self, name: &str, key_prefix: &str, days: i32) {
+        let rule = LifecycleRule::builder()
+            .id(name)
+            .status(ExpirationStatus::Enabled)
+            .filter(LifecycleRuleFilter::builder().prefix(key_prefix).build())
+            .expiration(LifecycleExpiration::builder().days(days).build())
+            .build()
+            .unwrap();
+        let configuration = BucketLifecycleConfiguration::builder().rules(rule);
+        let put = self.server.client.put_bucket_lifecycle_configuration();
+        let put = put
+            .bucket(&self.name)
+            .lifecycle_configuration(configuration.build().unwrap());
+        self.server.runtime.block_on(put.send()).expect("a rule");
+    }
+
+    /// Deletes as one who knows nothing of versions does.
+    pub fn delete(&self, key: &str) {
+        let delete = self.server.client.delete_object().bucket(&self.name);
+        self.server
+            .runtime
+            .block_on(delete.key(key).send())
+            .expect("deleted");
+    }
+
+    /// Begins an upload in parts and leaves it.
+    pub fn begin_upload(&self, key: &str) {
+        let begin = self.server.client.create_multipart_upload();
+        let begun = begin.bucket(&self.name).key(key);
+        self.server.runtime.block_on(begun.send()).expect("begun");
+    }
+
+    /// Everything the server lists: keys with their versions, and unfinished uploads.
+    pub fn versions(&self) -> Vec<Version> {
+        let mut found = Vec::new();
+        let (mut key, mut id) = (None, None);
+        loop {
+            let list = self.server.client.list_object_versions();
+            let list = list.bucket(&self.name).set_key_marker(key.take());
+            let list = list.set_version_id_marker(id.take());
+            let page = self
+                .server
+                .runtime
+                .block_on(list.send())
+                .expect("a listing");
+            let version = |key: Option<&str>, id: Option<&str>, is_marker| Version {
+                key: key.unwrap().to_string(),
+                id: id.unwrap().to_string(),
+                is_marker,
+            };
+            let data = page.versions().iter();
+            let markers = page.delete_markers().iter();
+            found.extend(data.map(|one| version(one.key(), one.version_id(), false)));
+            found.extend(markers.map(|one| version(one.key(), one.version_id(), true)));
+            if page.is_truncated() != Some(true) {
+                return found;
+            }
+            key = page.next_key_marker().map(str::to_string);
+            id = page.next_version_id_marker().map(str::to_string);
+        }
+    }
+
+    pub fn uploads(&self) -> Vec<String> {
+        let list = self.server.client.list_multipart_uploads();
+        let listed = self
+            .server
+            .runtime
+            .block_on(list.bucket(&self.name).send())
+            .expect("a listing");
+        let uploads = listed.uploads().iter();
+        uploads
+            .map(|upload| upload.key().unwrap().to_string())
+            .collect()
+    }
+}

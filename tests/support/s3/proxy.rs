@@ -1,0 +1,268 @@
+//! Something between vmkeep and a server that goes wrong on purpose, by plan and by number.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// What happens to one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mishap {
+    /// The proxy answers so and forwards nothing.
+    Status(u16),
+    /// Nothing is forwarded, and the connection ends.
+    LostBefore,
+    /// The server does it, and the connection ends before its answer.
+    LostAfter,
+    /// The server's answer, without the second half of its body.
+    Truncated,
+    /// One bit in the middle of the answer's body.
+    Flipped,
+    /// What the same request was answered the first time.
+    Stale,
+}
+
+/// A request as it passed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Passed {
+    pub method: String,
+    /// Path and query, as sent.
+    pub target: String,
+    pub body_bytes: usize,
+}
+
+#[derive(Default)]
+struct Book {
+    passed: Vec<Passed>,
+    /// By the number of the request, from 0.
+    plan: HashMap<usize, Mishap>,
+    happened: Vec<(usize, Mishap)>,
+    first_answers: HashMap<(String, String), Vec<u8>>,
+}
+
+/// Lives as long as the program.
+#[derive(Clone)]
+pub struct Proxy {
+    pub endpoint: String,
+    book: Arc<Mutex<Book>>,
+}
+
+impl Proxy {
+    /// Before `endpoint`, which is `http://host:port`.
+    pub fn before(endpoint: &str) -> Self {
+        let server = endpoint.strip_prefix("http://").unwrap().to_string();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let proxy = Proxy {
+            endpoint: format!("http://{}", listener.local_addr().unwrap()),
+            book: Arc::default(),
+        };
+        let book = proxy.book.clone();
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (book, server) = (book.clone(), server.clone());
+                thread::spawn(move || {
+                    // A connection that ends, ends.
+                    let _ = serve(client?, &server, &book);
+                    io::Result::Ok(())
+                });
+            }
+        });
+        proxy
+    }
+
+    /// Forgets what passed; requests count from 0 again.
+    pub fn start_over(&self, plan: impl IntoIterator<Item = (usize, Mishap)>) {
+        let mut book = self.book.lock().unwrap();
+        book.passed.clear();
+        book.happened.clear();
+        book.plan = plan.into_iter().collect();
+    }
+
+    pub fn passed(&self) -> Vec<Passed> {
+        self.book.lock().unwrap().passed.clone()
+    }
+
+    /// What of the plan has come to pass.
+    pub fn happened(&self) -> Vec<(usize, Mishap)> {
+        self.book.lock().unwrap().happened.clone()
+    }
+}
+
+/// A request or an answer: its first line, its other lines, its body.
+struct Message {
+    first: String,
+    lines: Vec<String>,
+    body: Vec<u8>,
+}
+
+impl Message {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.lines.iter().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+
+    fn head(&self, left_out: &str) -> Vec<u8> {
+        let mut head = format!("{}\r\n", self.first);
+        for line in &self.lines {
+            let key = line.split(':').next().unwrap_or_default();
+            if !key.eq_ignore_ascii_case(left_out) {
+                head.push_str(line);
+                head.push_str("\r\n");
+            }
+        }
+        head.push_str("\r\n");
+        head.into_bytes()
+    }
+}
+
+fn broken(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn read_head(from: &mut impl BufRead) -> io::Result<Option<Message>> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        if from.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        let line = line.trim_end().to_string();
+        match (line.is_empty(), lines.is_empty()) {
+            (true, true) => {}
+            (true, false) => break,
+            (false, _) => lines.push(line),
+        }
+    }
+    let first = lines.remove(0);
+    Ok(Some(Message {
+        first,
+        lines,
+        body: Vec::new(),
+    }))
+}
+
+fn read_body(from: &mut impl BufRead, message: &mut Message) -> io::Result<()> {
+    let chunked = message
+        .header("transfer-encoding")
+        .is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"));
+    if chunked {
+        loop {
+            let mut size = String::new();
+            from.read_line(&mut size)?;
+            let size = usize::from_str_radix(size.trim(), 16).map_err(|_| broken("a chunk"))?;
+            let start = message.body.len();
+            message.body.resize(start + size, 0);
+            from.read_exact(&mut message.body[start..])?;
+            from.read_line(&mut String::new())?;
+            if size == 0 {
+                break;
+            }
+        }
+        // From here on it has a length.
+        message
+            .lines
+            .retain(|line| !line.to_ascii_lowercase().starts_with("transfer-encoding:"));
+        message
+            .lines
+            .push(format!("Content-Length: {}", message.body.len()));
+        return Ok(());
+    }
+    let length = message
+        .header("content-length")
+        .map_or(Ok(0), |length| length.parse::<usize>())
+        .map_err(|_| broken("a length"))?;
+    message.body.resize(length, 0);
+    from.read_exact(&mut message.body)
+}
+
+fn serve(client: TcpStream, server: &str, book: &Mutex<Book>) -> io::Result<()> {
+    client.set_nodelay(true)?;
+    let mut to_client = client.try_clone()?;
+    let mut from_client = BufReader::new(client);
+    let to_server = TcpStream::connect(server)?;
+    to_server.set_nodelay(true)?;
+    let mut from_server = BufReader::new(to_server.try_clone()?);
+    let mut to_server = to_server;
+    while let Some(mut request) = read_head(&mut from_client)? {
+        if request.header("expect").is_some() {
+            to_client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        }
+        read_body(&mut from_client, &mut request)?;
+        let mut words = request.first.split(' ');
+        let method = words.next().unwrap_or_default().to_string();
+        let target = words.next().unwrap_or_default().to_string();
+        let mishap = {
+            let mut book = book.lock().unwrap();
+            let number = book.passed.len();
+            book.passed.push(Passed {
+                method: method.clone(),
+                target: target.clone(),
+                body_bytes: request.body.len(),
+            });
+            let mishap = book.plan.get(&number).copied();
+            book.happened.extend(mishap.map(|mishap| (number, mishap)));
+            mishap
+        };
+        match mishap {
+            Some(Mishap::LostBefore) => return Ok(()),
+            Some(Mishap::Status(status)) => {
+                let body = "<Error><Code>Mishap</Code><Message>on purpose</Message></Error>";
+                let length = match method.as_str() {
+                    "HEAD" => 0,
+                    _ => body.len(),
+                };
+                let head = format!(
+                    "HTTP/1.1 {status} Mishap\r\nContent-Type: application/xml\r\n\
+                     Content-Length: {length}\r\n\r\n"
+                );
+                to_client.write_all(head.as_bytes())?;
+                to_client.write_all(&body.as_bytes()[..length])?;
+                continue;
+            }
+            _ => {}
+        }
+        to_server.write_all(&request.head("expect"))?;
+        to_server.write_all(&request.body)?;
+        let mut answer = loop {
+            let answer =
+                read_head(&mut from_server)?.ok_or_else(|| broken("the server hung up"))?;
+            if !answer.first.starts_with("HTTP/1.1 100") {
+                break answer;
+            }
+        };
+        let status = answer.first.split(' ').nth(1).unwrap_or_default();
+        if method != "HEAD" && !matches!(status, "204" | "304") {
+            read_body(&mut from_server, &mut answer)?;
+        }
+        let whole = [answer.head(""), answer.body.clone()].concat();
+        let first = book
+            .lock()
+            .unwrap()
+            .first_answers
+            .entry((method, target))
+            .or_insert_with(|| whole.clone())
+            .clone();
+        let middle = answer.body.len() / 2;
+        match mishap {
+            Some(Mishap::LostAfter) => return Ok(()),
+            Some(Mishap::Truncated) => {
+                to_client.write_all(&answer.head(""))?;
+                to_client.write_all(&answer.body[..middle])?;
+                return Ok(());
+            }
+            Some(Mishap::Flipped) => {
+                if let Some(byte) = answer.body.get_mut(middle) {
+                    *byte ^= 0x10;
+                }
+                to_client.write_all(&answer.head(""))?;
+                to_client.write_all(&answer.body)?;
+            }
+            Some(Mishap::Stale) => to_client.write_all(&first)?,
+            _ => to_client.write_all(&whole)?,
+        }
+    }
+    Ok(())
+}
