@@ -4,7 +4,7 @@ mod support;
 
 use aws_sdk_s3::types::BucketVersioningStatus;
 use std::time::Duration;
-use support::s3::{Bucket, radosgw};
+use support::s3::{Bucket, Mishap, Proxy, radosgw};
 use vmkeep::model::{ObjectName, Versioning};
 use vmkeep::storage::{
     Leftover, Probe, S3, S3Credentials, Storage, StorageError, StorageErrorKind, probe,
@@ -266,4 +266,108 @@ fn what_cannot_be_opened_says_why() {
         no_certificate.detail.contains("ca_file"),
         "{no_certificate}"
     );
+}
+
+// ---------------------------------------------------------------- a server that goes wrong
+
+/// Each operation, with each mishap at each of its requests.
+#[test]
+fn one_mishap_in_any_request_of_any_operation_is_outlived() {
+    let bucket = radosgw().bucket();
+    let proxy = Proxy::before(&radosgw().endpoint);
+    let mut settings = bucket.settings("root");
+    settings.endpoint = Some(proxy.endpoint.clone());
+    settings.part_bytes = 5 << 20;
+    let store = S3::open(settings).expect("open");
+    let large = vec![5; 6 << 20];
+    let mut number = 0;
+    let mut next = || {
+        number += 1;
+        format!("customers/c/{number:05}")
+    };
+    let mishaps = [
+        Mishap::Status(500),
+        Mishap::Status(503),
+        Mishap::Status(409),
+        Mishap::LostBefore,
+        Mishap::LostAfter,
+        Mishap::Truncated,
+    ];
+    for mishap in mishaps {
+        // More requests than any of the operations has: the plan ends before it comes to pass.
+        for at in 0..7 {
+            let outlived = |what: &str, operation: &mut dyn FnMut()| {
+                proxy.start_over([(at, mishap)]);
+                operation();
+                let passed = proxy.passed().len();
+                assert!(
+                    passed <= at || proxy.happened().len() == 1,
+                    "{what}: {mishap:?} at {at} did not come to pass"
+                );
+                proxy.start_over([]);
+            };
+            let small = name(&next());
+            outlived("create", &mut || {
+                assert_eq!(store.create(&small, b"12345"), Ok(()));
+            });
+            assert_eq!(store.read(&small, PLENTY), Ok(b"12345".to_vec()));
+            let in_parts = name(&next());
+            outlived("create in parts", &mut || {
+                assert_eq!(store.create(&in_parts, &large), Ok(()));
+            });
+            assert!(store.read(&in_parts, PLENTY).expect("read") == large);
+            outlived("read", &mut || {
+                assert_eq!(store.read(&small, PLENTY), Ok(b"12345".to_vec()));
+            });
+            outlived("read_range", &mut || {
+                let mut part = [0; 3];
+                assert_eq!(store.read_range(&small, 1, &mut part), Ok(()));
+                assert_eq!(&part, b"234");
+            });
+            outlived("size_bytes", &mut || {
+                assert_eq!(store.size_bytes(&small), Ok(5));
+            });
+            outlived("list", &mut || {
+                assert_eq!(store.list("customers/c").expect("listed").len(), 2);
+            });
+            outlived("create what is there", &mut || {
+                let told = store.create(&small, b"other");
+                assert_eq!(kind_of(told), StorageErrorKind::AlreadyExists);
+            });
+            assert_eq!(store.read(&small, PLENTY), Ok(b"12345".to_vec()));
+            bucket.begin_upload("root/customers/c/unfinished");
+            outlived("leftovers", &mut || {
+                // Beside it, perhaps, the one whose beginning was not answered.
+                assert!(!store.leftovers("customers/c").expect("told").is_empty());
+            });
+            outlived("sweep", &mut || {
+                store.sweep_leftovers("customers/c").expect("swept");
+            });
+            assert_eq!(store.leftovers("customers/c"), Ok(Vec::new()));
+            for object in [&small, &in_parts] {
+                outlived("delete", &mut || {
+                    assert_eq!(store.delete(object), Ok(()));
+                });
+            }
+            assert_eq!(store.list(""), Ok(Vec::new()));
+        }
+    }
+}
+
+#[test]
+fn a_name_that_is_wrongly_said_to_be_taken_is_not_there() {
+    let bucket = radosgw().bucket();
+    let proxy = Proxy::before(&radosgw().endpoint);
+    let mut settings = bucket.settings("root");
+    settings.endpoint = Some(proxy.endpoint.clone());
+    let store = S3::open(settings).expect("open");
+    proxy.start_over([(0, Mishap::Status(412))]);
+    let object = name("customers/c/1");
+    let told = store.create(&object, b"x");
+    assert_eq!(kind_of(told), StorageErrorKind::AlreadyExists);
+    assert_eq!(kind_of(store.read(&object, 1)), StorageErrorKind::NotFound);
+    // To what sets no condition, the answer makes no sense, and is asked for again.
+    proxy.start_over([(0, Mishap::Status(412))]);
+    assert_eq!(store.list(""), Ok(Vec::new()));
+    assert_eq!(store.create(&object, b"x"), Ok(()));
 }

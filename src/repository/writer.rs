@@ -560,7 +560,8 @@ impl Drop for Session<'_> {
 }
 
 /// Creates an object of this session, repeating an unknown outcome. Its name is used once, so
-/// "exists" means that an earlier attempt of ours landed.
+/// "exists" means that an earlier attempt of ours landed; as a server can say so wrongly, the object is
+/// looked at before anything relies on it.
 pub(super) fn upload(
     storage: &dyn Storage,
     name: &ObjectName,
@@ -568,24 +569,38 @@ pub(super) fn upload(
 ) -> Result<(), RepositoryError> {
     let mut attempt = 0;
     loop {
-        match storage.create(name, bytes) {
+        let uncertain = match storage.create(name, bytes) {
             Ok(()) => return Ok(()),
-            Err(error) if error.kind == StorageErrorKind::AlreadyExists => return Ok(()),
-            Err(error)
-                if error.kind == StorageErrorKind::Transient && !stands(Rule::Acknowledged) =>
-            {
-                return Ok(());
-            }
-            Err(error)
-                if error.kind == StorageErrorKind::Transient && attempt < UPLOAD_ATTEMPTS =>
-            {
-                if cfg!(not(test)) {
-                    std::thread::sleep(std::time::Duration::from_millis(20 << attempt));
+            Err(error) if error.kind == StorageErrorKind::AlreadyExists => {
+                match storage.read(name, bytes.len() as u64) {
+                    Ok(found) if found == bytes => return Ok(()),
+                    Ok(_) => {
+                        let detail = "was uploaded, and holds other bytes";
+                        return Err(RepositoryError::damaged(name, detail));
+                    }
+                    Err(missing) if missing.kind == StorageErrorKind::NotFound => error,
+                    Err(other) => other,
                 }
-                attempt += 1;
+            }
+            Err(error) if error.kind == StorageErrorKind::Transient => {
+                if !stands(Rule::Acknowledged) {
+                    return Ok(());
+                }
+                error
             }
             Err(error) => return Err(error.into()),
+        };
+        let passes = matches!(
+            uncertain.kind,
+            StorageErrorKind::Transient | StorageErrorKind::AlreadyExists
+        );
+        if !passes || attempt == UPLOAD_ATTEMPTS {
+            return Err(uncertain.into());
         }
+        if cfg!(not(test)) {
+            std::thread::sleep(std::time::Duration::from_millis(20 << attempt));
+        }
+        attempt += 1;
     }
 }
 
@@ -603,4 +618,30 @@ pub(super) fn session_objects(
         objects.extend(storage.list(&prefix)?.into_iter().map(|object| object.name));
     }
     Ok(objects)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::RepositoryErrorKind;
+    use crate::storage::{Fault, Faulty, Memory};
+
+    #[test]
+    fn a_server_that_says_exists_is_believed_only_for_what_is_there() {
+        let name = ObjectName::new("customers/acme/packs/s/1").unwrap();
+        let memory = Memory::new();
+        let wrongly = Fault::FailBefore {
+            at: 1,
+            kind: StorageErrorKind::AlreadyExists,
+        };
+        let faulty = Faulty::with_faults(memory.clone(), vec![wrongly]);
+        upload(&faulty, &name, b"a pack").unwrap();
+        assert_eq!(memory.read(&name, 100).unwrap(), b"a pack");
+        // An attempt of ours that landed.
+        upload(&memory, &name, b"a pack").unwrap();
+        for others in [&b"another"[..], b"b pack"] {
+            let told = upload(&memory, &name, others).unwrap_err();
+            assert_eq!(told.kind, RepositoryErrorKind::Damaged);
+        }
+    }
 }

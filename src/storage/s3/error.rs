@@ -55,6 +55,17 @@ pub(super) fn is_skewed<E: ProvideErrorMetadata>(error: &SdkError<E, HttpRespons
     error.code() == Some("RequestTimeTooSkewed")
 }
 
+/// Whether the condition of a request was not met.
+pub(super) fn is_condition_not_met<E>(error: &SdkError<E, HttpResponse>) -> bool {
+    error
+        .raw_response()
+        .is_some_and(|response| response.status().as_u16() == 412)
+}
+
+pub(super) fn taken(name: impl fmt::Display) -> StorageError {
+    StorageError::new(StorageErrorKind::AlreadyExists, name, "the name is taken")
+}
+
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>; the code counts where servers
 /// differ in the status.
 fn kind_of(status: u16, code: &str) -> StorageErrorKind {
@@ -67,7 +78,8 @@ fn kind_of(status: u16, code: &str) -> StorageErrorKind {
             StorageErrorKind::Transient
         }
         (404, _) => StorageErrorKind::NotFound,
-        (412, _) => StorageErrorKind::AlreadyExists,
+        // To a request that sets no condition; where one is set, this is asked before.
+        (412, _) => StorageErrorKind::Transient,
         // A range that begins beyond the end.
         (416, _) => StorageErrorKind::Corrupt,
         (401 | 403, _) => StorageErrorKind::Denied,
@@ -124,7 +136,7 @@ mod tests {
             (404, "NoSuchKey", StorageErrorKind::NotFound),
             (404, "", StorageErrorKind::NotFound),
             (404, "NoSuchBucket", StorageErrorKind::Unsupported),
-            (412, "PreconditionFailed", StorageErrorKind::AlreadyExists),
+            (412, "PreconditionFailed", StorageErrorKind::Transient),
             (416, "InvalidRange", StorageErrorKind::Corrupt),
             (403, "AccessDenied", StorageErrorKind::Denied),
             (403, "RequestTimeTooSkewed", StorageErrorKind::Denied),

@@ -1,7 +1,7 @@
 //! Requests, repeated where that can help: reading, deleting, listing.
 
 use super::connection::SLOWEST_BYTES_PER_SECOND;
-use super::error::{is_skewed, told, transient, unsupported};
+use super::error::{is_condition_not_met, is_skewed, taken, told, transient, unsupported};
 use super::{S3, StorageError, StorageErrorKind, too_large, too_short};
 use crate::model::ObjectName;
 use crate::storage::fill_random;
@@ -80,6 +80,29 @@ impl S3 {
             }
             Ok(Err(error)) => Err(told(name, &error)),
             Err(_) => Err(no_answer(name, bytes)),
+        }
+    }
+
+    /// As `answer`, for a request that sets the condition that the name is free.
+    pub(super) async fn answer_if_free<T, E>(
+        &self,
+        name: &ObjectName,
+        bytes: u64,
+        request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+    ) -> Result<(), StorageError>
+    where
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        let mut is_taken = false;
+        let noted = async {
+            let told = request.await;
+            is_taken = told.as_ref().is_err_and(is_condition_not_met);
+            told
+        };
+        match self.answer(name, bytes, noted).await {
+            Ok(_) => Ok(()),
+            Err(_) if is_taken => Err(taken(name)),
+            Err(error) => Err(error),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Creating an object: one conditional put, or parts.
 
-use super::error::{transient, unsupported};
+use super::error::{taken, transient, unsupported};
 use super::{S3, StorageError, StorageErrorKind};
 use crate::model::ObjectName;
 use aws_sdk_s3::primitives::ByteStream;
@@ -50,7 +50,7 @@ impl S3 {
         let put = self.client.put_object().bucket(&self.settings.bucket);
         let put = put.key(self.key(name.as_str())).if_none_match("*");
         let sent = put.body(ByteStream::from(data.to_vec())).send();
-        self.answer(name, data.len() as u64, sent).await.map(|_| ())
+        self.answer_if_free(name, data.len() as u64, sent).await
     }
 
     /// The condition stands with the completion. Several servers ignore it there, so the name is asked
@@ -107,10 +107,9 @@ impl S3 {
         let complete = complete.bucket(&self.settings.bucket).key(key);
         let complete = complete.upload_id(id).if_none_match("*");
         let sent = complete.multipart_upload(completed.build()).send();
-        match self.answer(name, data.len() as u64, sent).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(aborted(name, error)),
-        }
+        self.answer_if_free(name, data.len() as u64, sent)
+            .await
+            .map_err(|error| aborted(name, error))
     }
 
     /// Whether the object has exactly these bytes.
@@ -132,10 +131,6 @@ impl S3 {
         }
         Ok(true)
     }
-}
-
-fn taken(name: &ObjectName) -> StorageError {
-    StorageError::new(StorageErrorKind::AlreadyExists, name, "the name is taken")
 }
 
 /// An upload that is gone was aborted by a sweep, or has been completed: beginning anew tells.
