@@ -27,8 +27,13 @@ struct Lab {
 impl Lab {
     /// A host that is configured and has done nothing yet.
     fn new(repository: String) -> Self {
+        Lab::named("host1", repository)
+    }
+
+    fn named(name: &'static str, repository: String) -> Self {
         let mut random = Random::new(0xb0c4_e700);
         let host = Host::new(&HostOptions {
+            name,
             bucket: Some(repository),
             ..HostOptions::default()
         });
@@ -188,6 +193,97 @@ fn secrets_come_from_places_that_keep_them() {
         .exits(1)
         .one_error()
         .says("SignatureDoesNotMatch");
+}
+
+/// The command that `init` prints on a host which nobody has let in, for one that may.
+fn admission(newcomer: &Host, at: Timestamp) -> Vec<String> {
+    let ran = newcomer.vmkeep(&["init", "--yes"], at);
+    ran.exits(12).one_error();
+    let line = ran
+        .stderr
+        .lines()
+        .find_map(|line| line.split_once("vmkeep key admit "))
+        .expect("the command is printed")
+        .1;
+    let words = ["key", "admit"].into_iter().chain(line.split(' '));
+    words.map(str::to_string).collect()
+}
+
+#[test]
+fn hosts_share_a_bucket_each_with_its_roles_and_a_vm_moves_between_them() {
+    let bucket = radosgw().bucket();
+    let mut first = Lab::in_bucket(&bucket);
+    first.host.vmkeep(&["init", "--yes"], start()).exits(0);
+    first.host.vmkeep(&["run"], start()).exits(0);
+    let second = Lab::named("host2", bucket.config(PREFIX));
+    let keeper = Lab::named("keeper", bucket.config(PREFIX));
+    let admit = |words: Vec<String>, roles: &[&str]| {
+        let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+        words.extend(roles.iter().flat_map(|role| ["--role", role]));
+        first.host.vmkeep(&words, start()).exits(0);
+    };
+    admit(admission(&second.host, start()), &[]);
+    admit(admission(&keeper.host, start()), &["prune"]);
+    for lab in [&second, &keeper] {
+        lab.host.vmkeep(&["init", "--yes"], start()).exits(0);
+    }
+    let listed = first.host.json(&["key", "list"], start());
+    let hosts = listed[0]["hosts"].as_array().unwrap();
+    assert_eq!(hosts.len(), 3);
+    assert!(hosts.iter().all(|host| host["has_key"] == true), "{listed}");
+
+    // The VM moves: its disk is on the second host from now on.
+    let at = start() + days(1);
+    first.guest.work(8, &mut first.random);
+    fs::copy(
+        first.host.image("web01", "vda"),
+        second.host.image("web01", "vda"),
+    )
+    .unwrap();
+    second.host.vmkeep(&["backup", "web01"], at).exits(0);
+    let points = second.host.points(at);
+    assert_eq!(points.len(), 2);
+    assert_eq!(points, first.host.points(at));
+    for lab in [&first, &second] {
+        let target = lab.host.restore("web01", "latest", at);
+        let restored = fs::read(target.path().join("vda.raw")).unwrap();
+        assert!(restored == first.guest.content());
+    }
+    // And back.
+    first.guest.work(8, &mut first.random);
+    let at = start() + days(2);
+    first.host.vmkeep(&["backup", "web01"], at).exits(0);
+    first.newest_restores(at);
+
+    // Each does what its roles say, and no more.
+    second
+        .host
+        .vmkeep(&["prune"], at)
+        .exits(1)
+        .one_error()
+        .says("this host has no role for pruning");
+    second
+        .host
+        .vmkeep(&["run"], at)
+        .exits(0)
+        .says("for a host with the role");
+    keeper.host.vmkeep(&["prune"], at).exits(0);
+
+    // All at once: two that back up, one that prunes.
+    let at = start() + days(3);
+    let running = [
+        first.host.start(&["backup", "web01"], at),
+        second.host.start(&["backup", "web01"], at),
+        keeper.host.start(&["prune"], at),
+    ];
+    for running in running {
+        let ran = running.ended();
+        // Of two backups of one VM at a time, one may find the other's in its way.
+        ran.exits_with_one_of(&[0, 1, 11]);
+    }
+    first.host.vmkeep(&["verify", "--read-data"], at).exits(0);
+    first.host.vmkeep(&["ledger", "verify"], at).exits(0);
+    assert!(first.host.points(at).len() >= 4);
 }
 
 /// Nights in each of which one request or two go wrong, at places that a seed chooses. `VMKEEP_MISHAPS=0..5000`

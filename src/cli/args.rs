@@ -1,7 +1,7 @@
 use super::when::When;
 use crate::config;
 use crate::hypervisor::libvirt::DomainName;
-use crate::model::{CustomerName, DiskName, NameError, PointId, VmName};
+use crate::model::{CustomerName, DiskName, HostId, NameError, PointId, VmName};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use std::fmt;
@@ -64,6 +64,9 @@ pub enum Command {
     /// Shows or verifies the signed, hash-chained record of everything that was done
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// Shows who may do what and who has the keys, and lets other hosts in
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Gives up the tracking of changes in running VMs
     #[command(subcommand)]
     Tracking(TrackingCommand),
@@ -279,6 +282,55 @@ Example:
   vmkeep status
   vmkeep --json status | jq '.alarms'")]
 pub struct StatusArgs {}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum KeyCommand {
+    /// Shows each customer's hosts with their roles, and whether each can open the key
+    #[command(
+        after_help = "Example:\n  vmkeep key list\n  vmkeep --json key list | jq '.[].hosts'"
+    )]
+    List,
+    /// Lets another host in: what it may do, and the key to what it does it with
+    #[command(after_help = "\
+Run `vmkeep init` on the new host first: it prints this command with everything filled in.
+Afterwards run `vmkeep init` there again. Repeating it with other roles changes the roles.
+
+Example:
+  vmkeep key admit --name host2 --host-id 3b6a… --role backup --role restore age1…")]
+    Admit(AdmitArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct AdmitArgs {
+    /// The new host's recipient, to which the keys are wrapped
+    #[arg(value_name = "RECIPIENT")]
+    pub recipient: String,
+    /// The new host's id, with which its entries are signed
+    #[arg(long, value_name = "ID")]
+    pub host_id: HostId,
+    /// How the ledger names it: [host] name in its configuration
+    #[arg(long)]
+    pub name: String,
+    /// What it may do
+    #[arg(long = "role", value_enum, value_name = "ROLE", default_values = ["backup", "restore"])]
+    pub roles: Vec<HostRole>,
+    /// Its clock is disciplined by something vmkeep cannot see: [host] clock = "trusted" there
+    #[arg(long)]
+    pub trusted_clock: bool,
+    /// Only for these customers; default: all of this configuration
+    #[arg(long = "customer", value_name = "CUSTOMER")]
+    pub customers: Vec<CustomerName>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HostRole {
+    Backup,
+    Restore,
+    /// Expire, erase, reclaim
+    Prune,
+    /// Change the policy, let hosts in
+    Admin,
+}
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub enum LedgerCommand {

@@ -2,7 +2,7 @@
 
 use super::{JobError, JobErrorKind, LocalHost};
 use crate::codec::age::AgeRecipient;
-use crate::format::entry::Body;
+use crate::format::entry::{Body, HostBody};
 use crate::model::{CustomerName, RepositoryId};
 use crate::policy::PolicyTerms;
 use crate::repository::{Customer, NewCustomer, RepositoryErrorKind, WriteSettings};
@@ -98,6 +98,44 @@ pub fn admit(
     Ok(Admission::Created)
 }
 
+/// Lets another host in: what it may do, then the key. Can be repeated; a crash in between leaves a host
+/// that is admitted and cannot open anything yet.
+pub fn admit_host(
+    customer: &Customer,
+    host: &LocalHost,
+    newcomer: &HostBody,
+) -> Result<Admission, JobError> {
+    let recipient: AgeRecipient = newcomer.recipient.parse().map_err(|error| {
+        let message = format!("{:?} is not an age recipient: {error}", newcomer.recipient);
+        JobError::new(JobErrorKind::Refused, message)
+    })?;
+    let (known, mut recipients) = customer.with_state(|state| {
+        let newest = state.keys.last().map(|row| row.recipients.clone());
+        (
+            state.hosts.get(&newcomer.host).cloned(),
+            newest.unwrap_or_default(),
+        )
+    });
+    let is_known = known.as_ref() == Some(newcomer);
+    let has_key = recipients.contains(&recipient.to_string());
+    if !is_known {
+        customer.append(|_| Ok(Body::Host(newcomer.clone())))?;
+    }
+    if !has_key {
+        recipients.push(recipient.to_string());
+        let recipients = recipients
+            .iter()
+            .filter_map(|text| text.parse().ok())
+            .collect::<Vec<AgeRecipient>>();
+        customer.wrap_key_for(host.identity(), &recipients)?;
+    }
+    Ok(match (is_known, has_key) {
+        (true, true) => Admission::Unchanged,
+        (_, true) => Admission::Created,
+        (_, false) => Admission::Rewrapped,
+    })
+}
+
 /// The ledger's row of this host follows what its configuration declares.
 pub(super) fn update_host(customer: &Customer, host: &LocalHost) -> Result<(), JobError> {
     let body = host.body();
@@ -106,7 +144,7 @@ pub(super) fn update_host(customer: &Customer, host: &LocalHost) -> Result<(), J
         && (known.name != body.name || known.clock != body.clock)
     {
         customer.append(|_| {
-            Ok(Body::Host(crate::format::entry::HostBody {
+            Ok(Body::Host(HostBody {
                 // What it may do is an administrator's decision, not its own.
                 roles: known.roles.clone(),
                 ..body.clone()

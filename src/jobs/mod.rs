@@ -32,7 +32,7 @@ mod tests;
 mod verify;
 mod watch;
 
-pub use admission::{Admission, admit};
+pub use admission::{Admission, admit, admit_host};
 pub use backup::{BackedUp, BackupSettings, READ_BYTES, backup_vm};
 pub use certificate::Certified;
 pub use error::{JobError, JobErrorKind};

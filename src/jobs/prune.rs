@@ -5,7 +5,7 @@
 
 use super::certificate::{Certified, certify, is_due};
 use super::{JobError, JobErrorKind, LocalHost, Watch};
-use crate::format::entry::{Body, ClockBody, ClockEvent, PointReason, PointsBody};
+use crate::format::entry::{Body, ClockBody, ClockEvent, PointReason, PointsBody, Role};
 use crate::format::names::ObjectRole;
 use crate::model::{PointId, PointState};
 use crate::policy::{Action, Decision, Deletion, PointFacts, next_prune_ends, plan};
@@ -100,6 +100,15 @@ fn trust_clock(customer: &Customer) -> Result<(), JobError> {
     Ok(())
 }
 
+/// Whether the ledger lets this host expire, erase and reclaim.
+pub(super) fn may_prune(customer: &Customer, host: &LocalHost) -> bool {
+    let id = host.identity().host_id();
+    customer.with_state(|state| {
+        let row = state.hosts.get(&id);
+        row.is_some_and(|row| row.roles.contains(&Role::Prune))
+    })
+}
+
 /// Prunes one customer. `vouched`: the operator has said that the clock is right.
 pub fn prune(
     customer: &Customer,
@@ -109,6 +118,15 @@ pub fn prune(
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<Pruned, JobError> {
+    if !may_prune(customer, host) {
+        return Err(JobError::new(
+            JobErrorKind::Refused,
+            format!(
+                "customer {}: this host has no role for pruning; another host must do it",
+                customer.name()
+            ),
+        ));
+    }
     watch.stage(&format!("{} prune", customer.name()), 0);
     let mut pruned = Pruned::default();
     let mut result = pass(customer, host, request, vouched, stop, &mut pruned);

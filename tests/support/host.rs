@@ -60,6 +60,7 @@ pub struct Customer {
 
 #[derive(Debug, Clone)]
 pub struct HostOptions {
+    pub name: &'static str,
     pub clock: &'static str,
     pub policy: &'static str,
     pub customers: Vec<Customer>,
@@ -72,6 +73,7 @@ pub struct HostOptions {
 impl Default for HostOptions {
     fn default() -> Self {
         HostOptions {
+            name: "host1",
             clock: "trusted",
             policy: "timezone = \"UTC\"\nwindow = \"22:00-06:00\"",
             customers: vec![Customer {
@@ -136,8 +138,9 @@ impl Host {
             format!("[repository]\nurl = \"{store}\"\nreserve = \"{reserve}\"\n")
         });
         let mut text = format!(
-            "[host]\nname = \"host1\"\nclock = \"{}\"\nstate_dir = \"{}\"\n\n\
+            "[host]\nname = \"{}\"\nclock = \"{}\"\nstate_dir = \"{}\"\n\n\
              {repository}\n[policy]\n{}\n",
+            options.name,
             options.clock,
             path_text(&self.state()),
             options.policy,

@@ -8,7 +8,8 @@ use crate::cli::store;
 use crate::codec::age::AgeRecipient;
 use crate::codec::minisign;
 use crate::config::Config;
-use crate::jobs::{Admission, LocalHost, StateFolder, admit};
+use crate::format::entry::ClockDeclaration;
+use crate::jobs::{Admission, JobError, JobErrorKind, LocalHost, StateFolder, admit};
 use crate::model::Clock;
 use crate::repository::{RepositoryErrorKind, create_repository, open_repository};
 use crate::storage::Storage;
@@ -57,7 +58,8 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
             &host,
             &escrow,
             &customer.terms,
-        )?;
+        )
+        .map_err(|error| stranger(error, &host))?;
         admitted.push((customer, outcome, escrow.len()));
     }
 
@@ -126,6 +128,25 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
         })).collect::<Vec<_>>(),
     });
     Ok(Answer::done(text, document))
+}
+
+/// A host that nobody has let in yet is told how.
+fn stranger(error: JobError, host: &LocalHost) -> Failure {
+    if error.kind != JobErrorKind::Repository(RepositoryErrorKind::WrongKey) {
+        return error.into();
+    }
+    let body = host.body();
+    let trusted = match body.clock {
+        ClockDeclaration::Trusted => " --trusted-clock",
+        ClockDeclaration::Verified => "",
+    };
+    Failure::new(Exit::WrongKey, error.message)
+        .hint("a new host beside others is let in by one of them that has the role admin:")
+        .hint(format!(
+            "vmkeep key admit --name {} --host-id {} --role backup --role restore{trusted} {}",
+            body.name, body.host, body.recipient
+        ))
+        .hint("one in the place of another takes over its identity, or an escrow identity, in its state folder")
 }
 
 /// The ledger's clock starts here, so a person says whether it is right.

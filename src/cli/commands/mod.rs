@@ -5,6 +5,7 @@ mod completions;
 mod config;
 mod guard;
 mod init;
+mod key;
 mod ledger;
 mod man;
 mod points;
@@ -34,6 +35,7 @@ pub fn run(invocation: &Invocation, command: Command) -> Result<Answer, Failure>
         Command::Prune(args) => prune::run(invocation, &args),
         Command::Verify(args) => verify::run(invocation, &args),
         Command::Status(args) => status::run(invocation, &args),
+        Command::Key(command) => key::run(invocation, &command),
         Command::Ledger(command) => ledger::run(invocation, command),
         Command::Tracking(command) => tracking::run(invocation, &command),
         Command::Guard(args) => guard::run(&args),
