@@ -11,10 +11,11 @@
 //!   specification of the store; another reader can be written from it, and `tests` has one in
 //!   Python. *Absent:* stores, files, policy. Two folders of one room: layouts that carry ids (nodes,
 //!   point records) stand in `codec`.
-//! - **1 [`policy`]**: schedule, retention, and whether a clock is believed, as pure functions with
-//!   reasons. *Absent:* stores, keys, the clock (`now` is an argument).
-//! - **2 [`storage`]**: named immutable objects, created only if absent: a directory, memory, planned
-//!   faults, a probe of what a store really does. *Absent:* any idea of what an object means.
+//! - **1 [`policy`]**: schedule, retention, whether a clock is believed and whether a bucket will do, as
+//!   pure functions with reasons. *Absent:* stores, keys, the clock (`now` is an argument).
+//! - **2 [`storage`]**: named immutable objects, created only if absent: a directory, an S3 bucket,
+//!   memory, planned faults, a probe of what a store really does. The async runtime lives in
+//!   `storage/s3` and nowhere else. *Absent:* any idea of what an object means.
 //! - **2 [`hypervisor`]**: the disks of a VM at one instant, and the images that a restore writes.
 //!   Running VMs by QEMU's monitor (`hypervisor::qmp`) or by libvirt (`hypervisor::libvirt`), stopped
 //!   ones by their images (`hypervisor::image`); all are read by one NBD client. A guard process

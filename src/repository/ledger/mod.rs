@@ -18,10 +18,11 @@ use crate::model::{CustomerUid, EntryHash, ObjectName};
 use crate::storage::{Listed, Storage, StorageError, StorageErrorKind};
 use std::sync::Arc;
 
-/// A checkpoint is made again after so many entries.
+/// A checkpoint is made again after so many entries. Until then each opening reads them one by one,
+/// which in a bucket is a request each.
 const CHECKPOINT_ENTRIES: u64 = match cfg!(test) {
     true => 10,
-    false => 200,
+    false => 20,
 };
 
 /// How often an uncertain creation is repeated before the caller is told that it is uncertain.

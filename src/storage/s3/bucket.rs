@@ -40,7 +40,7 @@ impl S3 {
     /// The rest of the facts.
     pub(super) async fn all_facts(&self) -> Result<BucketFacts, StorageError> {
         let bucket = self.settings.bucket.as_str();
-        let mut facts = self.versioning_facts().await?;
+        let mut facts = self.known.clone();
         let lock = self
             .asked("how the bucket locks objects", async || {
                 let ask = self.client.get_object_lock_configuration();

@@ -40,8 +40,8 @@ pub struct S3 {
     runtime: Runtime,
     settings: S3Settings,
     location: String,
-    /// As read when it was opened.
-    versioning: Versioning,
+    /// What a deletion leaves, as read when it was opened; the rest is asked for when it is wanted.
+    known: BucketFacts,
     /// Whether the client knows how far the server's clock is from this host's.
     knows_time: AtomicBool,
     permits: Semaphore,
@@ -60,7 +60,7 @@ impl S3 {
             client,
             runtime,
             location: settings.location(),
-            versioning: Versioning::default(),
+            known: BucketFacts::default(),
             knows_time: AtomicBool::new(false),
             permits: Semaphore::new(settings.connections),
             upload_rate: Rate::new(settings.upload_bytes_per_second),
@@ -68,11 +68,11 @@ impl S3 {
             uploads: Mutex::default(),
             settings,
         };
-        s3.versioning = s3.runtime.block_on(s3.versioning_facts())?.versioning;
+        s3.known = s3.runtime.block_on(s3.versioning_facts())?;
         Ok(s3)
     }
 
-    /// How the bucket is set up now.
+    /// How the bucket is set up: what it does with versions as it was when it was opened.
     pub fn facts(&self) -> Result<BucketFacts, StorageError> {
         self.runtime.block_on(self.all_facts())
     }
@@ -160,7 +160,7 @@ impl Storage for S3 {
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
         refuse_own_names(name)?;
-        match self.versioning {
+        match self.known.versioning {
             Versioning::Never => self.runtime.block_on(self.delete_key(name)),
             Versioning::Enabled | Versioning::Suspended => {
                 self.runtime.block_on(self.delete_all_versions(name))

@@ -78,7 +78,7 @@ impl S3 {
                 swept.push(self.leftover_of_upload(&upload));
             }
         }
-        if self.versioning != Versioning::Never {
+        if self.known.versioning != Versioning::Never {
             let versions = self.versions_of(&key_prefix).await?;
             for version in beside_the_originals(&versions) {
                 if object_of(self.place(&version.key)).is_some() {
@@ -101,7 +101,7 @@ impl S3 {
             .iter()
             .map(|upload| self.leftover_of_upload(upload))
             .collect();
-        let keys = if self.versioning == Versioning::Never {
+        let keys = if self.known.versioning == Versioning::Never {
             self.keys_below(prefix).await?
         } else {
             let versions = self.versions_of(&key_prefix).await?;

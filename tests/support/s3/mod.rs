@@ -4,6 +4,7 @@ mod proxy;
 
 pub use proxy::{Mishap, Passed, Proxy};
 
+use super::host::tool;
 use super::live::{command_that_dies_with_us, spawn};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::ResponseChecksumValidation;
@@ -13,7 +14,7 @@ use aws_sdk_s3::types::{
     LifecycleExpiration, LifecycleRule, LifecycleRuleFilter, ObjectLockConfiguration,
     ObjectLockEnabled, ObjectLockRetentionMode, ObjectLockRule, VersioningConfiguration,
 };
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
@@ -35,7 +36,7 @@ pub struct Server {
     runtime: Runtime,
     /// Killed by the kernel when this program ends, and all below it.
     _child: Child,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// Debian's radosgw, started by the first test that needs it.
@@ -60,7 +61,8 @@ impl Server {
             .arg(folder.path())
             .args([port, monitor_v2, monitor_v1].map(|port| port.to_string()))
             .stdin(Stdio::null())
-            .stdout(Stdio::piped());
+            .stdout(Stdio::piped())
+            .stderr(File::create(folder.path().join("script.err")).unwrap());
         let mut child = spawn(command).expect("unshare starts (util-linux)");
         let mut said = String::new();
         BufReader::new(child.stdout.take().unwrap())
@@ -102,7 +104,30 @@ impl Server {
             client: Client::from_conf(config),
             runtime,
             _child: child,
-            _folder: folder,
+            folder,
+        }
+    }
+
+    /// `kill -9` of the gateway, which is started anew.
+    pub fn kill_gateway(&self) {
+        let own = format!(
+            "CEPH_CONF={}",
+            self.folder.path().join("ceph.conf").display()
+        );
+        for entry in fs::read_dir("/proc").unwrap() {
+            let process = entry.unwrap().path();
+            let is_gateway =
+                fs::read(process.join("comm")).is_ok_and(|name| name.starts_with(b"radosgw"));
+            let environment = fs::read(process.join("environ")).unwrap_or_default();
+            let is_own = environment
+                .split(|byte| *byte == 0)
+                .any(|one| one == own.as_bytes());
+            let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
+            // Not the script, which has the same name.
+            if is_gateway && is_own && arguments.starts_with(b"radosgw\0") {
+                let id = process.file_name().unwrap().to_str().unwrap();
+                tool("kill", &["-9", id]);
+            }
         }
     }
 
