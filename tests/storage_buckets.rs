@@ -58,6 +58,20 @@ fn keys_stand_below_the_prefix_and_nothing_beside_it_is_seen_or_touched() {
 }
 
 #[test]
+fn the_server_says_when_an_object_was_created_by_its_own_clock() {
+    let bucket = radosgw().bucket();
+    let store = bucket.open();
+    store.create(&name("a"), b"x").expect("created");
+    let told = store.created_at(&name("a")).expect("told").expect("a time");
+    let now = jiff::Timestamp::now();
+    assert!(now.duration_since(told).abs() < jiff::SignedDuration::from_mins(5));
+    assert_eq!(
+        kind_of(store.created_at(&name("b"))),
+        StorageErrorKind::NotFound
+    );
+}
+
+#[test]
 fn a_listing_of_several_pages_is_whole() {
     let bucket = radosgw().bucket();
     let store = bucket.open();

@@ -21,7 +21,7 @@ use crate::policy::HostClock;
 use crate::repository::{
     Customer, RepositoryError, RepositoryErrorKind, SealedCustomer, WriteSettings, open_repository,
 };
-use crate::storage::{Probe, Storage, StorageError, StorageErrorKind, probe};
+use crate::storage::{Probe, Storage, StorageError, StorageErrorKind, probe_and_time};
 use jiff::tz::TimeZone;
 use std::io;
 use std::sync::Arc;
@@ -141,13 +141,19 @@ impl Site {
 
     /// For commands that write: the store must order its writers.
     pub fn probe(&self, customer: &Customer) -> Result<(), Failure> {
-        match probe(&*self.store.storage, customer.names().prefix(), 0, 1) {
+        let prefix = customer.names().prefix();
+        match probe_and_time(&*self.store.storage, prefix, 0, 1) {
             // A store that is full to the last byte must be pruned all the same; whoever writes
             // more than a prune does finds out soon enough.
             Err(error) if error.kind == StorageErrorKind::Full => Ok(()),
             Err(error) => Err(error.into()),
-            Ok(Probe::Sound) => Ok(()),
-            Ok(Probe::Unsound { what }) => Err(Failure::new(
+            Ok((Probe::Sound, store_time)) => {
+                if let Some(store_time) = store_time {
+                    self.host.note_store_time(store_time);
+                }
+                Ok(())
+            }
+            Ok((Probe::Unsound { what }, _)) => Err(Failure::new(
                 Exit::Failed,
                 format!(
                     "{}: this store cannot order the entries of several writers: {what}",

@@ -49,6 +49,8 @@ struct Memory {
     judged: Option<(ClockReading, Judgement)>,
     /// The latest time this process has given an entry.
     latest: Option<Timestamp>,
+    /// What the store's own clock said, and what this host's did at that moment.
+    store: Option<(Timestamp, ClockReading)>,
 }
 
 impl LocalHost {
@@ -91,6 +93,28 @@ impl LocalHost {
         self.vouched.store(true, Ordering::Relaxed);
     }
 
+    /// What the store's own clock says just now.
+    pub fn note_store_time(&self, store_time: Timestamp) {
+        let reading = self.clock.read();
+        self.memory().store = Some((store_time, reading));
+    }
+
+    /// The store's time at a reading: as noted, and the time since by this host's uptime, which goes on
+    /// whatever is done to its clock.
+    fn store_time(&self, reading: &ClockReading) -> Option<Timestamp> {
+        let memory = self.memory();
+        let (noted, then) = memory.store.as_ref()?;
+        let (before, now) = (then.boot.as_ref()?, reading.boot.as_ref()?);
+        if before.boot_id != now.boot_id {
+            return None;
+        }
+        let elapsed = now
+            .since_boot_seconds
+            .checked_sub(before.since_boot_seconds)?;
+        let elapsed = SignedDuration::from_secs(i64::try_from(elapsed).ok()?);
+        noted.checked_add(elapsed).ok()
+    }
+
     /// What is thought of the clock now.
     pub fn judgement(&self, last_witnessed: Option<Timestamp>) -> Judgement {
         self.judge(&self.clock.read(), last_witnessed)
@@ -119,11 +143,11 @@ impl LocalHost {
     }
 
     fn judge(&self, reading: &ClockReading, last_witnessed: Option<Timestamp>) -> Judgement {
+        let store_time = self.store_time(reading);
         judge(
             reading,
             self.memory().mark.as_ref(),
-            // A directory has no clock of its own.
-            None,
+            store_time,
             self.mode,
             last_witnessed,
             self.vouched.load(Ordering::Relaxed),
@@ -257,6 +281,53 @@ mod tests {
                 boot: None,
             }
         }
+    }
+
+    struct Watch(Mutex<ClockReading>);
+
+    impl Clock for Watch {
+        fn read(&self) -> ClockReading {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    #[test]
+    fn the_stores_clock_is_a_witness_that_goes_on_with_the_uptime_of_this_host() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = StateFolder::create(folder.path()).unwrap();
+        let (identity, _) = folder.ensure_identity("a test").unwrap();
+        let start: Timestamp = "2025-03-02T01:00:00Z".parse().unwrap();
+        let reading = |wall: Timestamp, since_boot_seconds| ClockReading {
+            wall,
+            synchronised: true,
+            boot: Some(crate::model::BootMark {
+                boot_id: "a boot".to_string(),
+                since_boot_seconds,
+            }),
+        };
+        let clock = Arc::new(Watch(Mutex::new(reading(start, 1000))));
+        let host = LocalHost::new(
+            identity,
+            "a host".to_string(),
+            folder,
+            clock.clone(),
+            HostClock::Verified,
+        );
+        let hour = SignedDuration::from_hours(1);
+        let sources = |wall: Timestamp, since_boot_seconds| {
+            *clock.0.lock().unwrap() = reading(wall, since_boot_seconds);
+            host.judgement(Some(start)).sources
+        };
+        assert_eq!(sources(start, 1000), ["kernel"]);
+        host.note_store_time(start);
+        assert_eq!(sources(start, 1000), ["kernel", "store"]);
+        assert_eq!(sources(start + hour, 4600), ["kernel", "store"]);
+        // The clock was set ahead: an hour by the clock, a second by the uptime.
+        assert_eq!(sources(start + hour, 1001), ["kernel"]);
+        // A store whose clock is another one.
+        *clock.0.lock().unwrap() = reading(start, 1000);
+        host.note_store_time(start + hour);
+        assert_eq!(sources(start, 1000), ["kernel"]);
     }
 
     #[test]

@@ -12,10 +12,11 @@ mod s3;
 pub use directory::Directory;
 pub use fault::{Fault, Faulty, Frozen, Operation, Verb};
 pub use memory::{Memory, Snapshot};
-pub use probe::{MAX_PROBE_BYTES, Probe, probe};
+pub use probe::{MAX_PROBE_BYTES, Probe, probe, probe_and_time};
 pub use s3::{S3, S3Credentials, S3Settings};
 
 use crate::model::ObjectName;
+use jiff::Timestamp;
 use std::fmt;
 use std::sync::Arc;
 
@@ -179,6 +180,12 @@ pub trait Storage: Send + Sync {
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError>;
 
+    /// When the object was created by the store's own clock, to the second; `None` where the store has none
+    /// but this host's.
+    fn created_at(&self, _name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
+        Ok(None)
+    }
+
     /// All objects below `prefix` (a whole number of parts, `""` for all), sorted by name; not one
     /// that has the prefix as its name. Complete for objects created before the call.
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError>;
@@ -235,6 +242,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
         (**self).size_bytes(name)
+    }
+
+    fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
+        (**self).created_at(name)
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {

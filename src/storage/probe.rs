@@ -5,6 +5,7 @@
 
 use super::{Storage, StorageError, StorageErrorKind, random_hex};
 use crate::model::ObjectName;
+use jiff::Timestamp;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -30,18 +31,33 @@ pub fn probe(
     rounds: u32,
     writers: u32,
 ) -> Result<Probe, StorageError> {
-    if let unsound @ Probe::Unsound { .. } =
-        with_probe_object(store, prefix, |name| twice(store, name))?
-    {
-        return Ok(unsound);
+    Ok(probe_and_time(store, prefix, rounds, writers)?.0)
+}
+
+/// As [`probe`], with the time that the store gave its first object: its own time, just now, if it has a
+/// clock of its own.
+pub fn probe_and_time(
+    store: &dyn Storage,
+    prefix: &str,
+    rounds: u32,
+    writers: u32,
+) -> Result<(Probe, Option<Timestamp>), StorageError> {
+    let mut time = None;
+    let verdict = with_probe_object(store, prefix, |name| {
+        let verdict = twice(store, name)?;
+        time = store.created_at(name)?;
+        Ok(verdict)
+    })?;
+    if verdict != Probe::Sound {
+        return Ok((verdict, time));
     }
     for _ in 0..rounds {
         let verdict = with_probe_object(store, prefix, |name| race(store, name, writers))?;
         if let Probe::Unsound { .. } = verdict {
-            return Ok(verdict);
+            return Ok((verdict, time));
         }
     }
-    Ok(Probe::Sound)
+    Ok((Probe::Sound, time))
 }
 
 /// Runs one trial and removes its object, whatever the trial said. A crash in between leaves one

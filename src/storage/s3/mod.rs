@@ -27,6 +27,7 @@ use super::{too_large, too_short};
 use crate::model::{BucketFacts, ObjectName, Versioning};
 use aws_sdk_s3::Client;
 use connection::Rate;
+use jiff::Timestamp;
 use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -137,6 +138,11 @@ impl Storage for S3 {
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
         refuse_own_names(name)?;
         self.runtime.block_on(self.head(name))
+    }
+
+    fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
+        refuse_own_names(name)?;
+        self.runtime.block_on(self.last_modified(name)).map(Some)
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {

@@ -9,6 +9,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::EncodingType;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use jiff::Timestamp;
 use std::error::Error;
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -254,6 +255,19 @@ impl S3 {
         let sent = head.key(self.key(name.as_str())).send();
         let object = self.answer(name, 0, sent).await?;
         length(name, object.content_length())
+    }
+
+    pub(super) async fn last_modified(&self, name: &ObjectName) -> Result<Timestamp, StorageError> {
+        self.repeated(name, async || {
+            let head = self.client.head_object().bucket(&self.settings.bucket);
+            let sent = head.key(self.key(name.as_str())).send();
+            let object = self.answer(name, 0, sent).await?;
+            object
+                .last_modified()
+                .and_then(|time| Timestamp::from_second(time.secs()).ok())
+                .ok_or_else(|| transient(name, "the answer does not say when it was created"))
+        })
+        .await
     }
 
     /// Where no versions are kept.
