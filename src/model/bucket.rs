@@ -33,6 +33,8 @@ pub struct LifecycleRule {
     pub key_prefix: String,
     /// Removed after so many days; 0 for a fixed date.
     pub expires_after_days: Option<u32>,
+    /// Versions that are no longer the newest are removed after so many days.
+    pub older_versions_after_days: Option<u32>,
     /// Moved where reading takes hours, to a class of this name.
     pub archived_in: Option<String>,
 }

@@ -74,6 +74,11 @@ pub fn judge_bucket(
             }
         }
     }
+    for rule in &facts.rules {
+        if let Some((reason, remedy)) = harm_to_all(rule, facts.versioning, key_prefix) {
+            refuse(reason, remedy);
+        }
+    }
     refusals.dedup();
     refusals
 }
@@ -91,6 +96,51 @@ fn wrong_place(region: Option<&str>, allowed: &[String]) -> Option<String> {
         Some(region) => Some(format!(
             "the bucket is in {region}, and only these regions are allowed: {list}"
         )),
+    }
+}
+
+/// An object that somebody hid or wrote over is brought back by a prune; the server must not remove
+/// what is below before one had the time.
+const LEAST_DAYS_OF_OLDER_VERSIONS: u32 = 14;
+
+/// What a rule of the server would do to what all customers need.
+fn harm_to_all(
+    rule: &LifecycleRule,
+    versioning: Versioning,
+    key_prefix: &str,
+) -> Option<(String, &'static str)> {
+    let name = &rule.name;
+    let root = format!("{key_prefix}vmkeep.json");
+    let removes = rule.expires_after_days.is_some() || rule.archived_in.is_some();
+    if removes && root.starts_with(&rule.key_prefix) {
+        return Some((
+            format!(
+                "the lifecycle rule {name:?} would remove or archive vmkeep.json, without which nothing is found"
+            ),
+            "restrict the rule to keys that are not of the repository",
+        ));
+    }
+    let own = format!("{key_prefix}customers/");
+    let concerned = rule.key_prefix.starts_with(&own) || own.starts_with(&rule.key_prefix);
+    // Records of points are there for so long at the most, and are what a backstop is for.
+    let for_points = rule.key_prefix.ends_with("/points/");
+    match rule.older_versions_after_days {
+        Some(days)
+            if concerned
+                && !for_points
+                && versioning != Versioning::Never
+                && days < LEAST_DAYS_OF_OLDER_VERSIONS =>
+        {
+            Some((
+                format!(
+                    "the lifecycle rule {name:?} removes older versions after {days} days: what \
+                     somebody wrote over could not be brought back for \
+                     {LEAST_DAYS_OF_OLDER_VERSIONS} days"
+                ),
+                "let the rule wait longer; vmkeep deletes all versions of what is over by itself",
+            ))
+        }
+        _ => None,
     }
 }
 
@@ -173,7 +223,7 @@ mod tests {
                 name: "tidy".to_string(),
                 key_prefix: key_prefix.to_string(),
                 expires_after_days,
-                archived_in: None,
+                ..LifecycleRule::default()
             }],
             ..BucketFacts::default()
         }
@@ -258,7 +308,24 @@ mod tests {
         one(&judged(&with_rule("", Some(0)), &[]), "on a fixed date");
         let mut archive = with_rule("vmkeep/", None);
         archive.rules[0].archived_in = Some("GLACIER".to_string());
-        one(&judged(&archive, &[]), "GLACIER");
+        assert!(judged(&archive, &[])[0].contains("GLACIER"));
+    }
+
+    #[test]
+    fn older_versions_stay_for_long_enough_to_be_brought_back() {
+        let after = |days, key_prefix: &str| {
+            let mut facts = with_rule(key_prefix, None);
+            facts.versioning = Versioning::Enabled;
+            facts.rules[0].older_versions_after_days = Some(days);
+            facts
+        };
+        one(&judged(&after(13, ""), &[]), "could not be brought back");
+        assert_eq!(judged(&after(14, ""), &[]), [] as [&str; 0]);
+        let points = "vmkeep/customers/acme/points/";
+        assert_eq!(judged(&after(1, points), &[]), [] as [&str; 0]);
+        let mut without = after(1, "");
+        without.versioning = Versioning::Never;
+        assert_eq!(judged(&without, &[]), [] as [&str; 0]);
     }
 
     #[test]

@@ -133,8 +133,15 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
     let prefix = customer.names().prefix();
     let leftovers_removed = storage.sweep_leftovers(prefix)?;
     // Before the listing: what a writer finishes between the two is listed, and nothing is missed.
-    let leftovers = storage.leftovers(prefix)?;
+    let mut leftovers = storage.leftovers(prefix)?;
     let listed = storage.list(prefix)?;
+    // And after: what was hidden between the two is in neither of them.
+    let own = format!("{prefix}/");
+    for late in storage.leftovers(prefix)? {
+        if late.place.starts_with(&own) && !leftovers.contains(&late) {
+            leftovers.push(late);
+        }
+    }
     let (index, state) = match early {
         None => customer.index_and_state()?,
         Some(early) => early,
@@ -148,7 +155,6 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
         leftovers_removed,
         ..Swept::default()
     };
-    let own = format!("{prefix}/");
     for leftover in leftovers {
         match leftover.place.starts_with(&own) {
             true => swept

@@ -87,8 +87,14 @@ fn twice(store: &dyn Storage, name: &ObjectName) -> Result<Probe, StorageError> 
     if !won(store, name, first.as_bytes())? {
         return unsound("a name nobody ever used was reported as taken");
     }
-    if won(store, name, second.as_bytes())? {
-        return unsound("an existing object was overwritten: the condition is ignored");
+    match won(store, name, second.as_bytes()) {
+        Ok(false) => {}
+        Ok(true) => {
+            return unsound("an existing object was overwritten: the condition is ignored");
+        }
+        // A store that noticed it by itself.
+        Err(error) if error.kind == StorageErrorKind::Unsupported => return unsound(&error.detail),
+        Err(error) => return Err(error),
     }
     match store.read(name, MAX_PROBE_BYTES)? == first.as_bytes() {
         true => Ok(Probe::Sound),
@@ -131,8 +137,13 @@ fn race(store: &dyn Storage, name: &ObjectName, writers: u32) -> Result<Probe, S
     });
     let mut winners = Vec::new();
     for (content, outcome) in contents.iter().zip(outcomes) {
-        if outcome? {
-            winners.push(content);
+        match outcome {
+            Ok(true) => winners.push(content),
+            Ok(false) => {}
+            Err(error) if error.kind == StorageErrorKind::Unsupported => {
+                return unsound(&error.detail);
+            }
+            Err(error) => return Err(error),
         }
     }
     let stands = store.read(name, MAX_PROBE_BYTES)?;

@@ -1,14 +1,27 @@
 //! How a bucket is set up, as the server tells it.
 
-use super::{S3, StorageError, StorageErrorKind};
+use super::{S3, StorageError};
 use crate::model::{BucketFacts, LifecycleRule, Versioning};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::types::{
     BucketVersioningStatus, DefaultRetention, ExpirationStatus, MfaDeleteStatus,
-    ReplicationRuleStatus, TransitionStorageClass,
+    ReplicationRuleStatus,
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use std::cell::Cell;
 use std::error::Error;
+
+/// What servers say of what a bucket does not have, or they do not know.
+const HAS_NONE: [&str; 5] = [
+    "NotImplemented",
+    "ObjectLockConfigurationNotFoundError",
+    "ReplicationConfigurationNotFoundError",
+    "NoSuchReplicationConfiguration",
+    "NoSuchLifecycleConfiguration",
+];
+
+/// Classes of storage that answer like the first.
+const READABLE_AT_ONCE: [&str; 4] = ["STANDARD", "STANDARD_IA", "ONEZONE_IA", "GLACIER_IR"];
 
 /// A year of Object Lock, at its longest.
 const DAYS_OF_A_YEAR: u32 = 366;
@@ -92,7 +105,9 @@ impl S3 {
         Ok(facts)
     }
 
-    /// `None`: the server does not know such a thing, or the bucket has none.
+    /// `None`: the server says in so many words that the bucket has none, or that it does not know such
+    /// a thing. Any other refusal must not pass for that: a proxy's error page would hide what the bucket
+    /// does.
     async fn asked<T, E>(
         &self,
         what: &str,
@@ -102,20 +117,21 @@ impl S3 {
         E: ProvideErrorMetadata + Error + 'static,
     {
         let name = self.location.as_str();
+        let has_none = Cell::new(false);
         let told = self
-            .repeated(&name, async || self.answer(&name, 0, ask()).await)
+            .repeated(&name, async || {
+                let noted = async {
+                    let told = ask().await;
+                    let code = told.as_ref().err().and_then(|error| error.code());
+                    has_none.set(code.is_some_and(|code| HAS_NONE.contains(&code)));
+                    told
+                };
+                self.answer(&name, 0, noted).await
+            })
             .await;
         match told {
             Ok(told) => Ok(Some(told)),
-            Err(error) if error.detail.contains("NoSuchBucket") => Err(error),
-            Err(error)
-                if matches!(
-                    error.kind,
-                    StorageErrorKind::NotFound | StorageErrorKind::Unsupported
-                ) =>
-            {
-                Ok(None)
-            }
+            Err(_) if has_none.get() => Ok(None),
             Err(mut error) => {
                 error.detail = format!("asking {what}: {}", error.detail);
                 Err(error)
@@ -125,7 +141,8 @@ impl S3 {
 }
 
 fn lock_days(default: &DefaultRetention) -> u32 {
-    let of = |number: Option<i32>| number.and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+    // What makes no sense is taken for the worst.
+    let of = |number: Option<i32>| number.map_or(0, |n| u32::try_from(n).unwrap_or(u32::MAX));
     of(default.days()).saturating_add(of(default.years()).saturating_mul(DAYS_OF_A_YEAR))
 }
 
@@ -148,25 +165,25 @@ fn lifecycle_rule(rule: &aws_sdk_s3::types::LifecycleRule) -> Option<LifecycleRu
         .or_else(|| both.and_then(|both| both.prefix()))
         .or(old)
         .unwrap_or_default();
-    let expires_after_days = rule.expiration().and_then(|expiration| {
-        let days = expiration.days().and_then(|days| u32::try_from(days).ok());
-        days.or(expiration.date().map(|_| 0))
-    });
+    // What makes no sense is taken for the worst.
+    let of = |days: Option<i32>| days.map(|days| u32::try_from(days).unwrap_or(0));
+    let expires_after_days = rule
+        .expiration()
+        .and_then(|expiration| of(expiration.days()).or(expiration.date().map(|_| 0)));
+    let older_versions = rule.noncurrent_version_expiration();
+    let older_versions_after_days =
+        older_versions.and_then(|expiration| of(expiration.noncurrent_days()));
     let archived_in = rule
         .transitions()
         .iter()
         .filter_map(|transition| transition.storage_class())
-        .find(|class| {
-            matches!(
-                class,
-                TransitionStorageClass::Glacier | TransitionStorageClass::DeepArchive
-            )
-        })
+        .find(|class| !READABLE_AT_ONCE.contains(&class.as_str()))
         .map(|class| class.as_str().to_string());
     Some(LifecycleRule {
         name: rule.id().unwrap_or_default().to_string(),
         key_prefix: key_prefix.to_string(),
         expires_after_days,
+        older_versions_after_days,
         archived_in,
     })
 }

@@ -1,11 +1,14 @@
 //! Creating an object: one conditional put, or parts.
 
 use super::error::{taken, transient, unsupported};
+use super::versions::Extent;
 use super::{S3, StorageError, StorageErrorKind};
-use crate::model::ObjectName;
+use crate::model::{ObjectName, Versioning};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 
+/// The server said that it created the object, and put it over another one (which is back).
+const CONDITION_IGNORED: &str = "an existing object was overwritten: the condition is ignored";
 /// Objects are compared in pieces of this size.
 const COMPARED_BYTES: usize = 16 << 20;
 
@@ -28,34 +31,82 @@ impl S3 {
                 false => self.put(name, data).await,
             };
             match outcome {
-                Err(error) if error.kind == StorageErrorKind::AlreadyExists => {
-                    match uncertain && self.holds(name, data).await? {
-                        true => Ok(()),
-                        false => Err(error),
+                Err(error) if error.kind == StorageErrorKind::AlreadyExists && uncertain => {
+                    match self.holds(name, data).await {
+                        Ok(true) => self.stands_alone(name, None).await,
+                        Ok(false) => Err(error),
+                        // What cannot be compared is not decided.
+                        Err(unread) => Err(transient(name, unread.detail)),
                     }
                 }
                 // Not the answer to what an earlier attempt did, which may still land.
-                Err(error) if uncertain => Err(transient(name, error.detail)),
+                Err(error) if uncertain && error.kind != StorageErrorKind::AlreadyExists => {
+                    Err(transient(name, error.detail))
+                }
                 Err(error) => {
                     uncertain = error.kind == StorageErrorKind::Transient;
                     Err(error)
                 }
-                Ok(()) => Ok(()),
+                Ok(version) => {
+                    // Whatever comes of the question, this attempt may stand.
+                    uncertain = true;
+                    self.stands_alone(name, version.as_deref()).await
+                }
             }
         })
         .await
     }
 
-    async fn put(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+    /// Where versions are kept, the condition is met by a name whose object somebody has hidden below a
+    /// delete marker. Such a name is not free: what hides it is removed, and so is what was just created
+    /// on top of it (`version`, or the newest); the next attempt is told that the name is taken.
+    async fn stands_alone(
+        &self,
+        name: &ObjectName,
+        version: Option<&str>,
+    ) -> Result<(), StorageError> {
+        if self.known.versioning == Versioning::Never {
+            return Ok(());
+        }
+        let key = self.key(name.as_str());
+        let versions = self.versions_of(&key, Extent::OneKey).await?;
+        let own = versions.iter().position(|one| match version {
+            Some(id) => one.id == id,
+            None => !one.is_marker,
+        });
+        let Some((own, older)) = own.and_then(|own| versions.get(own..)?.split_first()) else {
+            return Err(transient(name, "what was just created is not listed"));
+        };
+        for marker in older.iter().filter(|one| one.is_marker) {
+            self.delete_version(marker).await?;
+        }
+        if older.iter().all(|one| one.is_marker) {
+            return Ok(());
+        }
+        self.delete_version(own).await?;
+        // Of what was there before, the newest: if nothing hid it, the condition was not kept.
+        match older.first().is_some_and(|one| one.is_marker) {
+            true => Err(transient(name, "an object was hidden under this name")),
+            false => Err(unsupported(name, CONDITION_IGNORED)),
+        }
+    }
+
+    /// The version that was created, where the server tells.
+    async fn put(&self, name: &ObjectName, data: &[u8]) -> Result<Option<String>, StorageError> {
         let put = self.client.put_object().bucket(&self.settings.bucket);
         let put = put.key(self.key(name.as_str())).if_none_match("*");
         let sent = put.body(ByteStream::from(data.to_vec())).send();
-        self.answer_if_free(name, data.len() as u64, sent).await
+        let put = self.answer_if_free(name, data.len() as u64, sent).await?;
+        Ok(put.version_id().map(str::to_string))
     }
 
     /// The condition stands with the completion. Several servers ignore it there, so the name is asked
     /// for first: what is large enough for this has a name that nobody else writes.
-    async fn put_in_parts(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+    async fn put_in_parts(
+        &self,
+        name: &ObjectName,
+        data: &[u8],
+    ) -> Result<Option<String>, StorageError> {
         match self.head_once(name).await {
             Ok(_) => return Err(taken(name)),
             Err(error) if error.kind == StorageErrorKind::NotFound => {}
@@ -86,7 +137,7 @@ impl S3 {
         key: &str,
         id: &str,
         data: &[u8],
-    ) -> Result<(), StorageError> {
+    ) -> Result<Option<String>, StorageError> {
         let mut completed = CompletedMultipartUpload::builder();
         for (number, part) in (1..).zip(data.chunks(self.settings.part_bytes.max(1))) {
             let tag = self
@@ -107,9 +158,9 @@ impl S3 {
         let complete = complete.bucket(&self.settings.bucket).key(key);
         let complete = complete.upload_id(id).if_none_match("*");
         let sent = complete.multipart_upload(completed.build()).send();
-        self.answer_if_free(name, data.len() as u64, sent)
-            .await
-            .map_err(|error| aborted(name, error))
+        let completed = self.answer_if_free(name, data.len() as u64, sent).await;
+        let completed = completed.map_err(|error| aborted(name, error))?;
+        Ok(completed.version_id().map(str::to_string))
     }
 
     /// Whether the object has exactly these bytes.

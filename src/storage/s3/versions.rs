@@ -2,18 +2,30 @@
 //! uploads.
 
 use super::error::transient;
-use super::requests::decoded;
+use super::requests::{MAX_LISTED, decoded};
 use super::{Leftover, S3, StorageError, StorageErrorKind, object_of};
 use crate::model::{ObjectName, Versioning};
 use aws_sdk_s3::types::EncodingType;
+use std::collections::{BTreeMap, HashSet};
 
 /// One version of a key, or a delete marker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Version {
-    key: String,
-    id: String,
+pub(super) struct Version {
+    pub(super) key: String,
+    pub(super) id: String,
     size_bytes: u64,
-    is_marker: bool,
+    /// Of the bytes, as the server has summed them.
+    e_tag: Option<String>,
+    pub(super) is_marker: bool,
+    at_nanosecond: i128,
+}
+
+/// What a listing of versions is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// The key alone; others begin like it.
+    OneKey,
+    AllThatBeginSo,
 }
 
 /// An upload in parts that was begun and not completed.
@@ -26,19 +38,17 @@ struct Unfinished {
 impl S3 {
     pub(super) async fn delete_all_versions(&self, name: &ObjectName) -> Result<(), StorageError> {
         let key = self.key(name.as_str());
-        // Other keys begin like this one: they are listed with it and left alone.
-        for version in self.versions_of(&key).await? {
-            if version.key == key {
-                self.delete_version(&version).await?;
-            }
+        let _permit = self.permit(name).await?;
+        for version in self.versions_of(&key, Extent::OneKey).await? {
+            self.delete_version(&version).await?;
         }
         Ok(())
     }
 
-    async fn delete_version(&self, version: &Version) -> Result<(), StorageError> {
+    pub(super) async fn delete_version(&self, version: &Version) -> Result<(), StorageError> {
         let place = format!("{} (version {})", version.key, version.id);
         let deleted = self
-            .repeated(&place, async || {
+            .retried(async || {
                 let delete = self.client.delete_object().bucket(&self.settings.bucket);
                 let delete = delete.key(&version.key).version_id(&version.id);
                 self.answer(&place, 0, delete.send()).await
@@ -54,7 +64,7 @@ impl S3 {
     async fn abort(&self, upload: &Unfinished) -> Result<(), StorageError> {
         let place = format!("{} (unfinished upload)", upload.key);
         let aborted = self
-            .repeated(&place, async || {
+            .retried(async || {
                 let abort = self.client.abort_multipart_upload();
                 let abort = abort.bucket(&self.settings.bucket).key(&upload.key);
                 self.answer(&place, 0, abort.upload_id(&upload.id).send())
@@ -71,6 +81,7 @@ impl S3 {
 
     pub(super) async fn sweep_below(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
         let key_prefix = self.key_prefix(prefix);
+        let _permit = self.permit(&key_prefix).await?;
         let mut swept = Vec::new();
         for upload in self.unfinished(&key_prefix).await? {
             if !self.own_uploads().contains(&upload.id) {
@@ -79,11 +90,14 @@ impl S3 {
             }
         }
         if self.known.versioning != Versioning::Never {
-            let versions = self.versions_of(&key_prefix).await?;
+            let versions = self
+                .versions_of(&key_prefix, Extent::AllThatBeginSo)
+                .await?;
             for version in beside_the_originals(&versions) {
-                if object_of(self.place(&version.key)).is_some() {
-                    self.delete_version(version).await?;
-                    swept.push(self.leftover_of_version(version));
+                // Other bytes under the name of an object: which are the right ones cannot be told here.
+                if version.is_safe_to_remove && object_of(self.place(&version.of.key)).is_some() {
+                    self.delete_version(version.of).await?;
+                    swept.push(self.leftover_of_version(version.of));
                 }
             }
         }
@@ -95,23 +109,33 @@ impl S3 {
         prefix: &str,
     ) -> Result<Vec<Leftover>, StorageError> {
         let key_prefix = self.key_prefix(prefix);
+        let permit = self.permit(&key_prefix).await?;
         let mut leftovers: Vec<Leftover> = self
             .unfinished(&key_prefix)
             .await?
             .iter()
             .map(|upload| self.leftover_of_upload(upload))
             .collect();
-        let keys = if self.known.versioning == Versioning::Never {
-            self.keys_below(prefix).await?
-        } else {
-            let versions = self.versions_of(&key_prefix).await?;
-            let beside = beside_the_originals(&versions);
-            leftovers.extend(beside.iter().map(|one| self.leftover_of_version(one)));
-            versions
-                .iter()
-                .filter(|version| !beside.contains(version))
-                .map(|version| (version.key.clone(), version.size_bytes))
-                .collect()
+        // Asked whatever was said of versions: what is there counts.
+        let versions = self.versions_of(&key_prefix, Extent::AllThatBeginSo).await;
+        drop(permit);
+        let keys = match versions {
+            Err(error)
+                if error.kind == StorageErrorKind::Unsupported
+                    && self.known.versioning == Versioning::Never =>
+            {
+                self.keys_below(prefix).await?
+            }
+            Err(error) => return Err(error),
+            Ok(versions) => {
+                let beside = beside_the_originals(&versions);
+                leftovers.extend(beside.iter().map(|one| self.leftover_of_version(one.of)));
+                versions
+                    .iter()
+                    .filter(|version| !beside.iter().any(|one| one.of == *version))
+                    .map(|version| (version.key.clone(), version.size_bytes))
+                    .collect()
+            }
         };
         for (key, size_bytes) in keys {
             let place = self.place(&key);
@@ -146,13 +170,18 @@ impl S3 {
         }
     }
 
-    /// All versions and markers of keys that begin so; of each key the newest first.
-    async fn versions_of(&self, key_prefix: &str) -> Result<Vec<Version>, StorageError> {
-        let mut versions = Vec::new();
+    /// All versions and markers of the key, or of all keys that begin so; of each key the newest first. A
+    /// listing that is not in order, or tells something twice, is not acted on.
+    pub(super) async fn versions_of(
+        &self,
+        key_prefix: &str,
+        extent: Extent,
+    ) -> Result<Vec<Version>, StorageError> {
+        let mut versions: Vec<Version> = Vec::new();
         let mut from: (Option<String>, Option<String>) = (None, None);
         loop {
             let page = self
-                .repeated(&key_prefix, async || {
+                .retried(async || {
                     let list = self.client.list_object_versions();
                     let list = list.bucket(&self.settings.bucket).prefix(key_prefix);
                     let list = list.encoding_type(EncodingType::Url);
@@ -162,36 +191,56 @@ impl S3 {
                 })
                 .await?;
             let encoding = page.encoding_type();
-            let data = page.versions().iter().map(|version| {
-                let size = version.size().and_then(|size| u64::try_from(size).ok());
-                (version.key(), version.version_id(), size, false)
+            let data = page.versions().iter().map(|one| {
+                let size = one.size().and_then(|size| u64::try_from(size).ok());
+                let sum = one.e_tag().map(str::to_string);
+                (
+                    one.key(),
+                    one.version_id(),
+                    one.last_modified(),
+                    size,
+                    sum,
+                    false,
+                )
             });
-            let markers = page
-                .delete_markers()
-                .iter()
-                .map(|marker| (marker.key(), marker.version_id(), Some(0), true));
-            for (key, id, size_bytes, is_marker) in data.chain(markers) {
+            let markers = page.delete_markers().iter().map(|one| {
+                let (key, id) = (one.key(), one.version_id());
+                (key, id, one.last_modified(), Some(0), None, true)
+            });
+            let before = versions.len();
+            for (key, id, at, size_bytes, e_tag, is_marker) in data.chain(markers) {
                 let key = decoded(key.unwrap_or_default(), encoding);
-                match (id, size_bytes) {
-                    (Some(id), Some(size_bytes)) if key.starts_with(key_prefix) => {
+                match (id, at, size_bytes) {
+                    (Some(id), Some(at), Some(size_bytes)) if key.starts_with(key_prefix) => {
                         versions.push(Version {
                             key,
                             id: id.to_string(),
                             size_bytes,
+                            e_tag,
                             is_marker,
+                            at_nanosecond: at.as_nanos(),
                         });
                     }
                     _ => return Err(transient(key_prefix, "a listing that makes no sense")),
                 }
             }
-            if page.is_truncated() != Some(true) {
-                return Ok(versions);
+            let past = |version: &Version| version.key != key_prefix;
+            let is_done = page.is_truncated() != Some(true)
+                || (extent == Extent::OneKey && versions.last().is_some_and(past));
+            if is_done {
+                if extent == Extent::OneKey {
+                    versions.retain(|version| version.key == key_prefix);
+                }
+                return in_order(versions)
+                    .ok_or_else(|| transient(key_prefix, "a listing that is not in order"));
             }
             let next = (
                 page.next_key_marker().map(|key| decoded(key, encoding)),
                 page.next_version_id_marker().map(str::to_string),
             );
-            if next.0.is_none() || next == from {
+            // A listing that goes in circles or on for ever ends here.
+            let goes_on = next.0.is_some() && next != from && versions.len() > before;
+            if !goes_on || versions.len() > MAX_LISTED {
                 return Err(transient(key_prefix, "a listing that does not go on"));
             }
             from = next;
@@ -203,7 +252,7 @@ impl S3 {
         let mut from: (Option<String>, Option<String>) = (None, None);
         loop {
             let page = self
-                .repeated(&key_prefix, async || {
+                .retried(async || {
                     let list = self.client.list_multipart_uploads();
                     let list = list.bucket(&self.settings.bucket).prefix(key_prefix);
                     let list = list.encoding_type(EncodingType::Url);
@@ -213,6 +262,7 @@ impl S3 {
                 })
                 .await?;
             let encoding = page.encoding_type();
+            let before = unfinished.len();
             for upload in page.uploads() {
                 let key = decoded(upload.key().unwrap_or_default(), encoding);
                 match upload.upload_id() {
@@ -230,7 +280,8 @@ impl S3 {
                 page.next_key_marker().map(|key| decoded(key, encoding)),
                 page.next_upload_id_marker().map(str::to_string),
             );
-            if next.0.is_none() || next == from {
+            let goes_on = next.0.is_some() && next != from && unfinished.len() > before;
+            if !goes_on || unfinished.len() > MAX_LISTED {
                 return Err(transient(key_prefix, "a listing that does not go on"));
             }
             from = next;
@@ -238,47 +289,103 @@ impl S3 {
     }
 }
 
-/// Everything but the oldest bytes of each key: names are used once, so these are the object. What
-/// was put over them is a repeated upload of the same bytes, or somebody's attack.
-fn beside_the_originals(versions: &[Version]) -> Vec<&Version> {
-    let mut beside = Vec::new();
-    let mut later: std::collections::BTreeMap<&str, &Version> = Default::default();
-    for version in versions {
-        match version.is_marker {
-            true => beside.push(version),
-            // Newest first: the one before is not the oldest.
-            false => beside.extend(later.insert(&version.key, version)),
+/// Sorts what two lists of one listing tell, the newest of each key first. `None`: something is told
+/// twice, or of one key the bytes are not told from the newest to the oldest.
+fn in_order(mut versions: Vec<Version>) -> Option<Vec<Version>> {
+    let mut seen = HashSet::new();
+    let mut last: BTreeMap<&str, i128> = BTreeMap::new();
+    for version in &versions {
+        let is_new = seen.insert((version.key.as_str(), version.id.as_str()));
+        let is_older = version.is_marker
+            || last
+                .insert(&version.key, version.at_nanosecond)
+                .is_none_or(|newer| newer >= version.at_nanosecond);
+        if !is_new || !is_older {
+            return None;
         }
     }
-    beside
+    // Stable: bytes of one moment stay in the order that the server told.
+    versions.sort_by(|one, other| {
+        let by_key = one.key.cmp(&other.key);
+        by_key.then(other.at_nanosecond.cmp(&one.at_nanosecond))
+    });
+    Some(versions)
+}
+
+/// What stands beside an object under its name.
+struct Beside<'v> {
+    of: &'v Version,
+    /// A delete marker, which hides the object, or the object's bytes once more.
+    is_safe_to_remove: bool,
+}
+
+/// Everything but the oldest bytes of each key: names are used once, so these are the object, unless
+/// somebody was there before. Other bytes above them are shown and never removed.
+fn beside_the_originals(versions: &[Version]) -> Vec<Beside<'_>> {
+    let mut originals: BTreeMap<&str, &Version> = BTreeMap::new();
+    for version in versions.iter().filter(|version| !version.is_marker) {
+        // The newest of each key come first, so the last is the oldest.
+        originals.insert(&version.key, version);
+    }
+    versions
+        .iter()
+        .filter_map(|version| {
+            let original = originals.get(version.key.as_str()).copied();
+            if original == Some(version) {
+                return None;
+            }
+            let is_repeated = original.is_some_and(|original| {
+                version.e_tag.is_some()
+                    && version.e_tag == original.e_tag
+                    && version.size_bytes == original.size_bytes
+            });
+            Some(Beside {
+                of: version,
+                is_safe_to_remove: version.is_marker || is_repeated,
+            })
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn version(key: &str, id: &str, is_marker: bool) -> Version {
+    fn version(key: &str, id: &str, at: i128, is_marker: bool) -> Version {
         Version {
             key: key.to_string(),
             id: id.to_string(),
             size_bytes: 1,
+            e_tag: Some(format!("sum of {}", id.trim_end_matches('b'))),
             is_marker,
+            at_nanosecond: at,
         }
     }
 
     #[test]
-    fn the_oldest_bytes_of_a_name_are_the_object_and_all_else_is_beside_it() {
-        let versions = [
-            version("a", "3", false),
-            version("a", "1", false),
-            version("b", "9", false),
-            version("a", "4", true),
-            version("c", "5", true),
-        ];
-        let ids: Vec<&str> = beside_the_originals(&versions)
+    fn the_oldest_bytes_of_a_name_are_the_object_and_other_bytes_above_are_never_removed() {
+        let versions = in_order(vec![
+            version("a", "3", 30, false),
+            version("a", "1b", 20, false),
+            version("a", "1", 10, false),
+            version("b", "9", 90, false),
+            version("a", "4", 40, true),
+            version("c", "5", 50, true),
+        ])
+        .unwrap();
+        let told: Vec<(&str, bool)> = beside_the_originals(&versions)
             .iter()
-            .map(|version| version.id.as_str())
+            .map(|one| (one.of.id.as_str(), one.is_safe_to_remove))
             .collect();
-        assert_eq!(ids, ["3", "4", "5"]);
+        assert_eq!(told, [("4", true), ("3", false), ("1b", true), ("5", true)]);
+    }
+
+    #[test]
+    fn a_listing_that_tells_something_twice_or_in_another_order_is_not_acted_on() {
+        let (new, old) = (version("a", "2", 20, false), version("a", "1", 10, false));
+        assert!(in_order(vec![new.clone(), old.clone()]).is_some());
+        assert!(in_order(vec![old.clone(), new.clone()]).is_none());
+        assert!(in_order(vec![new.clone(), old.clone(), old]).is_none());
+        assert!(in_order(vec![new.clone(), new]).is_none());
     }
 }
