@@ -321,6 +321,41 @@ fn a_slot_that_was_taken_and_cannot_be_read_back_is_uncertain_not_failed() {
     );
 }
 
+/// What comes of an entry whose operations, from its creation on, meet these failures one by one.
+fn outcome_of_failures(failures: &[Option<StorageErrorKind>]) -> Result<u64, RepositoryError> {
+    let world = World::new();
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_unchecked(store.clone(), &world.host).unwrap();
+    // The first only sees that the slot is free.
+    let before = store.operations() + 1;
+    for (failure, at) in failures.iter().zip(before + 1..) {
+        if let Some(kind) = *failure {
+            store.add(Fault::FailBefore { at, kind });
+        }
+    }
+    let outcome = try_to_change_nothing(&customer);
+    let log = store.log();
+    assert_eq!(log[before as usize].verb, Verb::Create);
+    outcome
+}
+
+#[test]
+fn a_refusal_after_an_attempt_whose_reply_was_lost_is_uncertain_and_before_it_is_not() {
+    let (lost, denied) = (StorageErrorKind::Transient, StorageErrorKind::Denied);
+    let error = outcome_of_failures(&[Some(lost), Some(denied)]).unwrap_err();
+    assert_eq!(error.kind, RepositoryErrorKind::Uncertain);
+    let error = outcome_of_failures(&[Some(denied)]).unwrap_err();
+    assert_eq!(error.kind, RepositoryErrorKind::Storage(denied));
+}
+
+#[test]
+fn reading_an_entry_back_is_repeated_while_the_store_is_out_of_reach_and_not_when_it_refuses() {
+    let (lost, denied) = (StorageErrorKind::Transient, StorageErrorKind::Denied);
+    outcome_of_failures(&[None, Some(lost), Some(lost)]).unwrap();
+    let error = outcome_of_failures(&[None, Some(denied)]).unwrap_err();
+    assert_eq!(error.kind, RepositoryErrorKind::Uncertain);
+}
+
 /// Restore points enough for a checkpoint, and how many entries there are.
 fn with_a_checkpoint() -> (World, u64) {
     let mut world = World::new();
