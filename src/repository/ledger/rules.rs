@@ -3,14 +3,16 @@
 use super::State;
 use crate::format::entry::{
     AbortBody, Attestation, BeginBody, Body, CertificateRef, ClockDeclaration, CommitBody,
-    CondemnBody, Entry, GenesisBody, HostBody, MergeBody, PointReason, PointsBody, Purpose,
-    ReclaimedBody, Role, packs_hash,
+    CondemnBody, Entry, GenesisBody, HostBody, MergeBody, PackMark, PointReason, PointsBody,
+    Purpose, ReclaimedBody, Role, packs_hash,
 };
+use crate::format::repository_file::FORMAT_VERSION;
 use crate::model::{
     CustomerUid, EntryHash, HostId, ObjectHash, PackName, PointId, PointKind, PointState,
     RepositoryId, SegmentName, SessionId, VmName,
 };
 use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
 
 const HOST: HostId = HostId::from_bytes([1; 32]);
 const OTHER: HostId = HostId::from_bytes([2; 32]);
@@ -196,6 +198,21 @@ impl Book {
         self.enter(Body::Erase(points(&[number]))).unwrap();
     }
 
+    /// The number of the last entry.
+    fn end(&self) -> u64 {
+        self.state.seq
+    }
+
+    /// Says that a mark has seen the ledger up to there, and what it found.
+    fn mark(&mut self, marked_at: u64, marks: &[PackMark]) {
+        let body = ReclaimedBody {
+            marked_at,
+            marks: marks.to_vec(),
+            ..reclaimed()
+        };
+        self.enter(Body::Reclaimed(body)).unwrap();
+    }
+
     fn state_of(&self, number: u8) -> PointState {
         self.state.points[&point(number)].state
     }
@@ -210,6 +227,21 @@ fn a_genesis_is_the_first_entry_and_of_the_host_that_it_names() {
     };
     assert!(!empty.allows(genesis(HOST)));
     assert!(empty.allows(genesis(OTHER)));
+}
+
+#[test]
+fn a_repository_of_a_later_format_is_read_and_not_written() {
+    let mut book = Book {
+        state: State::default(),
+        by: HOST,
+    };
+    let Body::Genesis(mut body) = genesis(HOST) else {
+        unreachable!()
+    };
+    body.format = FORMAT_VERSION + 1;
+    book.enter(Body::Genesis(body)).unwrap();
+    assert!(book.state.unknown.is_some());
+    assert!(Book::new().state.unknown.is_none());
 }
 
 #[test]
@@ -472,4 +504,110 @@ fn an_erased_point_is_no_root_and_no_base() {
     assert_eq!(roots(&book), 1);
     book.erase(1);
     assert_eq!(roots(&book), 0);
+}
+
+/// What a mark says of a pack whose dead bytes are of these erasures.
+fn row(dead_bytes: u64, erases: &[u64]) -> PackMark {
+    PackMark {
+        pack: pack(1, 1),
+        dead_bytes,
+        earliest_deadline: start() + SECOND * 10_000,
+        erases: erases.to_vec(),
+    }
+}
+
+#[test]
+fn an_erasure_is_unmarked_until_a_mark_has_seen_its_entry() {
+    let mut book = Book::new();
+    book.back_up(1);
+    book.back_up(2);
+    book.enter(Body::Expire(points(&[1, 2]))).unwrap();
+    book.enter(Body::Erase(points(&[1, 2]))).unwrap();
+    let erased = book.end();
+    // Of the points of one entry the earliest deadline counts.
+    let expected = BTreeMap::from([(erased, book.state.points[&point(1)].deadline)]);
+    let unmarked = |book: &Book| book.state.unmarked_erasures();
+    book.mark(erased - 1, &[]);
+    assert_eq!(unmarked(&book), expected);
+    let until = |seq| book.state.unmarked_erasures_until(seq);
+    assert_eq!(until(erased), expected);
+    assert!(until(erased - 1).is_empty());
+    book.mark(erased, &[]);
+    assert!(unmarked(&book).is_empty());
+}
+
+#[test]
+fn a_pack_without_dead_bytes_has_no_row() {
+    let mut book = Book::new();
+    book.mark(book.end(), &[row(0, &[])]);
+    assert!(book.state.marks.is_empty());
+    book.mark(book.end(), &[row(5, &[2])]);
+    assert_eq!(book.state.marks[&pack(1, 1)], row(5, &[2]));
+    book.mark(book.end(), &[row(0, &[])]);
+    assert!(book.state.marks.is_empty());
+}
+
+#[test]
+fn what_was_erased_is_gone_when_a_mark_says_so_of_every_pack() {
+    let mut book = Book::new();
+    book.back_up(1);
+    book.back_up(2);
+    book.erase(1);
+    let erased = book.end();
+    let gone = |book: &Book| book.state.without_bytes();
+    book.mark(erased - 1, &[]);
+    assert_eq!(gone(&book), []);
+    book.mark(erased, &[row(5, &[erased])]);
+    assert_eq!(gone(&book), []);
+    book.mark(erased, &[row(0, &[])]);
+    assert_eq!(gone(&book), [point(1)]);
+    assert_eq!(book.state.destroyed(), [point(1)]);
+    // A merge under way may write its tags once more; a backup does not.
+    book.enter(begin(3, Purpose::Backup, Some(("web01", 3))))
+        .unwrap();
+    assert_eq!(book.state.destroyed(), [point(1)]);
+    book.enter(begin(4, Purpose::Merge, None)).unwrap();
+    assert_eq!(book.state.destroyed(), []);
+    assert_eq!(gone(&book), [point(1)]);
+}
+
+#[test]
+fn what_a_reclaim_may_have_copied_is_not_gone_until_a_mark_has_seen_the_copy() {
+    let mut book = Book::new();
+    book.back_up(1);
+    book.back_up(2);
+    book.erase(1);
+    let before = book.end();
+    book.enter(begin(3, Purpose::Reclaim, None)).unwrap();
+    book.erase(2);
+    let after = book.end();
+    book.mark(after, &[]);
+    let gone = |book: &Book| book.state.without_bytes();
+    assert_eq!(gone(&book), [point(1)]);
+    book.enter(condemn(3, vec![pack(1, 1)], Vec::new()))
+        .unwrap();
+    let copied = book.end();
+    let unseen = [copied - 1, copied].map(|seq| book.state.has_unmarked_copies(seq));
+    assert_eq!(unseen, [false, true]);
+    let of = |number, until| {
+        let erasures = book.state.copied_erasures_until(&session(number), until);
+        erasures.into_keys().collect::<Vec<u64>>()
+    };
+    assert_eq!(of(3, copied), [after]);
+    assert!(of(3, before).is_empty());
+    assert!(of(2, copied).is_empty());
+    // Of what is condemned and not yet deleted nothing is gone.
+    assert_eq!(gone(&book), []);
+    let deleted = ReclaimedBody {
+        marked_at: copied - 1,
+        deleted: vec![pack(1, 1)],
+        ..reclaimed()
+    };
+    book.enter(Body::Reclaimed(deleted)).unwrap();
+    assert_eq!(gone(&book), [point(1)]);
+    book.mark(copied, &[]);
+    assert!(!book.state.has_unmarked_copies(u64::MAX));
+    assert_eq!(gone(&book), [point(1), point(2)]);
+    // Its tags are in the index until it is forgotten.
+    assert_eq!(book.state.destroyed(), []);
 }

@@ -177,6 +177,32 @@ fn an_entry_of_a_host_that_was_never_admitted_is_void() {
 }
 
 #[test]
+fn a_replay_tells_every_entry_and_which_is_void() {
+    let world = with_points();
+    let customer = world.open();
+    let stranger = TestHost::new(&world.time);
+    let begin = crate::format::entry::BeginBody {
+        session: SessionId::from_bytes([1; 16]),
+        purpose: crate::format::entry::Purpose::Merge,
+        vm: None,
+        point: None,
+        expires_at: None,
+        deadline: None,
+    };
+    let void = plant_next(&world, &customer, &stranger, Body::Begin(begin));
+    let (mut seen, mut voids) = (0, Vec::new());
+    let storage = Arc::new(world.memory.clone());
+    let state = Ledger::replay(storage, customer.names().clone(), |entry, verdict| {
+        seen += 1;
+        assert_eq!(entry.seq, seen);
+        voids.extend(verdict.err().map(|_| entry.seq));
+    });
+    customer.refresh().unwrap();
+    assert_eq!(state.unwrap(), customer.state());
+    assert_eq!((seen, voids), (void, vec![void]));
+}
+
+#[test]
 fn what_a_later_version_wrote_makes_this_one_read_and_never_write_or_delete() {
     let mut world = with_points();
     let customer = world.open();
