@@ -6,7 +6,7 @@ use crate::format::names::CustomerNames;
 use crate::jobs::testing::{Lab, back_up, prune_with};
 use crate::jobs::{JobErrorKind, PruneRequest, plan_prune, undo};
 use crate::model::{ObjectHash, PointId, PointState};
-use crate::policy::{Action, PolicyTerms};
+use crate::policy::{Action, PolicyTerms, next_prune_ends};
 use crate::repository::testing::{DAY, Running, change, image, restore, vm};
 use crate::repository::{Customer, Ledger, RepositoryErrorKind};
 use crate::storage::{Directory, Fault, Faulty, Memory, Storage, StorageErrorKind, Verb};
@@ -199,6 +199,43 @@ fn damage_holds_a_reclaim_back_until_the_next_prune_may_come_too_late() {
         lab.vouch();
         let pruned = lab.prune(&customer).unwrap();
         assert_eq!(pruned.damage.is_some(), held_back, "{hours} h");
+    }
+}
+
+#[test]
+fn damage_holds_back_what_is_due_when_the_next_prune_has_surely_ended() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    // Points of eight in the morning, when the next prune has ended as well.
+    lab.pass(SignedDuration::from_hours(9));
+    let customer = damaged(&lab);
+    let due = customer.with_state(|state| state.unmarked_erasures().into_values().min());
+    let due = due.unwrap();
+    let left = due.duration_since(lab.time.now());
+    lab.pass(left - SignedDuration::from_hours(34));
+    lab.vouch();
+    let next = customer
+        .with_state(|state| next_prune_ends(state.policy.as_ref().unwrap(), lab.time.now()));
+    assert_eq!(next, due);
+    assert!(lab.prune(&customer).unwrap().damage.is_some());
+}
+
+#[test]
+fn dead_bytes_leave_a_quarter_of_the_budget_before_their_deadline() {
+    for (hours, leave) in [(200, false), (80, true)] {
+        let lab = Lab::new(Arc::new(Memory::new()), &PolicyTerms::default());
+        let customer = lab.open();
+        let first = back_up(&customer, "web", &image(&[1, 2, 100]), true);
+        back_up(&customer, "web", &image(&[1, 2, 200]), false);
+        change(&customer, first, Body::Expire).unwrap();
+        change(&customer, first, Body::Erase).unwrap();
+        let due = customer.with_state(|state| state.points[&first].deadline);
+        let left = due.duration_since(lab.time.now());
+        lab.pass(left - SignedDuration::from_hours(hours));
+        lab.vouch();
+        // Holds two chunks of the first point's pack, which is not half dead.
+        back_up(&customer, "web", &image(&[1, 2, 300]), false);
+        let pruned = lab.prune(&customer).unwrap();
+        assert_eq!(pruned.reclaimed.rewritten_bytes > 0, leave, "{hours} h");
     }
 }
 
