@@ -4,5 +4,6 @@ mod evidence;
 mod explore;
 mod interleavings;
 mod model;
+mod notes;
 mod points;
 mod power;
