@@ -238,6 +238,26 @@ fn what_a_later_version_wrote_makes_this_one_read_and_never_write_or_delete() {
 }
 
 #[test]
+fn an_entry_that_does_not_open_is_of_a_later_version_if_it_says_so_and_else_damaged() {
+    let world = with_points();
+    let end = world.open().with_state(|state| state.seq);
+    for (entry, kind) in [
+        (
+            "{\"vmkeep\":2}\nsigned in a new way",
+            RepositoryErrorKind::Newer,
+        ),
+        (
+            "{\"vmkeep\":1}\nsigned in a new way",
+            RepositoryErrorKind::Damaged,
+        ),
+        ("no json\n{\"vmkeep\":2}", RepositoryErrorKind::Damaged),
+    ] {
+        world.memory.plant(&entry_name(end + 1), entry.as_bytes());
+        assert_eq!(refusal(&world).kind, kind, "{entry}");
+    }
+}
+
+#[test]
 fn two_processes_of_one_host_that_restore_in_the_same_second_leave_two_entries() {
     let world = with_points();
     let store = Arc::new(Faulty::new(world.memory.clone()));

@@ -7,3 +7,4 @@ mod model;
 mod notes;
 mod points;
 mod power;
+mod sweeps;
