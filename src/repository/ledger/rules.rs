@@ -3,13 +3,13 @@
 use super::State;
 use crate::format::entry::{
     AbortBody, Attestation, BeginBody, Body, CertificateRef, ClockDeclaration, CommitBody,
-    CondemnBody, Entry, GenesisBody, HostBody, MergeBody, PackMark, PointReason, PointsBody,
-    Purpose, ReclaimedBody, Role, packs_hash,
+    CondemnBody, DamagedFrame, Entry, GenesisBody, HostBody, MergeBody, PackMark, PointReason,
+    PointsBody, Purpose, ReclaimedBody, Role, VerifyBody, VerifyMethod, packs_hash,
 };
 use crate::format::repository_file::FORMAT_VERSION;
 use crate::model::{
     CustomerUid, EntryHash, HostId, ObjectHash, PackName, PointId, PointKind, PointState,
-    RepositoryId, SegmentName, SessionId, VmName,
+    RepositoryId, SegmentName, SessionId, Tag, VmName,
 };
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
@@ -610,4 +610,38 @@ fn what_a_reclaim_may_have_copied_is_not_gone_until_a_mark_has_seen_the_copy() {
     assert_eq!(gone(&book), [point(1), point(2)]);
     // Its tags are in the index until it is forgotten.
     assert_eq!(book.state.destroyed(), []);
+}
+
+#[test]
+fn a_checkpoint_reads_back_as_the_state_that_it_was_made_of() {
+    let mut book = Book::new();
+    book.back_up(1);
+    book.back_up(2);
+    book.erase(1);
+    let abort = AbortBody {
+        session: session(4),
+        reason: String::new(),
+    };
+    let verify = VerifyBody {
+        method: VerifyMethod::Opened,
+        packs: vec![pack(1, 1)],
+        damaged: vec![DamagedFrame {
+            pack: pack(1, 1),
+            tag: Tag::from_bytes([5; 16]),
+        }],
+    };
+    book.enter_all([
+        begin(3, Purpose::Reclaim, None),
+        begin(4, Purpose::Prove, None),
+        Body::Abort(abort),
+        Body::Verify(verify),
+        condemn(3, vec![pack(1, 1)], vec![segment(3, 1)]),
+        begin(5, Purpose::Backup, Some(("db", 5))),
+    ]);
+    book.mark(3, &[row(7, &[3, 5])]);
+    book.enter(genesis(HOST)).unwrap_err();
+    let state = &book.state;
+    assert!(!state.damaged.is_empty() && !state.aborted.is_empty() && !state.voids.is_empty());
+    let kept = state.to_checkpoint().unwrap();
+    assert!(State::from_checkpoint(&kept).as_ref() == Some(state));
 }

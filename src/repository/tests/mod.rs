@@ -7,4 +7,5 @@ mod model;
 mod notes;
 mod points;
 mod power;
+mod refusals;
 mod sweeps;
