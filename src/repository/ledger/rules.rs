@@ -308,6 +308,24 @@ fn an_undo_comes_before_the_point_expires() {
 }
 
 #[test]
+fn the_wait_after_an_expiry_by_a_lone_clock_begins_with_the_next_witnessed_entry() {
+    let mut book = Book::new();
+    book.back_up(1);
+    book.back_up(2);
+    let mut entry = book.next(Body::Expire(points(&[1])));
+    entry.attestation = Attestation::Alone;
+    let hash = EntryHash::from_bytes([0; 32]);
+    book.state.apply(&entry, hash).unwrap();
+    let expired_at = |book: &Book| [1, 2].map(|of| book.state.points[&point(of)].expired_at);
+    assert_eq!(expired_at(&book), [None, None]);
+    let witnessed = book.now();
+    book.mark(1, &[]);
+    assert_eq!(expired_at(&book), [Some(witnessed), None]);
+    book.mark(1, &[]);
+    assert_eq!(expired_at(&book), [Some(witnessed), None]);
+}
+
+#[test]
 fn an_entry_names_a_point_once_and_none_that_nobody_knows() {
     let mut book = Book::new();
     book.back_up(1);
