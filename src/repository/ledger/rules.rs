@@ -411,6 +411,31 @@ fn a_reclaim_condemns_no_pack_of_its_own_and_only_what_is_condemned_is_deleted()
 }
 
 #[test]
+fn what_was_found_of_a_pack_is_forgotten_when_it_is_deleted_and_of_no_other() {
+    let mut book = Book::new();
+    book.back_up(1);
+    let packs = vec![pack(1, 1), pack(1, 2)];
+    let tag = Tag::from_bytes([5; 16]);
+    let damaged = packs.iter().map(|pack| DamagedFrame { pack: *pack, tag });
+    let verify = VerifyBody {
+        method: VerifyMethod::Opened,
+        packs: packs.clone(),
+        damaged: damaged.collect(),
+    };
+    book.enter_all([
+        Body::Verify(verify),
+        begin(2, Purpose::Reclaim, None),
+        condemn(2, packs.clone(), Vec::new()),
+        Body::Reclaimed(ReclaimedBody {
+            deleted: vec![packs[0]],
+            ..reclaimed()
+        }),
+    ]);
+    assert_eq!(Vec::from_iter(&book.state.damaged), [&(packs[1], tag)]);
+    assert_eq!(Vec::from_iter(book.state.verified.keys()), [&packs[1]]);
+}
+
+#[test]
 fn a_certificate_needs_a_session_to_prove_in() {
     let mut book = Book::new();
     book.enter_all([
