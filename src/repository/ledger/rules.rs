@@ -436,6 +436,24 @@ fn what_was_found_of_a_pack_is_forgotten_when_it_is_deleted_and_of_no_other() {
 }
 
 #[test]
+fn a_pack_was_whole_when_it_was_born_and_when_it_was_last_read() {
+    let mut book = Book::new();
+    book.back_up(1);
+    let verified_at = |book: &Book| book.state.verified_at(&pack(1, 1));
+    let born = book.state.born[&session(1)];
+    assert_eq!(verified_at(&book), Some(born));
+    assert_eq!(book.state.verified_at(&pack(2, 1)), None);
+    let read = book.now();
+    book.enter(Body::Verify(VerifyBody {
+        method: VerifyMethod::Checksum,
+        packs: vec![pack(1, 1)],
+        damaged: Vec::new(),
+    }))
+    .unwrap();
+    assert_eq!(verified_at(&book), Some(read));
+}
+
+#[test]
 fn a_certificate_needs_a_session_to_prove_in() {
     let mut book = Book::new();
     book.enter_all([
