@@ -1,10 +1,10 @@
 //! Prunes of whole customers on real state folders.
 
 use crate::format::certificate::Certificate;
-use crate::format::entry::{Body, Purpose, ReclaimedBody};
+use crate::format::entry::{Body, ClockEvent, Purpose, ReclaimedBody};
 use crate::format::names::CustomerNames;
 use crate::jobs::testing::{Lab, back_up, prune_with};
-use crate::jobs::{JobErrorKind, PruneRequest, plan_prune, undo};
+use crate::jobs::{JobErrorKind, PruneRequest, Quiet, plan_prune, prune, undo};
 use crate::model::{ObjectHash, PointId, PointState};
 use crate::policy::{Action, PolicyTerms, next_prune_ends};
 use crate::repository::testing::{DAY, Running, change, image, restore, vm};
@@ -13,6 +13,7 @@ use crate::storage::{Directory, Fault, Faulty, Memory, Storage, StorageErrorKind
 use jiff::SignedDuration;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// A maximum of a week: five nights are kept, and the next prune takes what is older.
@@ -49,6 +50,17 @@ fn what_is_erased_is_certified_once_its_bytes_are_gone() {
     assert_eq!(pruned.notes, Vec::<String>::new());
     let certificate = pruned.certificate.unwrap();
     assert!(certificate.erased > 0);
+}
+
+#[test]
+fn a_prune_after_which_there_is_nothing_new_to_say_signs_nothing() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    nights(&lab, 1);
+    let customer = lab.open();
+    assert_eq!(lab.prune(&customer).unwrap().certificate, None);
+    nights(&lab, 7);
+    assert!(lab.prune(&customer).unwrap().certificate.is_some());
+    assert_eq!(lab.prune(&customer).unwrap().certificate, None);
 }
 
 #[test]
@@ -307,6 +319,41 @@ fn a_prune_counts_the_dead_sessions_that_it_ends() {
     drop(Running::write(&customer, "db", &image(&[3]), true).unwrap());
     assert_eq!(lab.prune(&customer).unwrap().aborted_sessions, 2);
     assert_eq!(lab.prune(&customer).unwrap().aborted_sessions, 0);
+}
+
+#[test]
+fn what_an_operator_vouches_for_is_written_down() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    let customer = lab.open();
+    let trusted = || {
+        let names = CustomerNames::new(customer.name());
+        let mut trusted = 0;
+        Ledger::replay(lab.storage.clone(), names, |entry, _| {
+            if let Body::Clock(body) = &entry.body {
+                trusted += usize::from(body.event == ClockEvent::Trusted);
+            }
+        })
+        .unwrap();
+        trusted
+    };
+    for vouched in [false, true] {
+        let (request, stop) = (PruneRequest::default(), AtomicBool::new(false));
+        prune(&customer, &lab.host, request, vouched, &Quiet, &stop).unwrap();
+        assert_eq!(trusted(), usize::from(vouched));
+    }
+}
+
+#[test]
+fn a_point_at_its_last_chance_is_expired_and_erased_in_one_prune() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    let customer = lab.open();
+    let point = back_up(&customer, "web", &image(&[1]), true);
+    let due = customer.with_state(|state| state.points[&point].deadline);
+    let left = due.duration_since(lab.time.now());
+    lab.pass(left - SignedDuration::from_hours(25));
+    lab.vouch();
+    let pruned = lab.prune(&customer).unwrap();
+    assert_eq!((pruned.expired, pruned.erased), (vec![point], vec![point]));
 }
 
 #[test]
