@@ -1,11 +1,11 @@
 //! Prunes of whole customers on real state folders.
 
 use crate::format::certificate::Certificate;
-use crate::format::entry::{Body, ClockEvent, Purpose, ReclaimedBody};
+use crate::format::entry::{Body, ClockEvent, CondemnBody, Purpose, ReclaimedBody};
 use crate::format::names::CustomerNames;
 use crate::jobs::testing::{Lab, back_up, prune_with};
 use crate::jobs::{JobErrorKind, PruneRequest, Quiet, plan_prune, prune, undo};
-use crate::model::{ObjectHash, PointId, PointState};
+use crate::model::{ObjectHash, PackName, PointId, PointState, SessionId};
 use crate::policy::{Action, PolicyTerms, next_prune_ends};
 use crate::repository::testing::{DAY, Running, change, image, restore, vm};
 use crate::repository::{Customer, Ledger, RepositoryErrorKind};
@@ -354,6 +354,38 @@ fn a_point_at_its_last_chance_is_expired_and_erased_in_one_prune() {
     lab.vouch();
     let pruned = lab.prune(&customer).unwrap();
     assert_eq!((pruned.expired, pruned.erased), (vec![point], vec![point]));
+}
+
+#[test]
+fn a_prune_forgets_more_deleted_packs_than_one_entry_names() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    let customer = lab.open();
+    let packs: Vec<PackName> = (0..4100_u32)
+        .map(|number| PackName {
+            session: SessionId::from_bytes([1; 16]),
+            hash: ObjectHash::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes()),
+        })
+        .collect();
+    let begun = customer.begin(Purpose::Reclaim, None).unwrap();
+    let condemned = CondemnBody {
+        session: begun.id,
+        packs: packs.clone(),
+        segments: Vec::new(),
+    };
+    let deleted = ReclaimedBody {
+        session: None,
+        marked_at: 0,
+        deleted: packs,
+        marks: Vec::new(),
+        certificate: None,
+        destroyed: Vec::new(),
+    };
+    for body in [Body::Condemn(condemned), Body::Reclaimed(deleted)] {
+        customer.append(|_| Ok(body.clone())).unwrap();
+    }
+    assert_eq!(customer.with_state(|state| state.condemned.len()), 4100);
+    lab.prune(&customer).unwrap();
+    assert!(customer.with_state(|state| state.condemned.is_empty()));
 }
 
 #[test]
