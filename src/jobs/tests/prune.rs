@@ -389,6 +389,28 @@ fn a_prune_forgets_more_deleted_packs_than_one_entry_names() {
 }
 
 #[test]
+fn what_a_prune_removes_is_told_once() {
+    let memory = Memory::new();
+    let lab = Lab::new(Arc::new(memory.clone()), &a_week());
+    let customer = lab.open();
+    for (late, leftover) in [(false, true), (true, false), (true, true)] {
+        if late {
+            let pack = customer.names().pack(&PackName {
+                session: SessionId::from_bytes([9; 16]),
+                hash: ObjectHash::from_bytes([9; 32]),
+            });
+            lab.storage.create(&pack, b"of no session").unwrap();
+        }
+        if leftover {
+            memory.plant_leftover("temporary", 7);
+        }
+        let swept = lab.prune(&customer).unwrap().swept;
+        let told = (swept.removed.len(), swept.leftovers_removed.len());
+        assert_eq!(told, (usize::from(late), usize::from(leftover)));
+    }
+}
+
+#[test]
 fn a_confirmed_prune_erases_without_the_wait() {
     let lab = Lab::new(Arc::new(Memory::new()), &PolicyTerms::default());
     nights(&lab, 2);
