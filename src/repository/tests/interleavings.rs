@@ -463,6 +463,49 @@ fn a_merge_at_any_moment_of_a_reclaim_or_a_commit_loses_no_place() {
 }
 
 #[test]
+fn a_mark_knows_the_root_of_a_commit_without_packs_that_overtook_it() {
+    let mut world = World::new();
+    let customer = world.open();
+    let bytes = image(&[1, 2]);
+    let dying = world.backup(&customer, "web", &bytes, true);
+    world.erase(&customer, dying);
+    let snapshot = world.memory.snapshot();
+    let tag = customer.keys().tag(
+        &customer
+            .keys()
+            .id(crate::model::PieceKind::Chunk, &bytes[..CHUNK]),
+    );
+    let marks = |customer: &Customer| {
+        let mark = reclaim::mark_now(customer, false).unwrap();
+        let known = customer.with_state(|state| state.roots().count() == 1);
+        assert_eq!(mark.is_live(&tag).unwrap(), known);
+        known
+    };
+    let open = |world: &World| {
+        rewind(world, &snapshot);
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_on(store.clone(), &world.host).unwrap();
+        (store.operations(), store, customer)
+    };
+    let (before, store, customer) = open(&world);
+    assert!(!marks(&customer));
+    let mut overtaken = 0;
+    for at in before + 1..=store.operations() {
+        let (_, store, customer) = open(&world);
+        let other = world.open_second();
+        let gate = store.freeze_before(at);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| marks(&customer));
+            assert!(gate.wait_until_reached(Duration::from_secs(10)));
+            backup(&other, "web", &bytes, true).1.unwrap();
+            gate.release();
+            overtaken += usize::from(thread.join().unwrap());
+        });
+    }
+    assert!(overtaken > 0);
+}
+
+#[test]
 fn a_stream_of_begins_and_audit_entries_does_not_make_a_reclaim_plan_again() {
     let (world, _, _) = two_copies();
     let store = Arc::new(Faulty::new(world.memory.clone()));
