@@ -506,6 +506,47 @@ fn a_mark_knows_the_root_of_a_commit_without_packs_that_overtook_it() {
 }
 
 #[test]
+fn what_is_erased_while_a_mark_looks_for_it_is_no_damage() {
+    let mut world = World::new();
+    let customer = world.open();
+    // The damaged one is looked for first.
+    let second = world.backup(&customer, "db", &image(&[3, 4]), true);
+    world.time.pass(DAY);
+    let dying = world.backup(&customer, "web", &image(&[1, 2]), true);
+    world
+        .memory
+        .plant(&customer.names().point(&dying), b"damaged");
+    let snapshot = world.memory.snapshot();
+    let is_damage = |customer: &Customer| {
+        let damaged = reclaim::mark_now(customer, false).is_err();
+        let there = customer.with_state(|state| state.roots().any(|(id, _)| *id == dying));
+        assert_eq!(damaged, there);
+        damaged
+    };
+    let open = |world: &World| {
+        rewind(world, &snapshot);
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_on(store.clone(), &world.host).unwrap();
+        (store.operations(), store, customer)
+    };
+    let (before, store, customer) = open(&world);
+    assert!(is_damage(&customer));
+    for at in before + 1..=store.operations() {
+        let (_, store, customer) = open(&world);
+        let other = world.open_second();
+        let gate = store.freeze_before(at);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| is_damage(&customer));
+            assert!(gate.wait_until_reached(Duration::from_secs(10)));
+            world.erase(&other, dying);
+            world.erase(&other, second);
+            gate.release();
+            thread.join().unwrap();
+        });
+    }
+}
+
+#[test]
 fn a_stream_of_begins_and_audit_entries_does_not_make_a_reclaim_plan_again() {
     let (world, _, _) = two_copies();
     let store = Arc::new(Faulty::new(world.memory.clone()));

@@ -190,3 +190,33 @@ fn what_is_rewritten_is_condemned_in_one_entry_and_its_bytes_are_told() {
     let facts = reclaim::survey(&customer, &mark, world.now()).unwrap();
     assert!(facts.iter().all(|pack| pack.earliest_deadline.is_none()));
 }
+
+#[test]
+fn a_mark_takes_no_refusal_of_the_store_for_damage() {
+    let (world, snapshot) = small_repository();
+    let mark: Step = |_, customer| reclaim::mark_now(customer, true).map(|_| ());
+    let (before, log) = operations(&world, &snapshot, mark);
+    for at in before + 1..=log.len() as u64 {
+        rewind(&world, &snapshot);
+        let kind = StorageErrorKind::Denied;
+        let fault = Fault::FailBefore { at, kind };
+        let store = Arc::new(Faulty::with_faults(world.memory.clone(), vec![fault]));
+        let customer = world.open_on(store, &world.host).unwrap();
+        let error = mark(&world, &customer).unwrap_err();
+        assert_eq!(error.kind, RepositoryErrorKind::Storage(kind), "{at}");
+    }
+}
+
+#[test]
+fn a_reclaim_says_up_to_where_its_mark_has_seen_the_ledger() {
+    let (world, _) = small_repository();
+    let customer = world.open();
+    let erased = customer.with_state(|state| state.seq);
+    let done = reclaim::reclaim(&customer, world.now(), DAY * 22, false).unwrap();
+    let end = customer.with_state(|state| state.seq);
+    assert!(
+        (erased..=end).contains(&done.marked_at),
+        "{}",
+        done.marked_at
+    );
+}
