@@ -4,8 +4,9 @@ use super::super::testing::*;
 use super::super::*;
 use crate::format::entry::{Body, CondemnBody, Purpose, VerifyMethod};
 use crate::format::pack::{self, PackBuilder, PackKind};
+
 use crate::model::PointId;
-use crate::model::{ObjectName, PackName};
+use crate::model::{FAN_OUT, ObjectName, PackName};
 use std::sync::atomic::AtomicBool;
 
 fn data_packs(world: &World, kind: PackKind) -> Vec<ObjectName> {
@@ -291,4 +292,58 @@ fn one_rotten_key_file_does_not_stand_in_the_way_of_another() {
         .unwrap();
     world.memory.plant(&object, b"rot");
     world.open();
+}
+
+/// A disk of a root and three nodes, the last of them short, with a chunk below each.
+fn two_levels(first: u32) -> Vec<u8> {
+    let mut chunks = vec![0; 2 * FAN_OUT + 3];
+    (chunks[0], chunks[FAN_OUT], chunks[2 * FAN_OUT + 2]) = (first, 2, 3);
+    image(&chunks)
+}
+
+#[test]
+fn a_reclaim_moves_the_nodes_of_a_tree_of_two_levels() {
+    let mut world = World::new();
+    let customer = world.open();
+    let dying = world.backup(&customer, "web", &two_levels(1), true);
+    world.backup(&customer, "web", &two_levels(9), false);
+    world.erase(&customer, dying);
+    let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, false).unwrap();
+    assert!(done.rewritten_bytes > 0);
+    assert_eq!(done.damaged, []);
+    world.check(&customer);
+    world.quiesce(&customer);
+    world.check(&customer);
+}
+
+#[test]
+fn a_node_that_does_not_open_hides_only_what_is_below_it() {
+    let mut world = World::new();
+    let customer = world.open();
+    world.backup(&customer, "web", &two_levels(1), true);
+    let chunks = data_packs(&world, PackKind::Data);
+    let entries_of = |name: &ObjectName| {
+        let bytes = world.memory.read(name, u64::MAX).unwrap();
+        crate::format::pack::directory_of(&bytes).unwrap()
+    };
+    let chunks: Vec<_> = chunks.iter().flat_map(entries_of).collect();
+    assert_eq!(chunks.len(), 3);
+    let mut reached = Vec::new();
+    for name in data_packs(&world, PackKind::Node) {
+        let whole = world.memory.read(&name, u64::MAX).unwrap();
+        for node in entries_of(&name) {
+            let mut bad = whole.clone();
+            bad[(node.offset + node.length_bytes / 2) as usize] ^= 1;
+            world.memory.plant(&name, &bad);
+            let mark = reclaim::mark_now(&world.open(), true).unwrap();
+            assert!(!mark.damage.is_empty());
+            let live = chunks
+                .iter()
+                .filter(|entry| mark.is_live(&entry.tag).unwrap());
+            reached.push(live.count());
+        }
+        world.memory.plant(&name, &whole);
+    }
+    reached.sort_unstable();
+    assert_eq!(reached, [0, 2, 2, 2]);
 }

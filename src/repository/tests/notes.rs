@@ -185,6 +185,7 @@ fn a_pack_whose_dead_frames_live_again_loses_its_row() {
     let dying = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
     world.backup(&customer, "web", &image(&[1, 2, 9]), false);
     world.erase(&customer, dying);
+    let deadline = customer.with_state(|state| state.points[&dying].deadline);
     let reclaimed = || {
         let done = reclaim(&customer, world.now(), DAY * 22, false).unwrap();
         customer.note_reclaimed(&done).unwrap();
@@ -194,6 +195,7 @@ fn a_pack_whose_dead_frames_live_again_loses_its_row() {
         panic!("a pack is partly dead")
     };
     assert!(dead.dead_bytes > 0);
+    assert_eq!(dead.earliest_deadline, deadline);
     let (_, again) = backup(&customer, "db", &image(&[3]), true);
     again.unwrap();
     let alive = PackMark {
