@@ -347,3 +347,27 @@ fn a_node_that_does_not_open_hides_only_what_is_below_it() {
     reached.sort_unstable();
     assert_eq!(reached, [0, 2, 2, 2]);
 }
+
+#[test]
+fn a_pack_without_live_frames_may_be_missing_or_cut_short_and_goes_all_the_same() {
+    for missing in [true, false] {
+        let mut world = World::new();
+        let customer = world.open();
+        let dying = world.backup(&customer, "web", &image(&[1, 2]), true);
+        let [pack] = &data_packs(&world, PackKind::Data)[..] else {
+            panic!("one pack of two chunks")
+        };
+        world.backup(&customer, "db", &image(&[3, 4]), true);
+        world.erase(&customer, dying);
+        match missing {
+            true => world.memory.delete(pack).unwrap(),
+            false => world.memory.plant(pack, b"cut"),
+        }
+        let done = reclaim::reclaim(&customer, world.now(), DAY * 22, false).unwrap();
+        assert_eq!(done.damaged, []);
+        assert!(done.removed.contains(&pack_name(pack)), "{missing}");
+        customer.note_reclaimed(&done).unwrap();
+        world.check(&customer);
+        world.quiesce(&customer);
+    }
+}
