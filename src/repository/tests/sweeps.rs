@@ -2,12 +2,14 @@
 
 use super::super::testing::*;
 use super::super::*;
+use super::crashes::rewind;
 use crate::format::entry::{Body, CertificateRef, KeyBody, Purpose};
 use crate::format::names::ObjectRole;
 use crate::model::{ObjectHash, ObjectName, PackName, PointState, SegmentName, SessionId};
 use crate::storage::{Directory, Faulty, Leftover, MAX_PROBE_BYTES, Storage, Verb};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 const HASH: ObjectHash = ObjectHash::from_bytes([7; 32]);
 
@@ -202,4 +204,34 @@ fn a_file_without_a_name_is_the_customers_whose_folder_it_is_in_or_everybodys() 
     assert!(swept.unexplained[0].starts_with("customers/acme/a copy"));
     let left = swept.leftovers.iter().map(|leftover| &leftover.place);
     assert_eq!(Vec::from_iter(left), ["a copy"]);
+}
+
+#[test]
+fn a_backup_at_any_moment_of_a_sweep_stays_whole() {
+    let mut world = World::new();
+    let first = world.open();
+    world.backup(&first, "web", &image(&[1, 2]), true);
+    let snapshot = world.memory.snapshot();
+    rewind(&world, &snapshot);
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_unchecked(store.clone(), &world.host).unwrap();
+    let before = store.operations();
+    sweep(&customer, true).unwrap();
+    for at in before + 1..=store.operations() {
+        rewind(&world, &snapshot);
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_unchecked(store.clone(), &world.host).unwrap();
+        let other = world.open_second();
+        let gate = store.freeze_before(at);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| sweep(&customer, true).unwrap());
+            assert!(gate.wait_until_reached(Duration::from_secs(10)));
+            let bytes = image(&[7, 8]);
+            let (point, result) = backup(&other, "db", &bytes, true);
+            result.unwrap();
+            gate.release();
+            assert_eq!(thread.join().unwrap().removed, [], "before operation {at}");
+            assert!(restore(&other, &point).unwrap() == bytes);
+        });
+    }
 }
