@@ -371,3 +371,15 @@ fn a_pack_without_live_frames_may_be_missing_or_cut_short_and_goes_all_the_same(
         world.quiesce(&customer);
     }
 }
+
+#[test]
+fn the_damage_of_the_only_point_is_told() {
+    let mut world = World::new();
+    let customer = world.open();
+    let point = world.backup(&customer, "web", &image(&[1]), true);
+    world
+        .memory
+        .plant(&customer.names().point(&point), b"damaged");
+    let error = reclaim::mark_now(&customer, false).err().unwrap();
+    assert_eq!(error.kind, RepositoryErrorKind::Damaged);
+}

@@ -118,6 +118,41 @@ fn a_reclaim_whose_session_is_ended_by_another_begins_anew() {
 }
 
 #[test]
+fn a_reclaim_whose_sessions_all_end_leaves_the_rest_to_the_next_prune() {
+    let (world, snapshot) = small_repository();
+    // By which operations it enters what another has ended; each run finds the next one.
+    let mut ended: Vec<u64> = Vec::new();
+    for _ in 0..8 {
+        rewind(&world, &snapshot);
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_on(store.clone(), &world.host).unwrap();
+        let other = world.open_second();
+        let last = ended.last().copied().unwrap_or(store.operations());
+        let gates: Vec<_> = ended.iter().map(|at| store.freeze_before(*at)).collect();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| Work::Reclaim.step()(&world, &customer));
+            for gate in gates {
+                assert!(gate.wait_until_reached(Duration::from_secs(10)));
+                other.refresh().unwrap();
+                let open = other.with_state(|state| *state.open.keys().next().unwrap());
+                other.abort(&open, "taken for dead").unwrap();
+                gate.release();
+            }
+            thread.join().unwrap().unwrap();
+        });
+        let log = store.log();
+        let mut entries = log.iter().filter(|line| {
+            line.number > last && line.verb == Verb::Create && line.name.contains("/ledger/")
+        });
+        match entries.nth(1) {
+            Some(entry) => ended.push(entry.number),
+            None => break,
+        }
+    }
+    assert_eq!(ended.len(), 6);
+}
+
+#[test]
 fn a_merge_whose_session_is_ended_by_another_merges_nothing() {
     let merge = |_: &World, customer: &Customer| reclaim::merge_segments(customer);
     let (merged, world) = ends_when_aborted(Work::Merge, merge, None);
@@ -129,8 +164,8 @@ fn a_merge_whose_session_is_ended_by_another_merges_nothing() {
 #[test]
 fn a_store_that_refuses_while_a_session_is_given_up_is_told() {
     for work in [Work::Reclaim, Work::Merge] {
-        // Reading back the slot, reading on, and reading on once more to abort.
-        for refused in 1..=3 {
+        // Reading back the slot, reading on twice, and reading on once more to abort.
+        for refused in 1..=4 {
             let (result, _) = ends_when_aborted(work, work.step(), Some(refused));
             assert!(result.is_err(), "operation {refused} after the entry");
         }
