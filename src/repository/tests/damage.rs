@@ -383,3 +383,44 @@ fn the_damage_of_the_only_point_is_told() {
     let error = reclaim::mark_now(&customer, false).err().unwrap();
     assert_eq!(error.kind, RepositoryErrorKind::Damaged);
 }
+
+/// A world whose only data pack of three live and dead chunks is the first returned.
+fn partly_dead() -> (World, ObjectName) {
+    let mut world = World::new();
+    let customer = world.open();
+    let dying = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    let pack = data_packs(&world, PackKind::Data).remove(0);
+    world.backup(&customer, "web", &image(&[1, 2, 9]), false);
+    world.erase(&customer, dying);
+    (world, pack)
+}
+
+#[test]
+fn a_missing_pack_of_which_something_is_live_goes_only_by_force() {
+    for force in [false, true] {
+        let (world, pack) = partly_dead();
+        let customer = world.open();
+        world.memory.delete(&pack).unwrap();
+        let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, force).unwrap();
+        assert_eq!(done.removed.contains(&pack_name(&pack)), force);
+        assert!(!done.damaged.is_empty());
+    }
+}
+
+#[test]
+fn a_pack_that_cannot_be_rewritten_is_tried_once_a_prune() {
+    let (world, pack) = partly_dead();
+    let customer = world.open();
+    damage(&world, &pack);
+    let begun = customer.with_state(|state| state.seq);
+    let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, false).unwrap();
+    assert!(!done.removed.contains(&pack_name(&pack)));
+    let mut sessions = 0;
+    let storage = std::sync::Arc::new(world.memory.clone());
+    Ledger::replay(storage, customer.names().clone(), |entry, _| {
+        sessions += usize::from(entry.seq > begun && matches!(entry.body, Body::Begin(_)));
+    })
+    .unwrap();
+    // One for the dead nodes, one for this pack.
+    assert_eq!(sessions, 2);
+}

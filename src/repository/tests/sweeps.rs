@@ -3,7 +3,7 @@
 use super::super::testing::*;
 use super::super::*;
 use super::crashes::rewind;
-use crate::format::entry::{Body, CertificateRef, KeyBody, Purpose};
+use crate::format::entry::{CertificateRef, KeyBody, Purpose};
 use crate::format::names::ObjectRole;
 use crate::model::{ObjectHash, ObjectName, PackName, PointState, SegmentName, SessionId};
 use crate::storage::{Directory, Faulty, Leftover, MAX_PROBE_BYTES, Storage, Verb};
