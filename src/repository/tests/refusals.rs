@@ -255,3 +255,27 @@ fn a_reclaim_says_up_to_where_its_mark_has_seen_the_ledger() {
         done.marked_at
     );
 }
+
+#[test]
+fn a_forced_reclaim_takes_no_refusal_of_the_store_for_damage() {
+    let (world, snapshot) = small_repository();
+    let forced = |customer: &Customer| reclaim::reclaim(customer, world.now(), DAY * 4000, true);
+    let forced_step: Step =
+        |world, customer| reclaim::reclaim(customer, world.now(), DAY * 4000, true).map(|_| ());
+    let (before, log) = operations(&world, &snapshot, forced_step);
+    let mut refused = 0;
+    for at in before + 1..=log.len() as u64 {
+        rewind(&world, &snapshot);
+        let kind = StorageErrorKind::Denied;
+        let fault = Fault::FailBefore { at, kind };
+        let store = Arc::new(Faulty::with_faults(world.memory.clone(), vec![fault]));
+        let customer = world.open_on(store, &world.host).unwrap();
+        match forced(&customer) {
+            // What is only told, such as the size of what goes, need not be readable.
+            Ok(done) => assert_eq!(done.damaged, [], "operation {at}"),
+            Err(_) => refused += 1,
+        }
+        world.check(&world.open_second());
+    }
+    assert!(refused > 10);
+}
