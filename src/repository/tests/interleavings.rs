@@ -547,6 +547,57 @@ fn what_is_erased_while_a_mark_looks_for_it_is_no_damage() {
 }
 
 #[test]
+fn a_full_of_what_is_dead_at_any_moment_of_a_reclaim_restores_or_does_not_commit() {
+    let mut world = World::new();
+    let customer = world.open();
+    let dying = world.backup(&customer, "web", &image(&[1, 2, 3, 4]), true);
+    world.backup(&customer, "mail", &image(&[4, 5]), true);
+    world.erase(&customer, dying);
+    let snapshot = world.memory.snapshot();
+    let open = |world: &World| {
+        rewind(world, &snapshot);
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_on(store.clone(), &world.host).unwrap();
+        (store.operations(), store, customer)
+    };
+    let reclaims = |world: &World, customer: &Customer| {
+        reclaim::reclaim(customer, world.now(), DAY * 4000, false).unwrap()
+    };
+    let (before, store, customer) = open(&world);
+    reclaims(&world, &customer);
+    let mut committed = 0;
+    for at in before + 1..=store.operations() {
+        let (_, store, customer) = open(&world);
+        let other = world.open_second();
+        let gate = store.freeze_before(at);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| reclaims(&world, &customer));
+            assert!(gate.wait_until_reached(Duration::from_secs(10)));
+            let bytes = image(&[1, 2]);
+            let (point, result) = backup(&other, "db", &bytes, true);
+            gate.release();
+            thread.join().unwrap();
+            if result.is_ok() {
+                committed += 1;
+                assert!(restore(&other, &point).unwrap() == bytes, "operation {at}");
+            }
+        });
+        world.check(&world.open());
+        // What was condemned although it was needed is rescued, and condemned again.
+        let mut condemned = std::collections::BTreeSet::new();
+        let storage = Arc::new(world.memory.clone());
+        Ledger::replay(storage, customer.names().clone(), |entry, _| {
+            if let Body::Condemn(body) = &entry.body {
+                let once = body.packs.iter().all(|pack| condemned.insert(*pack));
+                assert!(once, "operation {at}");
+            }
+        })
+        .unwrap();
+    }
+    assert!(committed > 5);
+}
+
+#[test]
 fn a_stream_of_begins_and_audit_entries_does_not_make_a_reclaim_plan_again() {
     let (world, _, _) = two_copies();
     let store = Arc::new(Faulty::new(world.memory.clone()));
