@@ -279,3 +279,16 @@ fn a_forced_reclaim_takes_no_refusal_of_the_store_for_damage() {
     }
     assert!(refused > 10);
 }
+
+#[test]
+fn what_is_deleted_and_not_yet_forgotten_is_not_deleted_again() {
+    let (world, _) = small_repository();
+    let customer = world.open();
+    let reclaimed = || {
+        let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, false).unwrap();
+        customer.note_reclaimed(&done).unwrap();
+        done.removed.len()
+    };
+    assert!(reclaimed() > 0);
+    assert_eq!(reclaimed(), 0);
+}
