@@ -172,17 +172,9 @@ fn pass(
     customer.may_write()?;
     destroy_erased_records(customer)?;
     pruned.aborted_sessions += customer.abort_dead_sessions(now)?;
-    // Twice: a point at its last chance is expired and erased in the same prune.
-    for _ in 0..2 {
-        let expired = expire(customer, now, request)?;
-        let erased = erase(customer, now, request)?;
-        let done = expired.is_empty() && erased.is_empty();
-        pruned.expired.extend(expired);
-        pruned.erased.extend(erased);
-        if done {
-            break;
-        }
-    }
+    // In this order: a point at its last chance is expired and erased in the same prune.
+    pruned.expired.extend(expire(customer, now, request)?);
+    pruned.erased.extend(erase(customer, now, request)?);
     pruned.decisions = customer.with_state(|state| plan_prune(state, now, request));
     go_on()?;
 

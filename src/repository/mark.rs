@@ -161,14 +161,13 @@ impl Mark {
             .copied()
     }
 
-    /// Adds every root of the ledger as last read that is not in the mark yet. Returns how many.
+    /// Adds every root of the ledger as last read that is not in the mark yet.
     ///
     /// A record that vanished because its point was erased meanwhile is no damage: the ledger is
     /// read again before anything is called so.
-    pub fn extend(&mut self, customer: &Customer) -> Result<usize, RepositoryError> {
+    pub fn extend(&mut self, customer: &Customer) -> Result<(), RepositoryError> {
         let reader = Reader::with_index(customer, self.index.clone());
         let mut scratch = ReadScratch::new()?;
-        let mut added = 0;
         let mut points: Vec<(Timestamp, PointId)> = customer.with_state(|state| {
             let roots = state.roots();
             roots.map(|(id, point)| (point.expires_at, *id)).collect()
@@ -195,10 +194,9 @@ impl Mark {
                 Err(error) => return Err(error),
             }
             self.roots.insert(point);
-            added += 1;
         }
         self.damaged_frames.extend(reader.failed_frames());
-        Ok(added)
+        Ok(())
     }
 
     fn add_root(

@@ -35,8 +35,6 @@ pub struct Swept {
     pub leftovers: Vec<Leftover>,
     /// What is left and could not be explained or removed.
     pub unexplained: Vec<String>,
-    /// The ledger's end that the listing was judged by.
-    pub seq: u64,
 }
 
 /// Judges an object by the state of a ledger that was read to its end *after* the listing.
@@ -151,7 +149,6 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
     let packs = born_packs(&index);
     let mut swept = Swept {
         listed: listed.len() as u64,
-        seq: state.seq,
         leftovers_removed,
         ..Swept::default()
     };

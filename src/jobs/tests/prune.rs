@@ -1,17 +1,19 @@
 //! Prunes of whole customers on real state folders.
 
 use crate::format::certificate::Certificate;
-use crate::format::entry::Body;
+use crate::format::entry::{Body, ClockEvent, CondemnBody, Purpose, ReclaimedBody};
 use crate::format::names::CustomerNames;
-use crate::jobs::testing::{Lab, back_up};
-use crate::model::PointId;
-use crate::policy::PolicyTerms;
-use crate::repository::testing::{DAY, change, image, restore, vm};
-use crate::repository::{Customer, Ledger};
-use crate::storage::{Directory, Fault, Faulty, Memory, Storage, StorageErrorKind};
+use crate::jobs::testing::{Lab, back_up, prune_with};
+use crate::jobs::{JobErrorKind, PruneRequest, Quiet, plan_prune, prune, undo};
+use crate::model::{ObjectHash, PackName, PointId, PointState, SessionId};
+use crate::policy::{Action, PolicyTerms, next_prune_ends};
+use crate::repository::testing::{DAY, Running, change, image, restore, vm};
+use crate::repository::{Customer, Ledger, RepositoryErrorKind};
+use crate::storage::{Directory, Fault, Faulty, Memory, Storage, StorageErrorKind, Verb};
 use jiff::SignedDuration;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// A maximum of a week: five nights are kept, and the next prune takes what is older.
@@ -48,6 +50,17 @@ fn what_is_erased_is_certified_once_its_bytes_are_gone() {
     assert_eq!(pruned.notes, Vec::<String>::new());
     let certificate = pruned.certificate.unwrap();
     assert!(certificate.erased > 0);
+}
+
+#[test]
+fn a_prune_after_which_there_is_nothing_new_to_say_signs_nothing() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    nights(&lab, 1);
+    let customer = lab.open();
+    assert_eq!(lab.prune(&customer).unwrap().certificate, None);
+    nights(&lab, 7);
+    assert!(lab.prune(&customer).unwrap().certificate.is_some());
+    assert_eq!(lab.prune(&customer).unwrap().certificate, None);
 }
 
 #[test]
@@ -202,6 +215,43 @@ fn damage_holds_a_reclaim_back_until_the_next_prune_may_come_too_late() {
 }
 
 #[test]
+fn damage_holds_back_what_is_due_when_the_next_prune_has_surely_ended() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    // Points of eight in the morning, when the next prune has ended as well.
+    lab.pass(SignedDuration::from_hours(9));
+    let customer = damaged(&lab);
+    let due = customer.with_state(|state| state.unmarked_erasures().into_values().min());
+    let due = due.unwrap();
+    let left = due.duration_since(lab.time.now());
+    lab.pass(left - SignedDuration::from_hours(34));
+    lab.vouch();
+    let next = customer
+        .with_state(|state| next_prune_ends(state.policy.as_ref().unwrap(), lab.time.now()));
+    assert_eq!(next, due);
+    assert!(lab.prune(&customer).unwrap().damage.is_some());
+}
+
+#[test]
+fn dead_bytes_leave_a_quarter_of_the_budget_before_their_deadline() {
+    for (hours, leave) in [(200, false), (80, true)] {
+        let lab = Lab::new(Arc::new(Memory::new()), &PolicyTerms::default());
+        let customer = lab.open();
+        let first = back_up(&customer, "web", &image(&[1, 2, 100]), true);
+        back_up(&customer, "web", &image(&[1, 2, 200]), false);
+        change(&customer, first, Body::Expire).unwrap();
+        change(&customer, first, Body::Erase).unwrap();
+        let due = customer.with_state(|state| state.points[&first].deadline);
+        let left = due.duration_since(lab.time.now());
+        lab.pass(left - SignedDuration::from_hours(hours));
+        lab.vouch();
+        // Holds two chunks of the first point's pack, which is not half dead.
+        back_up(&customer, "web", &image(&[1, 2, 300]), false);
+        let pruned = lab.prune(&customer).unwrap();
+        assert_eq!(pruned.reclaimed.rewritten_bytes > 0, leave, "{hours} h");
+    }
+}
+
+#[test]
 fn a_prune_that_dies_at_any_operation_is_gone_on_with_by_the_next() {
     let ready = || {
         let lab = Lab::new(Arc::new(Memory::new()), &a_week());
@@ -238,4 +288,373 @@ fn a_prune_that_dies_at_any_operation_is_gone_on_with_by_the_next() {
         }
         assert!(state.open.is_empty(), "{place}");
     }
+}
+
+#[test]
+fn an_undo_brings_back_what_is_expired_and_nothing_else() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    nights(&lab, 1);
+    let store = Arc::new(Faulty::new(lab.storage.clone()));
+    let customer = lab.open_on(store.clone(), &lab.host);
+    let point = customer.base(&vm("web")).unwrap();
+    let undo = || undo(&customer, point, "asked for").map_err(|error| error.kind);
+    assert_eq!(undo(), Err(JobErrorKind::Refused));
+    change(&customer, point, Body::Expire).unwrap();
+    let (at, kind) = (store.operations() + 1, StorageErrorKind::Denied);
+    store.add(Fault::FailBefore { at, kind });
+    let denied = RepositoryErrorKind::Storage(kind);
+    assert_eq!(undo(), Err(JobErrorKind::Repository(denied)));
+    assert_eq!(undo(), Ok(()));
+    assert!(restore(&customer, &point).is_ok());
+    change(&customer, point, Body::Expire).unwrap();
+    change(&customer, point, Body::Erase).unwrap();
+    assert_eq!(undo(), Err(JobErrorKind::Refused));
+}
+
+#[test]
+fn a_prune_counts_the_dead_sessions_that_it_ends() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    let customer = lab.open();
+    drop(Running::write(&customer, "web", &image(&[1, 2]), true).unwrap());
+    drop(Running::write(&customer, "db", &image(&[3]), true).unwrap());
+    assert_eq!(lab.prune(&customer).unwrap().aborted_sessions, 2);
+    assert_eq!(lab.prune(&customer).unwrap().aborted_sessions, 0);
+}
+
+#[test]
+fn what_an_operator_vouches_for_is_written_down() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    let customer = lab.open();
+    let trusted = || {
+        let names = CustomerNames::new(customer.name());
+        let mut trusted = 0;
+        Ledger::replay(lab.storage.clone(), names, |entry, _| {
+            if let Body::Clock(body) = &entry.body {
+                trusted += usize::from(body.event == ClockEvent::Trusted);
+            }
+        })
+        .unwrap();
+        trusted
+    };
+    for vouched in [false, true] {
+        let (request, stop) = (PruneRequest::default(), AtomicBool::new(false));
+        prune(&customer, &lab.host, request, vouched, &Quiet, &stop).unwrap();
+        assert_eq!(trusted(), usize::from(vouched));
+    }
+}
+
+#[test]
+fn a_point_at_its_last_chance_is_expired_and_erased_in_one_prune() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    let customer = lab.open();
+    let point = back_up(&customer, "web", &image(&[1]), true);
+    let due = customer.with_state(|state| state.points[&point].deadline);
+    let left = due.duration_since(lab.time.now());
+    lab.pass(left - SignedDuration::from_hours(25));
+    lab.vouch();
+    let pruned = lab.prune(&customer).unwrap();
+    assert_eq!((pruned.expired, pruned.erased), (vec![point], vec![point]));
+}
+
+#[test]
+fn a_prune_forgets_more_deleted_packs_than_one_entry_names() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    let customer = lab.open();
+    let packs: Vec<PackName> = (0..4100_u32)
+        .map(|number| PackName {
+            session: SessionId::from_bytes([1; 16]),
+            hash: ObjectHash::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes()),
+        })
+        .collect();
+    let begun = customer.begin(Purpose::Reclaim, None).unwrap();
+    let condemned = CondemnBody {
+        session: begun.id,
+        packs: packs.clone(),
+        segments: Vec::new(),
+    };
+    let deleted = ReclaimedBody {
+        session: None,
+        marked_at: 0,
+        deleted: packs,
+        marks: Vec::new(),
+        certificate: None,
+        destroyed: Vec::new(),
+    };
+    for body in [Body::Condemn(condemned), Body::Reclaimed(deleted)] {
+        customer.append(|_| Ok(body.clone())).unwrap();
+    }
+    assert_eq!(customer.with_state(|state| state.condemned.len()), 4100);
+    lab.prune(&customer).unwrap();
+    assert!(customer.with_state(|state| state.condemned.is_empty()));
+}
+
+#[test]
+fn what_a_prune_removes_is_told_once() {
+    let memory = Memory::new();
+    let lab = Lab::new(Arc::new(memory.clone()), &a_week());
+    let customer = lab.open();
+    for (late, leftover) in [(false, true), (true, false), (true, true)] {
+        if late {
+            let pack = customer.names().pack(&PackName {
+                session: SessionId::from_bytes([9; 16]),
+                hash: ObjectHash::from_bytes([9; 32]),
+            });
+            lab.storage.create(&pack, b"of no session").unwrap();
+        }
+        if leftover {
+            memory.plant_leftover("temporary", 7);
+        }
+        let swept = lab.prune(&customer).unwrap().swept;
+        let told = (swept.removed.len(), swept.leftovers_removed.len());
+        assert_eq!(told, (usize::from(late), usize::from(leftover)));
+    }
+}
+
+#[test]
+fn a_confirmed_prune_erases_without_the_wait() {
+    let lab = Lab::new(Arc::new(Memory::new()), &PolicyTerms::default());
+    nights(&lab, 2);
+    let customer = lab.open();
+    let point = customer.base(&vm("web")).unwrap();
+    change(&customer, point, Body::Expire).unwrap();
+    let pruned = lab.prune(&customer).unwrap();
+    let waits = |action: &Action| matches!(action, Action::AwaitErase { .. });
+    assert!(
+        pruned
+            .decisions
+            .iter()
+            .any(|row| row.point == point && waits(&row.action))
+    );
+    assert_eq!(pruned.erased, []);
+    let confirm = PruneRequest {
+        confirm: true,
+        ..PruneRequest::default()
+    };
+    let planned = customer.with_state(|state| plan_prune(state, lab.time.now(), confirm));
+    assert!(
+        planned
+            .iter()
+            .any(|row| row.point == point && row.action == Action::Erase)
+    );
+    let pruned = prune_with(&customer, &lab.host, confirm).unwrap();
+    assert_eq!(pruned.erased, [point]);
+    let state = customer.with_state(|state| state.points.get(&point).map(|row| row.state));
+    assert_ne!(state, Some(PointState::Expired));
+}
+
+/// A prune whose first operation fails like that: what it noted, and whether it used the reserve.
+fn noted_after(
+    failure: Option<StorageErrorKind>,
+    storage: Arc<dyn Storage>,
+    has_reserve: bool,
+) -> (Option<Vec<String>>, bool) {
+    let lab = Lab::new(storage, &a_week());
+    let store = Arc::new(Faulty::new(lab.storage.clone()));
+    let customer = lab.open_on(store.clone(), &lab.host);
+    let at = store.operations() + 1;
+    if let Some(kind) = failure {
+        store.add(Fault::FailBefore { at, kind });
+    }
+    let request = PruneRequest {
+        has_reserve,
+        ..PruneRequest::default()
+    };
+    let pruned = prune_with(&customer, &lab.host, request);
+    let released = |verb| verb == Verb::ReleaseReserve;
+    let log = store.log();
+    (
+        pruned.ok().map(|pruned| pruned.notes),
+        log.iter().any(|line| released(line.verb)),
+    )
+}
+
+#[test]
+fn only_a_full_store_costs_the_reserve_and_a_missing_one_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let with_reserve = |name: &str| -> Arc<dyn Storage> {
+        Arc::new(Directory::init(&folder.path().join(name), 4096).unwrap())
+    };
+    let (full, denied) = (StorageErrorKind::Full, StorageErrorKind::Denied);
+    let quiet = (Some(Vec::new()), false);
+    assert_eq!(noted_after(None, with_reserve("one"), true), quiet);
+    let (notes, released) = noted_after(Some(full), with_reserve("two"), true);
+    let notes = notes.unwrap();
+    assert!(released && notes.len() == 1, "{notes:?}");
+    assert!(notes[0].contains("was full"), "{notes:?}");
+    let outcome = noted_after(Some(denied), with_reserve("three"), true);
+    assert_eq!(outcome, (None, false));
+
+    let without = || Arc::new(Memory::new());
+    assert_eq!(noted_after(None, without(), false), quiet);
+    let (notes, _) = noted_after(None, without(), true);
+    assert!(notes.unwrap()[0].contains("no room"));
+    assert_eq!(noted_after(Some(full), without(), false), (None, true));
+}
+
+/// Numbers of the operations by which a prune of this lab enters something.
+fn entries_of_a_prune(lab: &Lab) -> Vec<u64> {
+    let store = Arc::new(Faulty::new(lab.storage.clone()));
+    let customer = lab.open_on(store.clone(), &lab.host);
+    lab.prune(&customer).unwrap();
+    let log = store.log().into_iter();
+    log.filter(|line| line.verb == Verb::Create && line.name.contains("/ledger/"))
+        .map(|line| line.number)
+        .collect()
+}
+
+#[test]
+fn another_prune_at_any_entry_of_a_prune_leaves_no_entry_without_a_point() {
+    let ready = || {
+        let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+        nights(&lab, 7);
+        lab
+    };
+    let entries = entries_of_a_prune(&ready());
+    assert!(entries.len() > 3, "{entries:?}");
+    for at in entries {
+        let lab = ready();
+        let store = Arc::new(Faulty::new(lab.storage.clone()));
+        let (customer, other) = (lab.open_on(store.clone(), &lab.host), lab.open_second());
+        let gate = store.freeze_before(at);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| lab.prune(&customer).unwrap());
+            assert!(gate.wait_until_reached(Duration::from_secs(10)));
+            lab.prune(&other).unwrap();
+            gate.release();
+            thread.join().unwrap();
+        });
+        let names = CustomerNames::new(customer.name());
+        Ledger::replay(lab.storage.clone(), names, |entry, verdict| {
+            assert_eq!(verdict, Ok(()));
+            if let Body::Expire(body) | Body::Erase(body) = &entry.body {
+                assert_ne!(body.points, [], "before operation {at}");
+            }
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_prune_whose_entry_the_store_refuses_fails_with_that() {
+    let ready = || {
+        let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+        nights(&lab, 7);
+        lab
+    };
+    for at in entries_of_a_prune(&ready()) {
+        let lab = ready();
+        let kind = StorageErrorKind::Denied;
+        let store = Arc::new(Faulty::new(lab.storage.clone()));
+        store.add(Fault::FailBefore { at, kind });
+        let error = lab.prune(&lab.open_on(store, &lab.host)).unwrap_err();
+        let denied = RepositoryErrorKind::Storage(kind);
+        assert_eq!(
+            error.kind,
+            JobErrorKind::Repository(denied),
+            "operation {at}"
+        );
+    }
+}
+
+/// A lab whose next prune signs a certificate, and by which operation it creates that entry.
+fn before_a_certificate() -> (Lab, u64) {
+    let ready = || {
+        let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+        nights(&lab, 7);
+        lab
+    };
+    let entries = entries_of_a_prune(&ready());
+    (ready(), *entries.last().unwrap())
+}
+
+#[test]
+fn a_mark_that_moves_during_a_certificate_leaves_it_to_the_next_prune() {
+    let (lab, at) = before_a_certificate();
+    let store = Arc::new(Faulty::new(lab.storage.clone()));
+    let (customer, other) = (lab.open_on(store.clone(), &lab.host), lab.open_second());
+    let gate = store.freeze_before(at);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| lab.prune(&customer).unwrap());
+        assert!(gate.wait_until_reached(Duration::from_secs(10)));
+        let marked = |marked_at| ReclaimedBody {
+            session: None,
+            marked_at,
+            deleted: Vec::new(),
+            marks: Vec::new(),
+            certificate: None,
+            destroyed: Vec::new(),
+        };
+        other
+            .append(|state| Ok(Body::Reclaimed(marked(state.seq))))
+            .unwrap();
+        gate.release();
+        assert_eq!(thread.join().unwrap().certificate, None);
+    });
+    assert!(customer.state().open.is_empty());
+    assert!(lab.prune(&customer).unwrap().certificate.is_some());
+}
+
+#[test]
+fn a_certificate_of_which_nobody_knows_whether_it_stands_is_not_given_up() {
+    let (lab, at) = before_a_certificate();
+    let store = Arc::new(Faulty::new(lab.storage.clone()));
+    for (at, kind) in [
+        (at, StorageErrorKind::Transient),
+        (at + 1, StorageErrorKind::Denied),
+    ] {
+        store.add(Fault::FailBefore { at, kind });
+    }
+    let customer = lab.open_on(store, &lab.host);
+    let error = lab.prune(&customer).unwrap_err();
+    let uncertain = JobErrorKind::Repository(RepositoryErrorKind::Uncertain);
+    assert_eq!(error.kind, uncertain);
+    let state = lab.open_second().state();
+    let proving = |purpose| purpose == Purpose::Prove;
+    assert!(state.open.values().any(|open| proving(open.purpose)));
+    assert!(lab.prune(&lab.open()).unwrap().certificate.is_some());
+}
+
+#[test]
+fn a_certificate_that_the_store_refuses_is_given_up() {
+    let (lab, at) = before_a_certificate();
+    let kind = StorageErrorKind::Denied;
+    let fault = Fault::FailBefore { at, kind };
+    let store = Arc::new(Faulty::with_faults(lab.storage.clone(), vec![fault]));
+    lab.prune(&lab.open_on(store, &lab.host)).unwrap_err();
+    assert!(lab.open_second().state().open.is_empty());
+}
+
+#[test]
+fn a_certificate_says_what_was_erased_and_what_is_left_until_when() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    nights(&lab, 1);
+    let customer = lab.open();
+    let first = customer.base(&vm("web")).unwrap();
+    back_up(&customer, "web", &image(&[1, 2, 300]), false);
+    let row = customer.with_state(|state| state.points[&first].clone());
+    change(&customer, first, Body::Expire).unwrap();
+    let erase_entry = change(&customer, first, Body::Erase).unwrap();
+    let pruned = lab.prune(&customer).unwrap();
+    let told = pruned.certificate.unwrap();
+    let bytes = lab.storage.read(&told.object, u64::MAX).unwrap();
+    let certificate = Certificate::parse(&bytes).unwrap();
+    let [erased] = &certificate.erased[..] else {
+        panic!("{:?}", certificate.erased)
+    };
+    assert_eq!((erased.point, erased.vm.as_str()), (first, "web"));
+    assert_eq!(
+        (erased.taken_at, erased.deadline),
+        (row.taken_at, row.deadline)
+    );
+    assert_eq!(erased.erase_entry, erase_entry);
+    // One chunk of three is dead, and waits for more.
+    assert!(certificate.unreadable_bytes_left > 0);
+    assert_eq!(certificate.unreadable_bytes_deadline, Some(row.deadline));
+    assert_eq!((told.erased, told.destroyed), (1, 0));
+    let state = customer.state();
+    let reference = state.certificates.last().unwrap();
+    let hash = |bytes: &[u8]| ObjectHash::from_bytes(*blake3::hash(bytes).as_bytes());
+    let signature = lab.storage.read(&told.signature, u64::MAX).unwrap();
+    assert_eq!(reference.hash, hash(&bytes));
+    assert_eq!(reference.signature_hash, hash(&signature));
 }

@@ -4,6 +4,8 @@ mod audit;
 mod checkpoint;
 #[cfg(any(test, fuzzing))]
 pub(super) mod hostile_bytes;
+#[cfg(test)]
+mod rules;
 mod state;
 
 pub use audit::Hidden;

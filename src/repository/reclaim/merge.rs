@@ -145,7 +145,6 @@ fn choose(runs: &[Run]) -> Vec<&Run> {
     if runs.len() < MERGE_AT_RUNS {
         return chosen;
     }
-    let forgetting = !chosen.is_empty();
     let mut sum: usize = chosen.iter().map(|run| run.records).sum();
     for run in fresh {
         if chosen.len() >= 2 && sum * 4 < run.records {
@@ -154,10 +153,7 @@ fn choose(runs: &[Run]) -> Vec<&Run> {
         sum += run.records;
         chosen.push(run);
     }
-    match chosen.len() >= 2 || forgetting {
-        true => chosen,
-        false => Vec::new(),
-    }
+    chosen
 }
 
 /// Writes the records of several runs as one, without those of deleted packs.
@@ -237,5 +233,43 @@ where
         None => Ok(None),
         Some(Ok((_, record))) => Ok(Some(record.tag)),
         Some(Err(error)) => Err(error.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many records each chosen run has, of so many fresh runs and stale ones.
+    fn chosen(fresh: &[usize], stale: &[usize]) -> Vec<usize> {
+        let run = |stale| {
+            move |records: &usize| Run {
+                records: *records,
+                stale,
+                segments: Vec::new(),
+            }
+        };
+        let fresh = fresh.iter().map(run(false));
+        let runs: Vec<Run> = fresh.chain(stale.iter().map(run(true))).collect();
+        choose(&runs).iter().map(|run| run.records).collect()
+    }
+
+    #[test]
+    fn runs_that_list_what_is_deleted_are_joined_at_once_and_others_when_there_are_many() {
+        assert!(chosen(&[1; 11], &[]).is_empty());
+        assert_eq!(chosen(&[1; 12], &[]), [1; 12]);
+        assert_eq!(chosen(&[1; 10], &[7]), [7]);
+        assert_eq!(chosen(&[1; 11], &[7])[..2], [7, 1]);
+    }
+
+    #[test]
+    fn a_run_is_joined_by_a_larger_one_while_it_is_a_quarter_of_it() {
+        let mut fresh = [1000; 12];
+        fresh[..4].copy_from_slice(&[1, 1, 8, 41]);
+        assert_eq!(chosen(&fresh, &[]), [1, 1, 8]);
+        fresh[3] = 40;
+        assert_eq!(chosen(&fresh, &[]), [1, 1, 8, 40]);
+        // Two are always joined, however different they are.
+        assert_eq!(chosen(&[1000; 11], &[1]).len(), 12);
     }
 }

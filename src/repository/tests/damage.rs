@@ -4,8 +4,9 @@ use super::super::testing::*;
 use super::super::*;
 use crate::format::entry::{Body, CondemnBody, Purpose, VerifyMethod};
 use crate::format::pack::{self, PackBuilder, PackKind};
+
 use crate::model::PointId;
-use crate::model::{ObjectName, PackName};
+use crate::model::{FAN_OUT, ObjectName, PackName};
 use std::sync::atomic::AtomicBool;
 
 fn data_packs(world: &World, kind: PackKind) -> Vec<ObjectName> {
@@ -291,4 +292,135 @@ fn one_rotten_key_file_does_not_stand_in_the_way_of_another() {
         .unwrap();
     world.memory.plant(&object, b"rot");
     world.open();
+}
+
+/// A disk of a root and three nodes, the last of them short, with a chunk below each.
+fn two_levels(first: u32) -> Vec<u8> {
+    let mut chunks = vec![0; 2 * FAN_OUT + 3];
+    (chunks[0], chunks[FAN_OUT], chunks[2 * FAN_OUT + 2]) = (first, 2, 3);
+    image(&chunks)
+}
+
+#[test]
+fn a_reclaim_moves_the_nodes_of_a_tree_of_two_levels() {
+    let mut world = World::new();
+    let customer = world.open();
+    let dying = world.backup(&customer, "web", &two_levels(1), true);
+    world.backup(&customer, "web", &two_levels(9), false);
+    world.erase(&customer, dying);
+    let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, false).unwrap();
+    assert!(done.rewritten_bytes > 0);
+    assert_eq!(done.damaged, []);
+    world.check(&customer);
+    world.quiesce(&customer);
+    world.check(&customer);
+}
+
+#[test]
+fn a_node_that_does_not_open_hides_only_what_is_below_it() {
+    let mut world = World::new();
+    let customer = world.open();
+    world.backup(&customer, "web", &two_levels(1), true);
+    let chunks = data_packs(&world, PackKind::Data);
+    let entries_of = |name: &ObjectName| {
+        let bytes = world.memory.read(name, u64::MAX).unwrap();
+        crate::format::pack::directory_of(&bytes).unwrap()
+    };
+    let chunks: Vec<_> = chunks.iter().flat_map(entries_of).collect();
+    assert_eq!(chunks.len(), 3);
+    let mut reached = Vec::new();
+    for name in data_packs(&world, PackKind::Node) {
+        let whole = world.memory.read(&name, u64::MAX).unwrap();
+        for node in entries_of(&name) {
+            let mut bad = whole.clone();
+            bad[(node.offset + node.length_bytes / 2) as usize] ^= 1;
+            world.memory.plant(&name, &bad);
+            let mark = reclaim::mark_now(&world.open(), true).unwrap();
+            assert!(!mark.damage.is_empty());
+            let live = chunks
+                .iter()
+                .filter(|entry| mark.is_live(&entry.tag).unwrap());
+            reached.push(live.count());
+        }
+        world.memory.plant(&name, &whole);
+    }
+    reached.sort_unstable();
+    assert_eq!(reached, [0, 2, 2, 2]);
+}
+
+#[test]
+fn a_pack_without_live_frames_may_be_missing_or_cut_short_and_goes_all_the_same() {
+    for missing in [true, false] {
+        let mut world = World::new();
+        let customer = world.open();
+        let dying = world.backup(&customer, "web", &image(&[1, 2]), true);
+        let [pack] = &data_packs(&world, PackKind::Data)[..] else {
+            panic!("one pack of two chunks")
+        };
+        world.backup(&customer, "db", &image(&[3, 4]), true);
+        world.erase(&customer, dying);
+        match missing {
+            true => world.memory.delete(pack).unwrap(),
+            false => world.memory.plant(pack, b"cut"),
+        }
+        let done = reclaim::reclaim(&customer, world.now(), DAY * 22, false).unwrap();
+        assert_eq!(done.damaged, []);
+        assert!(done.removed.contains(&pack_name(pack)), "{missing}");
+        customer.note_reclaimed(&done).unwrap();
+        world.check(&customer);
+        world.quiesce(&customer);
+    }
+}
+
+#[test]
+fn the_damage_of_the_only_point_is_told() {
+    let mut world = World::new();
+    let customer = world.open();
+    let point = world.backup(&customer, "web", &image(&[1]), true);
+    world
+        .memory
+        .plant(&customer.names().point(&point), b"damaged");
+    let error = reclaim::mark_now(&customer, false).err().unwrap();
+    assert_eq!(error.kind, RepositoryErrorKind::Damaged);
+}
+
+/// A world whose only data pack of three live and dead chunks is the first returned.
+fn partly_dead() -> (World, ObjectName) {
+    let mut world = World::new();
+    let customer = world.open();
+    let dying = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    let pack = data_packs(&world, PackKind::Data).remove(0);
+    world.backup(&customer, "web", &image(&[1, 2, 9]), false);
+    world.erase(&customer, dying);
+    (world, pack)
+}
+
+#[test]
+fn a_missing_pack_of_which_something_is_live_goes_only_by_force() {
+    for force in [false, true] {
+        let (world, pack) = partly_dead();
+        let customer = world.open();
+        world.memory.delete(&pack).unwrap();
+        let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, force).unwrap();
+        assert_eq!(done.removed.contains(&pack_name(&pack)), force);
+        assert!(!done.damaged.is_empty());
+    }
+}
+
+#[test]
+fn a_pack_that_cannot_be_rewritten_is_tried_once_a_prune() {
+    let (world, pack) = partly_dead();
+    let customer = world.open();
+    damage(&world, &pack);
+    let begun = customer.with_state(|state| state.seq);
+    let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, false).unwrap();
+    assert!(!done.removed.contains(&pack_name(&pack)));
+    let mut sessions = 0;
+    let storage = std::sync::Arc::new(world.memory.clone());
+    Ledger::replay(storage, customer.names().clone(), |entry, _| {
+        sessions += usize::from(entry.seq > begun && matches!(entry.body, Body::Begin(_)));
+    })
+    .unwrap();
+    // One for the dead nodes, one for this pack.
+    assert_eq!(sessions, 2);
 }

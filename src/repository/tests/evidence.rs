@@ -177,6 +177,32 @@ fn an_entry_of_a_host_that_was_never_admitted_is_void() {
 }
 
 #[test]
+fn a_replay_tells_every_entry_and_which_is_void() {
+    let world = with_points();
+    let customer = world.open();
+    let stranger = TestHost::new(&world.time);
+    let begin = crate::format::entry::BeginBody {
+        session: SessionId::from_bytes([1; 16]),
+        purpose: crate::format::entry::Purpose::Merge,
+        vm: None,
+        point: None,
+        expires_at: None,
+        deadline: None,
+    };
+    let void = plant_next(&world, &customer, &stranger, Body::Begin(begin));
+    let (mut seen, mut voids) = (0, Vec::new());
+    let storage = Arc::new(world.memory.clone());
+    let state = Ledger::replay(storage, customer.names().clone(), |entry, verdict| {
+        seen += 1;
+        assert_eq!(entry.seq, seen);
+        voids.extend(verdict.err().map(|_| entry.seq));
+    });
+    customer.refresh().unwrap();
+    assert_eq!(state.unwrap(), customer.state());
+    assert_eq!((seen, voids), (void, vec![void]));
+}
+
+#[test]
 fn what_a_later_version_wrote_makes_this_one_read_and_never_write_or_delete() {
     let mut world = with_points();
     let customer = world.open();
@@ -209,6 +235,26 @@ fn what_a_later_version_wrote_makes_this_one_read_and_never_write_or_delete() {
             .map(|error| error.kind),
     );
     assert_eq!(world.packs(), packs);
+}
+
+#[test]
+fn an_entry_that_does_not_open_is_of_a_later_version_if_it_says_so_and_else_damaged() {
+    let world = with_points();
+    let end = world.open().with_state(|state| state.seq);
+    for (entry, kind) in [
+        (
+            "{\"vmkeep\":2}\nsigned in a new way",
+            RepositoryErrorKind::Newer,
+        ),
+        (
+            "{\"vmkeep\":1}\nsigned in a new way",
+            RepositoryErrorKind::Damaged,
+        ),
+        ("no json\n{\"vmkeep\":2}", RepositoryErrorKind::Damaged),
+    ] {
+        world.memory.plant(&entry_name(end + 1), entry.as_bytes());
+        assert_eq!(refusal(&world).kind, kind, "{entry}");
+    }
 }
 
 #[test]
@@ -319,6 +365,41 @@ fn a_slot_that_was_taken_and_cannot_be_read_back_is_uncertain_not_failed() {
         met > 0,
         "no operation came between the creation and its reading back"
     );
+}
+
+/// What comes of an entry whose operations, from its creation on, meet these failures one by one.
+fn outcome_of_failures(failures: &[Option<StorageErrorKind>]) -> Result<u64, RepositoryError> {
+    let world = World::new();
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_unchecked(store.clone(), &world.host).unwrap();
+    // The first only sees that the slot is free.
+    let before = store.operations() + 1;
+    for (failure, at) in failures.iter().zip(before + 1..) {
+        if let Some(kind) = *failure {
+            store.add(Fault::FailBefore { at, kind });
+        }
+    }
+    let outcome = try_to_change_nothing(&customer);
+    let log = store.log();
+    assert_eq!(log[before as usize].verb, Verb::Create);
+    outcome
+}
+
+#[test]
+fn a_refusal_after_an_attempt_whose_reply_was_lost_is_uncertain_and_before_it_is_not() {
+    let (lost, denied) = (StorageErrorKind::Transient, StorageErrorKind::Denied);
+    let error = outcome_of_failures(&[Some(lost), Some(denied)]).unwrap_err();
+    assert_eq!(error.kind, RepositoryErrorKind::Uncertain);
+    let error = outcome_of_failures(&[Some(denied)]).unwrap_err();
+    assert_eq!(error.kind, RepositoryErrorKind::Storage(denied));
+}
+
+#[test]
+fn reading_an_entry_back_is_repeated_while_the_store_is_out_of_reach_and_not_when_it_refuses() {
+    let (lost, denied) = (StorageErrorKind::Transient, StorageErrorKind::Denied);
+    outcome_of_failures(&[None, Some(lost), Some(lost)]).unwrap();
+    let error = outcome_of_failures(&[None, Some(denied)]).unwrap_err();
+    assert_eq!(error.kind, RepositoryErrorKind::Uncertain);
 }
 
 /// Restore points enough for a checkpoint, and how many entries there are.

@@ -463,6 +463,141 @@ fn a_merge_at_any_moment_of_a_reclaim_or_a_commit_loses_no_place() {
 }
 
 #[test]
+fn a_mark_knows_the_root_of_a_commit_without_packs_that_overtook_it() {
+    let mut world = World::new();
+    let customer = world.open();
+    let bytes = image(&[1, 2]);
+    let dying = world.backup(&customer, "web", &bytes, true);
+    world.erase(&customer, dying);
+    let snapshot = world.memory.snapshot();
+    let tag = customer.keys().tag(
+        &customer
+            .keys()
+            .id(crate::model::PieceKind::Chunk, &bytes[..CHUNK]),
+    );
+    let marks = |customer: &Customer| {
+        let mark = reclaim::mark_now(customer, false).unwrap();
+        let known = customer.with_state(|state| state.roots().count() == 1);
+        assert_eq!(mark.is_live(&tag).unwrap(), known);
+        known
+    };
+    let open = |world: &World| {
+        rewind(world, &snapshot);
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_on(store.clone(), &world.host).unwrap();
+        (store.operations(), store, customer)
+    };
+    let (before, store, customer) = open(&world);
+    assert!(!marks(&customer));
+    let mut overtaken = 0;
+    for at in before + 1..=store.operations() {
+        let (_, store, customer) = open(&world);
+        let other = world.open_second();
+        let gate = store.freeze_before(at);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| marks(&customer));
+            assert!(gate.wait_until_reached(Duration::from_secs(10)));
+            backup(&other, "web", &bytes, true).1.unwrap();
+            gate.release();
+            overtaken += usize::from(thread.join().unwrap());
+        });
+    }
+    assert!(overtaken > 0);
+}
+
+#[test]
+fn what_is_erased_while_a_mark_looks_for_it_is_no_damage() {
+    let mut world = World::new();
+    let customer = world.open();
+    // The damaged one is looked for first.
+    let second = world.backup(&customer, "db", &image(&[3, 4]), true);
+    world.time.pass(DAY);
+    let dying = world.backup(&customer, "web", &image(&[1, 2]), true);
+    world
+        .memory
+        .plant(&customer.names().point(&dying), b"damaged");
+    let snapshot = world.memory.snapshot();
+    let is_damage = |customer: &Customer| {
+        let damaged = reclaim::mark_now(customer, false).is_err();
+        let there = customer.with_state(|state| state.roots().any(|(id, _)| *id == dying));
+        assert_eq!(damaged, there);
+        damaged
+    };
+    let open = |world: &World| {
+        rewind(world, &snapshot);
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_on(store.clone(), &world.host).unwrap();
+        (store.operations(), store, customer)
+    };
+    let (before, store, customer) = open(&world);
+    assert!(is_damage(&customer));
+    for at in before + 1..=store.operations() {
+        let (_, store, customer) = open(&world);
+        let other = world.open_second();
+        let gate = store.freeze_before(at);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| is_damage(&customer));
+            assert!(gate.wait_until_reached(Duration::from_secs(10)));
+            world.erase(&other, dying);
+            world.erase(&other, second);
+            gate.release();
+            thread.join().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_full_of_what_is_dead_at_any_moment_of_a_reclaim_restores_or_does_not_commit() {
+    let mut world = World::new();
+    let customer = world.open();
+    let dying = world.backup(&customer, "web", &image(&[1, 2, 3, 4]), true);
+    world.backup(&customer, "mail", &image(&[4, 5]), true);
+    world.erase(&customer, dying);
+    let snapshot = world.memory.snapshot();
+    let open = |world: &World| {
+        rewind(world, &snapshot);
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_on(store.clone(), &world.host).unwrap();
+        (store.operations(), store, customer)
+    };
+    let reclaims = |world: &World, customer: &Customer| {
+        reclaim::reclaim(customer, world.now(), DAY * 4000, false).unwrap()
+    };
+    let (before, store, customer) = open(&world);
+    reclaims(&world, &customer);
+    let mut committed = 0;
+    for at in before + 1..=store.operations() {
+        let (_, store, customer) = open(&world);
+        let other = world.open_second();
+        let gate = store.freeze_before(at);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| reclaims(&world, &customer));
+            assert!(gate.wait_until_reached(Duration::from_secs(10)));
+            let bytes = image(&[1, 2]);
+            let (point, result) = backup(&other, "db", &bytes, true);
+            gate.release();
+            thread.join().unwrap();
+            if result.is_ok() {
+                committed += 1;
+                assert!(restore(&other, &point).unwrap() == bytes, "operation {at}");
+            }
+        });
+        world.check(&world.open());
+        // What was condemned although it was needed is rescued, and condemned again.
+        let mut condemned = std::collections::BTreeSet::new();
+        let storage = Arc::new(world.memory.clone());
+        Ledger::replay(storage, customer.names().clone(), |entry, _| {
+            if let Body::Condemn(body) = &entry.body {
+                let once = body.packs.iter().all(|pack| condemned.insert(*pack));
+                assert!(once, "operation {at}");
+            }
+        })
+        .unwrap();
+    }
+    assert!(committed > 5);
+}
+
+#[test]
 fn a_stream_of_begins_and_audit_entries_does_not_make_a_reclaim_plan_again() {
     let (world, _, _) = two_copies();
     let store = Arc::new(Faulty::new(world.memory.clone()));

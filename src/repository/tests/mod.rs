@@ -4,5 +4,8 @@ mod evidence;
 mod explore;
 mod interleavings;
 mod model;
+mod notes;
 mod points;
 mod power;
+mod refusals;
+mod sweeps;
