@@ -89,6 +89,13 @@ fn a_listing_of_several_pages_is_whole() {
     let listed = store.list("many").expect("a listing");
     assert_eq!(listed.len(), 1200);
     assert!(listed.is_sorted());
+    assert_eq!(store.leftovers("many"), Ok(Vec::new()));
+    // A page that ends with a key that no object can have.
+    for number in 0..1100 {
+        bucket.put(&format!("root/of/vmkeep/odd/\u{fc} {number}"), b"x");
+    }
+    assert_eq!(store.list("odd"), Ok(Vec::new()));
+    assert_eq!(store.leftovers("odd").expect("leftovers").len(), 1100);
 }
 
 #[test]

@@ -298,14 +298,16 @@ mod tests {
             "vmkeep/customers/acme/packs/",
             "vmkeep/customers/a",
         ] {
-            one(
-                &judged(&with_rule(ours, Some(9999)), &[]),
-                "removes objects",
-            );
-            // Uploads and older versions only.
+            let told = judged(&with_rule(ours, Some(9999)), &[]);
+            assert!(told[0].contains("removes objects"), "{told:?}");
+            // Uploads only.
             assert_eq!(judged(&with_rule(ours, None), &[]), [] as [&str; 0]);
         }
-        one(&judged(&with_rule("", Some(0)), &[]), "on a fixed date");
+        for root in ["vmkeep/v", "vmkeep/vmkeep.json"] {
+            one(&judged(&with_rule(root, Some(9999)), &[]), "vmkeep.json");
+        }
+        let told = judged(&with_rule("", Some(0)), &[]);
+        assert!(told[0].contains("on a fixed date"), "{told:?}");
         let mut archive = with_rule("vmkeep/", None);
         archive.rules[0].archived_in = Some("GLACIER".to_string());
         assert!(judged(&archive, &[])[0].contains("GLACIER"));

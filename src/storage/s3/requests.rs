@@ -390,6 +390,32 @@ pub(super) fn decoded(key: &str, encoding: Option<&EncodingType>) -> String {
     }
 }
 
+/// The key itself, of one that a listing gave to go on from.
+pub(super) fn unescaped(key: &str, encoding: Option<&EncodingType>) -> String {
+    if encoding != Some(&EncodingType::Url) {
+        return key.to_string();
+    }
+    let mut bytes = Vec::with_capacity(key.len());
+    let mut rest = key.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let escaped = after
+            .get(..2)
+            .filter(|_| *first == b'%')
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        rest = match escaped {
+            Some(_) => after.get(2..).unwrap_or_default(),
+            None => after,
+        };
+        bytes.push(match (escaped, first) {
+            (Some(byte), _) => byte,
+            (None, b'+') => b' ',
+            (None, byte) => *byte,
+        });
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -414,6 +440,8 @@ mod tests {
         let url = Some(&EncodingType::Url);
         assert_eq!(decoded("a%2Fb%2fc+d%01%31", url), "a/b/c+d%01%31");
         assert_eq!(decoded("a%2Fb+c", None), "a%2Fb+c");
+        assert_eq!(unescaped("a%2Fb+c%C3%BC%zz%", url), "a/b c\u{fc}%zz%");
+        assert_eq!(unescaped("a%2Fb+c", None), "a%2Fb+c");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! uploads.
 
 use super::error::transient;
-use super::requests::{MAX_LISTED, decoded};
+use super::requests::{MAX_LISTED, decoded, unescaped};
 use super::{Leftover, S3, StorageError, StorageErrorKind, object_of};
 use crate::model::{ObjectName, Versioning};
 use aws_sdk_s3::types::EncodingType;
@@ -18,6 +18,12 @@ pub(super) struct Version {
     e_tag: Option<String>,
     pub(super) is_marker: bool,
     at_nanosecond: i128,
+}
+
+impl Version {
+    fn identity(&self) -> (&str, &str) {
+        (&self.key, &self.id)
+    }
 }
 
 /// What a listing of versions is of.
@@ -130,9 +136,11 @@ impl S3 {
             Ok(versions) => {
                 let beside = beside_the_originals(&versions);
                 leftovers.extend(beside.iter().map(|one| self.leftover_of_version(one.of)));
+                let beside: HashSet<(&str, &str)> =
+                    beside.iter().map(|one| one.of.identity()).collect();
                 versions
                     .iter()
-                    .filter(|version| !beside.iter().any(|one| one.of == *version))
+                    .filter(|version| !beside.contains(&version.identity()))
                     .map(|version| (version.key.clone(), version.size_bytes))
                     .collect()
             }
@@ -224,9 +232,10 @@ impl S3 {
                     _ => return Err(transient(key_prefix, "a listing that makes no sense")),
                 }
             }
-            let past = |version: &Version| version.key != key_prefix;
+            // The key itself comes before all that begin like it.
+            let is_past = |version: &Version| version.key != key_prefix;
             let is_done = page.is_truncated() != Some(true)
-                || (extent == Extent::OneKey && versions.last().is_some_and(past));
+                || (extent == Extent::OneKey && versions.iter().skip(before).any(is_past));
             if is_done {
                 if extent == Extent::OneKey {
                     versions.retain(|version| version.key == key_prefix);
@@ -235,7 +244,7 @@ impl S3 {
                     .ok_or_else(|| transient(key_prefix, "a listing that is not in order"));
             }
             let next = (
-                page.next_key_marker().map(|key| decoded(key, encoding)),
+                page.next_key_marker().map(|key| unescaped(key, encoding)),
                 page.next_version_id_marker().map(str::to_string),
             );
             // A listing that goes in circles or on for ever ends here.
@@ -277,7 +286,7 @@ impl S3 {
                 return Ok(unfinished);
             }
             let next = (
-                page.next_key_marker().map(|key| decoded(key, encoding)),
+                page.next_key_marker().map(|key| unescaped(key, encoding)),
                 page.next_upload_id_marker().map(str::to_string),
             );
             let goes_on = next.0.is_some() && next != from && unfinished.len() > before;
@@ -295,7 +304,7 @@ fn in_order(mut versions: Vec<Version>) -> Option<Vec<Version>> {
     let mut seen = HashSet::new();
     let mut last: BTreeMap<&str, i128> = BTreeMap::new();
     for version in &versions {
-        let is_new = seen.insert((version.key.as_str(), version.id.as_str()));
+        let is_new = seen.insert(version.identity());
         let is_older = version.is_marker
             || last
                 .insert(&version.key, version.at_nanosecond)
