@@ -201,8 +201,8 @@ pub trait Storage: Send + Sync {
     /// writer is not disturbed but for having to repeat an upload. Returns what was removed.
     fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError>;
 
-    /// Everything below `prefix`, or outside of any, that is physically there and no listing shows,
-    /// for the proof of erasure.
+    /// Everything below `prefix` that is physically there and no listing shows, for the proof of erasure; of
+    /// a directory also what stands outside of the folder in which all prefixes are.
     fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError>;
 
     /// Bytes that can still be written, if the store can tell.

@@ -324,7 +324,7 @@ impl Directory {
 
     /// Walks everything below `start`. With `Wanted::Objects` only folders that can hold objects
     /// are entered; with `Wanted::Leftovers` all of them.
-    fn survey(&self, start: &Path, wanted: Wanted) -> Result<Survey, StorageError> {
+    fn survey(&self, start: &Path, wanted: Wanted<'_>) -> Result<Survey, StorageError> {
         let mut survey = Survey::default();
         let mut folders = vec![start.to_path_buf()];
         while let Some(path) = folders.pop() {
@@ -353,7 +353,7 @@ impl Directory {
         &self,
         path: &Path,
         mut entries: Dir,
-        wanted: Wanted,
+        wanted: Wanted<'_>,
         folders: &mut Vec<PathBuf>,
         survey: &mut Survey,
     ) -> Result<(), StorageError> {
@@ -371,7 +371,7 @@ impl Directory {
                 kind => Some(kind),
             };
             if kind == Some(FileType::Directory) {
-                if wanted == Wanted::Leftovers || can_hold_objects(&below) {
+                if wanted.enters(&below) {
                     folders.push(below);
                 }
                 continue;
@@ -384,7 +384,7 @@ impl Directory {
             let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
             let regular = match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory => {
-                    if wanted == Wanted::Leftovers || can_hold_objects(&below) {
+                    if wanted.enters(&below) {
                         folders.push(below);
                     }
                     continue;
@@ -405,9 +405,24 @@ impl Directory {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+enum Wanted<'p> {
     Objects,
     Leftovers,
+    /// Outside of the folder in which a prefix and others like it stand.
+    LeftoversBeside(&'p ObjectName),
+}
+
+impl Wanted<'_> {
+    fn enters(self, folder: &Path) -> bool {
+        match self {
+            Wanted::Objects => can_hold_objects(folder),
+            Wanted::Leftovers => true,
+            Wanted::LeftoversBeside(prefix) => {
+                let first = prefix.as_str().split('/').next().unwrap_or_default();
+                folder != Path::new(first)
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -628,9 +643,9 @@ impl Storage for Directory {
         let Some(prefix) = checked_prefix(prefix)? else {
             return Ok(self.survey(Path::new(""), Wanted::Leftovers)?.leftovers);
         };
-        let temporary = self.survey(Path::new(temporary::FOLDER), Wanted::Leftovers)?;
         let below = self.survey(Path::new(prefix.as_str()), Wanted::Leftovers)?;
-        Ok([below.leftovers, temporary.leftovers].concat())
+        let beside = self.survey(Path::new(""), Wanted::LeftoversBeside(&prefix))?;
+        Ok([below.leftovers, beside.leftovers].concat())
     }
 
     fn free_bytes(&self) -> Option<u64> {
