@@ -160,7 +160,7 @@ impl Site {
                     self.store.storage.location()
                 ),
             )
-            .hint("network file systems without create-if-absent cannot hold a repository")),
+            .hint("network file systems and servers without create-if-absent cannot hold a repository; Ceph before 20 has it only in buckets that never kept versions")),
         }
     }
 
@@ -374,8 +374,9 @@ impl From<RepositoryError> for Failure {
 
 fn failure_of(kind: RepositoryErrorKind, message: String) -> Failure {
     match kind {
-        RepositoryErrorKind::NoRepository => Failure::new(Exit::NoRepository, message)
-            .hint("is the disk mounted? a new repository is made by: vmkeep init"),
+        RepositoryErrorKind::NoRepository => Failure::new(Exit::NoRepository, message).hint(
+            "is the disk mounted, is the url right? a new repository is made by: vmkeep init",
+        ),
         RepositoryErrorKind::WrongKey => Failure::new(Exit::WrongKey, message).hint(
             "put the identity that made the repository, or an escrow identity, in the state \
              folder (0600)",
@@ -408,9 +409,11 @@ fn storage_failure(kind: StorageErrorKind, message: String) -> Failure {
             .hint("restore points made earlier are safe; vmkeep prune makes room of what is over")
             .hint("then give the store more space: what is kept by contract cannot be thinned"),
         StorageErrorKind::Denied => Failure::new(Exit::Failed, message)
-            .hint("vmkeep runs as root, or as the owner of the store; is it mounted read-only?"),
-        StorageErrorKind::Transient => Failure::new(Exit::Failed, message)
-            .hint("look at the disk and its cables, then run it again"),
+            .hint("a directory: vmkeep runs as root, or as its owner; is it mounted read-only?")
+            .hint("a bucket: may this key read, write, list and delete there?"),
+        StorageErrorKind::Transient => Failure::new(Exit::Failed, message).hint(
+            "look at the disk and its cables, or at the way to the server, then run it again",
+        ),
         StorageErrorKind::NotFound
         | StorageErrorKind::AlreadyExists
         | StorageErrorKind::Unsupported => Failure::new(Exit::Failed, message),

@@ -160,7 +160,10 @@ fn secret(source: &SecretSource) -> Result<Zeroizing<String>, Failure> {
                 .map_err(|error| unreadable("secret_access_key_credential", &file, &error))?;
             (file.display().to_string(), bytes)
         }
-        SecretSource::Command(words) => (words.join(" "), told_by(words)?),
+        SecretSource::Command(words) => {
+            let program = words.first().cloned().unwrap_or_default();
+            (format!("what {program} prints"), told_by(words)?)
+        }
     };
     let text = std::str::from_utf8(&bytes).map_err(|_| not_a_secret(&what, "is not text"))?;
     let text = text.trim();
@@ -186,15 +189,16 @@ fn refuse_readable_by_others(file: &Path) -> Result<(), Failure> {
 }
 
 fn told_by(words: &[String]) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let Some((program, arguments)) = words.split_first() else {
+        let message = "secret_access_key_command names no program";
+        return Err(Failure::new(Exit::Usage, message));
+    };
+    // Without its arguments: one of them may be the secret.
     let failed = |what: String| {
-        let shown = words.join(" ");
         Failure::new(
             Exit::Usage,
-            format!("secret_access_key_command = {shown:?}: {what}"),
+            format!("secret_access_key_command: {program}: {what}"),
         )
-    };
-    let Some((program, arguments)) = words.split_first() else {
-        return Err(failed("names no program".to_string()));
     };
     let mut child = Command::new(program)
         .args(arguments)

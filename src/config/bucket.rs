@@ -185,7 +185,7 @@ fn read_limit(
     problems: &mut Vec<Problem>,
 ) -> Option<u64> {
     let limit = section.bytes(key, problems)?;
-    // Below this no pack of 16 MiB arrives before its upload counts as hanging.
+    // Slower than what counts as hanging, no night would end.
     if limit < 64 << 10 {
         problems.push(section.problem(key, "at least \"64 KiB\" (a second)"));
     }

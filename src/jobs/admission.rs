@@ -105,10 +105,7 @@ pub fn admit_host(
     host: &LocalHost,
     newcomer: &HostBody,
 ) -> Result<Admission, JobError> {
-    let recipient: AgeRecipient = newcomer.recipient.parse().map_err(|error| {
-        let message = format!("{:?} is not an age recipient: {error}", newcomer.recipient);
-        JobError::new(JobErrorKind::Refused, message)
-    })?;
+    let recipient = parsed(&newcomer.recipient)?;
     let (known, mut recipients) = customer.with_state(|state| {
         let newest = state.keys.last().map(|row| row.recipients.clone());
         (
@@ -123,16 +120,24 @@ pub fn admit_host(
     }
     if !has_key {
         recipients.push(recipient.to_string());
+        // One that cannot be read must not be left out in silence: it may be the escrow.
         let recipients = recipients
             .iter()
-            .filter_map(|text| text.parse().ok())
-            .collect::<Vec<AgeRecipient>>();
+            .map(|text| parsed(text))
+            .collect::<Result<Vec<AgeRecipient>, JobError>>()?;
         customer.wrap_key_for(host.identity(), &recipients)?;
     }
     Ok(match (is_known, has_key) {
         (true, true) => Admission::Unchanged,
         (_, true) => Admission::Created,
         (_, false) => Admission::Rewrapped,
+    })
+}
+
+fn parsed(recipient: &str) -> Result<AgeRecipient, JobError> {
+    recipient.parse().map_err(|error| {
+        let message = format!("{recipient:?} is not an age recipient: {error}");
+        JobError::new(JobErrorKind::Refused, message)
     })
 }
 

@@ -197,7 +197,7 @@ pub trait Storage: Send + Sync {
     fn destroy(&self, name: &ObjectName) -> Result<(), StorageError>;
 
     /// Removes what dead writers left below `prefix`, or outside of any, under names that no listing
-    /// shows (temporary files, unfinished uploads, versions that were put over an object). A living
+    /// shows (temporary files, unfinished uploads, what hides an object). A living
     /// writer is not disturbed but for having to repeat an upload. Returns what was removed.
     fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError>;
 

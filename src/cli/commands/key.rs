@@ -23,12 +23,12 @@ pub fn run(invocation: &Invocation, command: &KeyCommand) -> Result<Answer, Fail
 
 fn list(site: &Site) -> Result<Answer, Failure> {
     let mut table = Table::new()
-        .left("customer")
-        .cut("host")
-        .left("id")
-        .left("roles")
-        .left("clock")
-        .left("key");
+        .left("CUSTOMER")
+        .cut("HOST")
+        .left("ID")
+        .left("ROLES")
+        .left("CLOCK")
+        .left("KEY");
     let mut documents = Vec::new();
     for open in site.customers()? {
         let (hosts, keys) = open

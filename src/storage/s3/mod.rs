@@ -181,8 +181,8 @@ impl Storage for S3 {
     }
 
     /// Aborts unfinished uploads that are not of this process. A living writer elsewhere whose upload
-    /// is aborted begins it anew: nothing rests on how old an upload is. Removes what stands above the
-    /// oldest version of a name: a delete marker that hides it, bytes that replaced it.
+    /// is aborted begins it anew: nothing rests on how old an upload is. Removes delete markers, which hide
+    /// an object, and repetitions of an object's bytes; never other bytes under its name.
     fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
         let prefix = checked_prefix(prefix)?;
         let prefix = prefix.as_ref().map_or("", ObjectName::as_str);

@@ -34,16 +34,16 @@ fn no_answer(name: &impl fmt::Display, bytes: u64) -> StorageError {
 
 /// Pauses that double, each of a random length up to that (*full jitter*: clients that failed
 /// together must not come back together).
-pub(super) struct Pauses {
+struct Pauses {
     next: Duration,
 }
 
 impl Pauses {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         Pauses { next: FIRST_PAUSE }
     }
 
-    pub(super) fn next(&mut self) -> Duration {
+    fn next(&mut self) -> Duration {
         let longest = self.next;
         self.next = (longest * 2).min(LONGEST_PAUSE);
         let mut random = [0; 1];
@@ -119,9 +119,28 @@ impl S3 {
         self.retried(request).await
     }
 
+    /// As `repeated`, for a creation: whoever needs its outcome repeats the call itself, up to eight
+    /// times, so that each call has an eighth of the patience.
+    pub(super) async fn repeated_briefly<T>(
+        &self,
+        name: &impl fmt::Display,
+        request: impl AsyncFnMut() -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        let _permit = self.permit(name).await?;
+        self.retried_for(self.settings.patience / 8, request).await
+    }
+
     /// As `repeated`, for one that holds a permit.
     pub(super) async fn retried<T>(
         &self,
+        request: impl AsyncFnMut() -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        self.retried_for(self.settings.patience, request).await
+    }
+
+    async fn retried_for<T>(
+        &self,
+        patience: Duration,
         mut request: impl AsyncFnMut() -> Result<T, StorageError>,
     ) -> Result<T, StorageError> {
         let started = Instant::now();
@@ -130,7 +149,7 @@ impl S3 {
             match request().await {
                 Err(error) if error.kind == StorageErrorKind::Transient => {
                     let pause = pauses.next();
-                    if started.elapsed() + pause > self.settings.patience {
+                    if started.elapsed() + pause > patience {
                         return Err(error);
                     }
                     tokio::time::sleep(pause).await;

@@ -24,7 +24,7 @@ impl S3 {
             }
         }
         let mut uncertain = false;
-        self.repeated(name, async || {
+        self.repeated_briefly(name, async || {
             self.upload_rate.wait(data.len() as u64).await;
             let outcome = match data.len() > self.settings.part_bytes {
                 true => self.put_in_parts(name, data).await,
