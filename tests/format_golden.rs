@@ -31,12 +31,12 @@ use vmkeep::format::pack::{
 use vmkeep::format::segment::{PackRow, Record, Segment, build};
 use vmkeep::model::{
     CustomerName, CustomerUid, DiskName, EntryHash, HostId, ObjectHash, ObjectName, PackName,
-    PieceKind, PointId, PointKind, SegmentName, SessionId, Tag, TreeShape, VmName,
+    PieceKind, PointId, PointKind, SegmentName, SessionId, Tag, TreeShape, VmName, Writers,
 };
 use vmkeep::policy::PolicyTerms;
 use vmkeep::repository::{
     Customer, DiskDraft, Head, Host, HostMemory, Ledger, NewCustomer, PointDraft, PointReader,
-    ReadScratch, Reader, RepositoryError, Stamp, Trust, WriteSettings, create_repository,
+    ReadScratch, Reader, RepositoryError, Stamp, Trust, Turn, WriteSettings, create_repository,
     open_repository, reclaim, scrub_packs,
 };
 use vmkeep::storage::{Memory, Storage};
@@ -131,6 +131,10 @@ impl Host for TestHost {
 
     fn session_is_dead(&self, _session: &SessionId) -> bool {
         false
+    }
+
+    fn take_turn(&self, _prefix: &str) -> Result<Box<dyn Turn>, RepositoryError> {
+        unreachable!("several hosts may write this repository")
     }
 }
 
@@ -400,6 +404,7 @@ fn each_object_of_the_golden_store_is_what_its_name_says() {
     for (name, bytes) in objects() {
         let what = match names.role(&name) {
             ObjectRole::Key(_) => "key",
+            ObjectRole::Rival(..) => panic!("{name}: many may write"),
             ObjectRole::Ledger(seq) => {
                 let entry = Entry::open(&bytes, |host, message, signature| {
                     verify_signature(host, message, signature)
@@ -857,7 +862,7 @@ fn what_made_the_golden_repository_still_makes_one_that_restores() {
 
     let memory = Memory::new();
     let storage: Arc<dyn Storage> = Arc::new(memory.clone());
-    let repository = create_repository(&memory, host.now(), 65536).unwrap();
+    let repository = create_repository(&memory, host.now(), 65536, Writers::Many).unwrap();
     let body = |identity: &HostIdentity, name: &str, roles: Vec<Role>| HostBody {
         host: identity.host_id(),
         name: name.to_string(),
@@ -873,6 +878,7 @@ fn what_made_the_golden_repository_still_makes_one_that_restores() {
         host: body(&host.identity, "golden", all),
         recipients: recipients.clone(),
         terms: &terms,
+        writers: Writers::Many,
     };
     Customer::create(&storage, &new, &*host).unwrap();
     let customer = Customer::open(

@@ -552,6 +552,7 @@ fn no_object_name_has_two_meanings() {
             let again = match names.role(&name) {
                 ObjectRole::Key(number) => names.key(number),
                 ObjectRole::Ledger(seq) => names.ledger(seq),
+                ObjectRole::Rival(seq, hash) => names.rival(seq, &hash),
                 ObjectRole::Pack(pack) => names.pack(&pack),
                 ObjectRole::Segment(segment) => names.segment(&segment),
                 ObjectRole::Point(point) => names.point(&point),

@@ -291,7 +291,6 @@ fn what_cannot_be_opened_says_why() {
         settings.credentials = S3Credentials::Given {
             access_key_id: "VMKEEPTEST".to_string(),
             secret_access_key: "wrong".to_string().into(),
-            session_token: None,
         }
     });
     assert_eq!(wrong_key.kind, StorageErrorKind::Denied, "{wrong_key}");

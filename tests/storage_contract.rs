@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use vmkeep::model::ObjectName;
 use vmkeep::storage::{
     Directory, Fault, Faulty, Leftover, Listed, Memory, Probe, S3, Storage, StorageError,
-    StorageErrorKind, Verb, probe,
+    StorageErrorKind, Survey, Verb, probe,
 };
 
 const PLENTY: u64 = 1 << 30;
@@ -419,8 +419,8 @@ macro_rules! forward_all_but_create {
         fn sweep_leftovers(&$self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
             $inner.sweep_leftovers(prefix)
         }
-        fn leftovers(&$self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
-            $inner.leftovers(prefix)
+        fn survey(&$self, prefix: &str) -> Result<Survey, StorageError> {
+            $inner.survey(prefix)
         }
         fn free_bytes(&$self) -> Option<u64> {
             $inner.free_bytes()

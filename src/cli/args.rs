@@ -120,6 +120,9 @@ pub struct InitArgs {
     /// Accept the time shown without being asked
     #[arg(short, long)]
     pub yes: bool,
+    /// The installation that wrote this repository (writers = "one") is gone for good
+    #[arg(long)]
+    pub take_over: bool,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]

@@ -2,7 +2,11 @@ use super::terminal::Terminal;
 use indicatif::MultiProgress;
 use std::io::{self, IsTerminal, Write};
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Writes log lines to stderr between the progress bars.
 #[derive(Clone)]
@@ -29,24 +33,28 @@ impl<'a> MakeWriter<'a> for Lines {
 }
 
 /// Warnings by default; `-v` what is done, `-vv` why; `-q` errors only. The journal and cron put
-/// the time beside each line, so the line has none.
+/// the time beside each line, so the line has none. What libraries warn of is for `-v`: what comes of it
+/// is told by whoever called them.
 pub fn start(terminal: &Terminal, verbose: u8, quiet: bool) {
-    let level = match (quiet, verbose) {
-        (true, _) => LevelFilter::ERROR,
-        (false, 0) => LevelFilter::WARN,
-        (false, 1) => LevelFilter::INFO,
-        (false, 2) => LevelFilter::DEBUG,
-        (false, _) => LevelFilter::TRACE,
+    let (level, of_libraries) = match (quiet, verbose) {
+        (true, _) => (LevelFilter::ERROR, LevelFilter::OFF),
+        (false, 0) => (LevelFilter::WARN, LevelFilter::OFF),
+        (false, 1) => (LevelFilter::INFO, LevelFilter::WARN),
+        (false, 2) => (LevelFilter::DEBUG, LevelFilter::INFO),
+        (false, _) => (LevelFilter::TRACE, LevelFilter::TRACE),
     };
+    let levels = Targets::new()
+        .with_target(env!("CARGO_CRATE_NAME"), level)
+        .with_default(of_libraries);
     let lines = Lines {
         progress: terminal.progress().clone(),
     };
-    // A second start in one process (tests) keeps the first.
-    let _ = tracing_subscriber::fmt()
-        .with_max_level(level)
+    let to_people = tracing_subscriber::fmt::layer()
         .with_writer(lines)
         .with_ansi(io::stderr().is_terminal())
         .with_target(verbose > 1)
         .without_time()
-        .try_init();
+        .with_filter(levels);
+    // A second start in one process (tests) keeps the first.
+    let _ = tracing_subscriber::registry().with(to_people).try_init();
 }

@@ -16,12 +16,12 @@ use crate::jobs::{
     BackupSettings, JobError, JobErrorKind, LocalHost, PruneRequest, StateError, StateFolder,
     VmTask,
 };
-use crate::model::{Clock, CustomerName, VmName};
+use crate::model::{Clock, CustomerName, VmName, Writers};
 use crate::policy::HostClock;
 use crate::repository::{
     Customer, RepositoryError, RepositoryErrorKind, SealedCustomer, WriteSettings, open_repository,
 };
-use crate::storage::{Probe, Storage, StorageError, StorageErrorKind, probe_and_time};
+use crate::storage::{Probe, Storage, StorageError, StorageErrorKind, probe_and_time, time_of};
 use jiff::tz::TimeZone;
 use std::io;
 use std::sync::Arc;
@@ -45,6 +45,7 @@ impl Ground {
         let file = open_repository(&*store.storage)?;
         let folder = StateFolder::create(&config.host.state_dir)?;
         refuse_another_repository(&folder, &*store.storage, &file)?;
+        refuse_other_writers(&config, &file)?;
         Ok(Ground {
             config,
             store,
@@ -139,10 +140,15 @@ impl Site {
         })
     }
 
-    /// For commands that write: the store must order its writers.
+    /// For commands that write: the store must order its writers, unless there is one.
     pub fn probe(&self, customer: &Customer) -> Result<(), Failure> {
         let prefix = customer.names().prefix();
-        match probe_and_time(&*self.store.storage, prefix, 0, 1) {
+        let storage = &*self.store.storage;
+        let probed = match self.file.writers() {
+            Writers::Many => probe_and_time(storage, prefix, 0, 1),
+            Writers::One => time_of(storage, prefix).map(|time| (Probe::Sound, time)),
+        };
+        match probed {
             // A store that is full to the last byte must be pruned all the same; whoever writes
             // more than a prune does finds out soon enough.
             Err(error) if error.kind == StorageErrorKind::Full => Ok(()),
@@ -160,7 +166,8 @@ impl Site {
                     self.store.storage.location()
                 ),
             )
-            .hint("network file systems and servers without create-if-absent cannot hold a repository; Ceph before 20 has it only in buckets that never kept versions")),
+            .hint("network file systems and servers without create-if-absent cannot hold a repository of several hosts; Ceph before 20 has it only in buckets that never kept versions")
+            .hint("one host alone can use it: [repository] writers = \"one\", set before vmkeep init")),
         }
     }
 
@@ -200,10 +207,12 @@ impl Site {
         }
     }
 
+    /// Of a store of which no copies are kept elsewhere, which whoever writes to it makes sure of.
     pub fn prune_request(&self, confirm: bool) -> PruneRequest {
         PruneRequest {
             confirm,
             has_reserve: self.config.repository.reserve_bytes > 0,
+            copies_elsewhere: false,
         }
     }
 
@@ -321,6 +330,22 @@ pub fn refuse_another_repository(
             folder.path().join("repository").display()
         ))),
         _ => Ok(()),
+    }
+}
+
+/// A repository stays what it was made for: how its entries are named depends on it.
+pub fn refuse_other_writers(config: &Config, file: &RepositoryFile) -> Result<(), Failure> {
+    let (said, made) = (config.repository.writers, file.writers());
+    match said == made {
+        true => Ok(()),
+        false => Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "{}: [repository] writers = \"{said}\", but the repository was made with \"{made}\"",
+                config.file.display()
+            ),
+        )
+        .hint(format!("writers = \"{made}\" opens it"))),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::exit::{Exit, Failure};
 use crate::config::{Bucket, BucketCredentials, Config, Place, SecretSource};
+use crate::model::Writers;
 use crate::policy::judge_bucket;
 use crate::storage::{Directory, S3, S3Credentials, S3Settings, Storage, StorageErrorKind};
 use std::fs::File;
@@ -29,6 +30,13 @@ pub struct Store {
 }
 
 impl Store {
+    /// Whether copies may be kept elsewhere of what is deleted here: then nothing can be certified. A
+    /// bucket that does not tell may be copied.
+    pub fn may_be_copied_elsewhere(&self) -> bool {
+        let bucket = self.bucket.as_ref();
+        bucket.is_some_and(|s3| s3.is_replicated().unwrap_or(true))
+    }
+
     /// Refuses a bucket that is set up so that what is promised cannot be kept: for whatever would put
     /// more into it. Restoring, and erasing what is due, is always tried.
     pub fn refuse_unfit(&self, config: &Config) -> Result<(), Failure> {
@@ -66,7 +74,7 @@ pub fn open(config: &Config) -> Result<Store, Failure> {
             }
             Err(error) => Err(error.into()),
         },
-        Place::Bucket(bucket) => open_bucket(bucket),
+        Place::Bucket(bucket) => open_bucket(bucket, config.repository.writers),
     }
 }
 
@@ -78,7 +86,7 @@ pub fn create(config: &Config) -> Result<Store, Failure> {
             let directory = Directory::init(path, repository.reserve_bytes)?;
             Ok(of_directory(directory))
         }
-        Place::Bucket(bucket) => open_bucket(bucket),
+        Place::Bucket(bucket) => open_bucket(bucket, repository.writers),
     }
 }
 
@@ -89,7 +97,7 @@ fn of_directory(directory: Directory) -> Store {
     }
 }
 
-fn open_bucket(bucket: &Bucket) -> Result<Store, Failure> {
+fn open_bucket(bucket: &Bucket, writers: Writers) -> Result<Store, Failure> {
     let ca_certificates = match &bucket.ca_file {
         None => None,
         Some(file) => Some(
@@ -108,7 +116,6 @@ fn open_bucket(bucket: &Bucket) -> Result<Store, Failure> {
         } => S3Credentials::Given {
             access_key_id: access_key_id.clone(),
             secret_access_key: secret(secret_access_key)?,
-            session_token: None,
         },
     };
     let s3 = S3::open(S3Settings {
@@ -124,7 +131,7 @@ fn open_bucket(bucket: &Bucket) -> Result<Store, Failure> {
         download_bytes_per_second: bucket.download_bytes_per_second,
         part_bytes: PART_BYTES,
         patience: PATIENCE,
-        ask_first: false,
+        ask_first: writers == Writers::One,
     })?;
     let s3 = Arc::new(s3);
     Ok(Store {

@@ -22,7 +22,7 @@ pub use bucket::{Bucket, BucketCredentials, SecretSource};
 pub use customer::{Customer, Disk, DiskFormat, FsFreeze, LibvirtVm, QmpVm, Vm, VmSource};
 pub use problem::{ConfigError, Problem};
 
-use crate::model::{DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES};
+use crate::model::{DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, Writers};
 use crate::policy::PolicyTerms;
 use bucket::read_bucket;
 use customer::{Seen, check_path, read_customer, read_recipients};
@@ -108,6 +108,8 @@ pub struct Repository {
     pub chunk_bytes: u32,
     pub pack_bytes: u64,
     pub compression_level: i32,
+    /// Who may write it; as it was made.
+    pub writers: Writers,
     /// `age1…` recipients that can open every customer's key.
     pub escrow: Vec<String>,
 }
@@ -433,6 +435,14 @@ fn read_repository(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Opt
             DEFAULT_COMPRESSION_LEVEL
         }
     };
+    let writers = match section.text("writers", problems).map(str::parse) {
+        None => Writers::Many,
+        Some(Ok(writers)) => writers,
+        Some(Err(why)) => {
+            problems.push(section.problem("writers", why));
+            Writers::Many
+        }
+    };
     let escrow = read_recipients(&mut section, problems);
     section.finish(
         &[
@@ -450,6 +460,7 @@ fn read_repository(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Opt
         chunk_bytes,
         pack_bytes,
         compression_level,
+        writers,
         escrow,
     })
 }

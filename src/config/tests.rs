@@ -102,9 +102,15 @@ fn the_defaults_shown_in_the_full_example_are_those_of_the_minimal_one() {
         .lines()
         .map(|line| match line.strip_prefix("# ") {
             Some(rest)
-                if ["reserve", "chunk_size", "pack_size", "compression_level"]
-                    .iter()
-                    .any(|key| rest.starts_with(&format!("{key} = "))) =>
+                if [
+                    "reserve",
+                    "chunk_size",
+                    "pack_size",
+                    "compression_level",
+                    "writers",
+                ]
+                .iter()
+                .any(|key| rest.starts_with(&format!("{key} = "))) =>
             {
                 format!("{rest}\n")
             }
@@ -123,6 +129,7 @@ fn the_defaults_shown_in_the_full_example_are_those_of_the_minimal_one() {
         full.repository.compression_level,
         minimal.repository.compression_level
     );
+    assert_eq!(full.repository.writers, minimal.repository.writers);
     assert_eq!(full.terms, minimal.terms);
     assert_eq!(full.host, minimal.host);
 }
@@ -159,7 +166,7 @@ fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
 #[test]
 fn several_problems_are_reported_at_once() {
     let problems = read_text(
-        "[host]\nclock = \"sometimes\"\nthreads = 0\n[repository]\nurl = \"relative\"\nchunk_size = \"96 KiB\"\npack_size = \"1 GiB\"\ncompression_level = 22\n",
+        "[host]\nclock = \"sometimes\"\nthreads = 0\n[repository]\nurl = \"relative\"\nchunk_size = \"96 KiB\"\npack_size = \"1 GiB\"\ncompression_level = 22\nwriters = \"two\"\n",
     )
     .expect_err("all of it is wrong");
     for expected in [
@@ -169,6 +176,7 @@ fn several_problems_are_reported_at_once() {
         "vmkeep.toml:6: repository.chunk_size: 64 KiB",
         "vmkeep.toml:7: repository.pack_size: 1 MiB to 256 MiB",
         "vmkeep.toml:8: repository.compression_level: 1 (fast)",
+        "vmkeep.toml:9: repository.writers: is neither",
         "policy: is missing",
     ] {
         assert!(

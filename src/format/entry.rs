@@ -4,8 +4,8 @@
 use super::text;
 use super::wire::FormatError;
 use crate::model::{
-    CustomerUid, DiskName, EntryHash, HostId, ObjectHash, PackName, PointId, PointKind,
-    RepositoryId, SegmentName, SessionId, Tag, VmName,
+    CustomerUid, DiskName, EntryHash, HostId, InstallationId, ObjectHash, PackName, PointId,
+    PointKind, RepositoryId, SegmentName, SessionId, Tag, VmName, Writers,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,13 @@ pub struct GenesisBody {
     pub repository: RepositoryId,
     pub customer_name: String,
     pub host: HostBody,
+    /// Left out where many may write.
+    #[serde(with = "text", default, skip_serializing_if = "is_many")]
+    pub writers: Writers,
+}
+
+fn is_many(writers: &Writers) -> bool {
+    *writers == Writers::Many
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -349,6 +356,15 @@ pub struct ClockBody {
     pub text: String,
 }
 
+/// Where one host writes: what was under way before this entry may land beside it, and does not count
+/// once another entry follows this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SealBody {
+    #[serde(with = "text")]
+    pub installation: InstallationId,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointBody {
@@ -376,6 +392,7 @@ pub enum Body {
     Restore(RestoreBody),
     Verify(VerifyBody),
     Clock(ClockBody),
+    Seal(SealBody),
     Checkpoint(CheckpointBody),
     /// A kind or a mandatory field of a later version: this program may read, never write.
     Unknown {
@@ -403,6 +420,7 @@ impl Body {
             Body::Restore(_) => "restore",
             Body::Verify(_) => "verify",
             Body::Clock(_) => "clock",
+            Body::Seal(_) => "seal",
             Body::Checkpoint(_) => "checkpoint",
             Body::Unknown { kind, .. } => kind,
         }
@@ -430,6 +448,7 @@ impl Body {
             Body::Restore(body) => to_value(body),
             Body::Verify(body) => to_value(body),
             Body::Clock(body) => to_value(body),
+            Body::Seal(body) => to_value(body),
             Body::Checkpoint(body) => to_value(body),
             Body::Unknown { .. } => Ok(serde_json::Value::Null),
         }
@@ -462,6 +481,7 @@ impl Body {
             "restore" => from_value(&value).map(Body::Restore),
             "verify" => from_value(&value).map(Body::Verify),
             "clock" => from_value(&value).map(Body::Clock),
+            "seal" => from_value(&value).map(Body::Seal),
             "checkpoint" => from_value(&value).map(Body::Checkpoint),
             _ => {
                 return Body::Unknown {

@@ -25,7 +25,7 @@
 //!
 //! | name | bytes | is |
 //! |---|---|---|
-//! | repository id, customer uid, session id, point id | 16 | random |
+//! | repository id, customer uid, session id, point id, installation id | 16 | random |
 //! | host id | 32 | Ed25519 public key of a host |
 //! | tag | 16 | lookup name of a chunk or node |
 //! | object hash, entry hash | 32 | BLAKE3 of a whole stored object |
@@ -53,6 +53,7 @@
 //! ```
 //!
 //! Numbers have no leading zeros in `key/`, and exactly 16 digits in `ledger/`. Customers share nothing.
+//! In a repository that one host writes (section 14.1) an entry is `ledger/<seq>/<entry hash>`.
 //! An object under any other name is no part of the repository. What a *listing* shows decides nothing:
 //! what exists is said by the ledger.
 //!
@@ -341,6 +342,7 @@
 //! | | `repository` | repository id |
 //! | | `customer_name` | the folder's name |
 //! | | `host` | an object with the fields of a `host` body: the signer |
+//! | | `writers`? | `one`: section 14.1; left out where many may write |
 //! | `host` | `host`, `name` | host id; a name for people |
 //! | | `recipient` | its age recipient, `age1…` |
 //! | | `roles` | list of `backup`, `restore`, `prune`, `admin`. Replaces earlier roles of this host; empty: it may do nothing |
@@ -388,6 +390,7 @@
 //! | `clock` | `event` | `refused` (a deletion was), `trusted` (an operator vouched), `void` |
 //! | | `seq`? | with `void`: the entry whose time is wrong |
 //! | | `text` | |
+//! | `seal` | `installation` | installation id of the process that wrote it: section 14.1 |
 //! | `checkpoint` | `state_hash` | reserved; no program of version 1 writes it and it has no effect |
 //!
 //! The names `drill`, `hold`, `grant` and `offboard` are set aside for later versions: unknown kinds today.
@@ -413,7 +416,7 @@
 //! | kind | role | holds | does |
 //! |---|---|---|---|
 //! | `genesis` | | entry 1; names its signer as `host` | admits it; a `format` above 1 forbids writing |
-//! | `host` | admin | | admits, or replaces roles |
+//! | `host` | admin | where one host writes: `host` is the signer | admits, or replaces roles |
 //! | `key` | admin | | adds a key file |
 //! | `policy` | admin | the terms can be understood and kept | sets the policy; expiry and deadline of existing points only become earlier (12.4) |
 //! | `begin` | backup for `backup`, else prune | the session was never open, aborted or born; with `backup`: VM and point are named, no point or open session has this point id; else neither is named | opens the session |
@@ -428,6 +431,7 @@
 //! | `restore` | restore or admin | | |
 //! | `verify` | backup, restore or prune | | notes when packs were whole; damaged frames |
 //! | `clock` | `refused` any; `trusted` prune or admin; `void` admin | | `void`: the time of entry `seq` is not witnessed |
+//! | `seal` | any | one host writes | the ledger is this installation's |
 //! | `checkpoint`, unknown | any | | |
 //!
 //! The ledger's clock is the latest time of valid `witnessed` entries that no `clock` entry made void.
@@ -522,7 +526,7 @@
 //!    if the slot was lost. A committer also checks that every pack it deduplicated against outside of its
 //!    base's tree is born and not condemned.
 //!
-//! A slot is taken by creating `ledger/<seq>` *only if it is absent*. Where the outcome is not known, the
+//! A slot is taken by creating `ledger/<seq>` *only if it is absent* (but 14.1). Where the outcome is not known, the
 //! same bytes are sent until the answer is "created" or "exists", then compared; absence proves nothing.
 //!
 //! A pack or segment is *born* by the entry that adopts its session. Nobody relies on anything unborn. A
@@ -532,6 +536,21 @@
 //! deleted, and who deletes it has found each tag in it that is still reached in a pack that is not
 //! condemned. Then `reclaimed`. A merge's old segments are deleted after `merge` stands. Keys, entries and
 //! certificates stay.
+//!
+//! ## 14.1 Where one host writes
+//!
+//! A store that lets a second writer overwrite an object cannot order the entries of two hosts, and an
+//! entry that a dead process left under way can land at any later time. A repository made for one host
+//! there has the feature `one-writer`, and its geneses say `writers`. An entry's name has its hash in it,
+//! so nothing is overwritten, and there may be several with one number, each with the `prev` of the same
+//! entry before: then the one that another entry follows counts, or, as long as none follows, the first
+//! by name. Two of one number that are both followed are damage: two hosts have written.
+//!
+//! The processes of the host take turns (a lock on the host). Whoever has the turn and does not know that
+//! every creation before it has ended (it keeps a mark for that) writes a `seal` and its own entry on it,
+//! and only then trusts, acts or acknowledges: what lands late beside the seal is followed by nothing.
+//! An installation that finds another one's id in the last `seal` writes nothing, unless an operator has
+//! said that it takes the other's place.
 //!
 //! # 15. Reading
 //!
@@ -553,7 +572,7 @@
 //! Given a store and an age identity (a host's, or an escrow recipient's), the names of customer, VM and
 //! disk, and a time:
 //!
-//! 1. Read `vmkeep.json`: format 1, no features.
+//! 1. Read `vmkeep.json`: format 1, no features but `one-writer`.
 //! 2. Read the ledger from entry 1: signature, spelling, chain, rules. Entry 1 gives customer uid,
 //!    repository id and customer name, which must be the ones of `vmkeep.json` and of the folder.
 //! 3. Of the `key` entries, the latest whose `key/<object>.age` the identity opens; its BLAKE3 must be

@@ -1,7 +1,8 @@
 //! Object names: the layout of a repository in a store.
 
 use crate::model::{
-    CustomerName, NameError, ObjectName, PackName, PointId, SegmentName, SessionId,
+    CustomerName, EntryHash, NameError, ObjectName, PackName, PointId, SegmentName, SessionId,
+    Writers,
 };
 
 fn object(name: String) -> ObjectName {
@@ -19,6 +20,8 @@ pub fn repository_file() -> ObjectName {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CustomerNames {
     prefix: String,
+    /// Decides what the entries of its ledger are called.
+    writers: Writers,
 }
 
 /// What a name below a customer's prefix says it is.
@@ -26,6 +29,8 @@ pub struct CustomerNames {
 pub enum ObjectRole {
     Key(u32),
     Ledger(u64),
+    /// An entry where one host writes: of several with one number, one counts.
+    Rival(u64, EntryHash),
     Pack(PackName),
     Segment(SegmentName),
     Point(PointId),
@@ -40,7 +45,16 @@ impl CustomerNames {
     pub fn new(customer: &CustomerName) -> Self {
         CustomerNames {
             prefix: format!("{CUSTOMERS}{customer}"),
+            writers: Writers::Many,
         }
+    }
+
+    pub fn written_by(self, writers: Writers) -> Self {
+        CustomerNames { writers, ..self }
+    }
+
+    pub fn writers(&self) -> Writers {
+        self.writers
     }
 
     pub fn prefix(&self) -> &str {
@@ -57,6 +71,17 @@ impl CustomerNames {
 
     pub fn ledger(&self, seq: u64) -> ObjectName {
         object(format!("{}/ledger/{seq:016}", self.prefix))
+    }
+
+    /// An entry where one host writes. Its hash is in its name, so that what another process left under
+    /// way can land beside it and never on it.
+    pub fn rival(&self, seq: u64, hash: &EntryHash) -> ObjectName {
+        object(format!("{}/{hash}", self.slot(seq)))
+    }
+
+    /// Where the entries of one number are, where one host writes.
+    pub fn slot(&self, seq: u64) -> String {
+        format!("{}/ledger/{seq:016}", self.prefix)
     }
 
     pub fn ledger_prefix(&self) -> String {
@@ -109,7 +134,14 @@ impl CustomerNames {
                 .strip_suffix(".age")
                 .and_then(|number| number.parse().ok())
                 .map(ObjectRole::Key),
-            "ledger" if rest.len() == 16 => rest.parse().ok().map(ObjectRole::Ledger),
+            "ledger" => match rest.split_once('/') {
+                None if rest.len() == 16 => rest.parse().ok().map(ObjectRole::Ledger),
+                Some((seq, hash)) if seq.len() == 16 => match (seq.parse(), hash.parse()) {
+                    (Ok(seq), Ok(hash)) => Some(ObjectRole::Rival(seq, hash)),
+                    _ => None,
+                },
+                _ => None,
+            },
             "packs" => rest.parse().ok().map(ObjectRole::Pack),
             "index" => rest.parse().ok().map(ObjectRole::Segment),
             "points" => rest.parse().ok().map(ObjectRole::Point),
@@ -124,6 +156,7 @@ impl CustomerNames {
         let spelled = match &role {
             ObjectRole::Key(number) => self.key(*number) == *name,
             ObjectRole::Ledger(seq) => self.ledger(*seq) == *name,
+            ObjectRole::Rival(seq, hash) => self.rival(*seq, hash) == *name,
             _ => true,
         };
         match spelled {
@@ -146,9 +179,11 @@ mod tests {
         let pack = PackName { session, hash };
         let segment = SegmentName { session, hash };
         let point = PointId::from_bytes([1; 16]);
+        let entry = EntryHash::from_bytes([2; 32]);
         let expected = [
             (names.key(3), ObjectRole::Key(3)),
             (names.ledger(42), ObjectRole::Ledger(42)),
+            (names.rival(42, &entry), ObjectRole::Rival(42, entry)),
             (names.pack(&pack), ObjectRole::Pack(pack)),
             (names.segment(&segment), ObjectRole::Segment(segment)),
             (names.point(&point), ObjectRole::Point(point)),

@@ -2,11 +2,13 @@
 
 use super::text;
 use super::wire::FormatError;
-use crate::model::{MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, RepositoryId};
+use crate::model::{MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, RepositoryId, Writers};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub const FORMAT_VERSION: u32 = 1;
+/// The feature of a repository that one host writes.
+const ONE_WRITER: &str = "one-writer";
 pub const MAX_REPOSITORY_FILE_BYTES: u64 = 64 << 10;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,7 +19,7 @@ pub struct RepositoryFile {
     pub created_at: Timestamp,
     /// Default chunk size of new disks.
     pub chunk_bytes: u32,
-    /// Each is a mandatory ability of whoever writes. None is defined in version 1.
+    /// Each is a mandatory ability of whoever reads or writes: `one-writer`.
     #[serde(default)]
     pub features: Vec<String>,
 }
@@ -28,6 +30,20 @@ impl RepositoryFile {
             serde_json::to_vec_pretty(self).map_err(|error| FormatError::new(error.to_string()))?;
         bytes.push(b'\n');
         Ok(bytes)
+    }
+
+    pub fn features_of(writers: Writers) -> Vec<String> {
+        match writers {
+            Writers::Many => Vec::new(),
+            Writers::One => vec![ONE_WRITER.to_string()],
+        }
+    }
+
+    pub fn writers(&self) -> Writers {
+        match self.features.iter().any(|one| one == ONE_WRITER) {
+            true => Writers::One,
+            false => Writers::Many,
+        }
     }
 
     /// Refuses a later format version and unknown features by name.
@@ -48,7 +64,7 @@ impl RepositoryFile {
                 file.chunk_bytes
             )));
         }
-        match file.features.first() {
+        match file.features.iter().find(|one| *one != ONE_WRITER) {
             Some(feature) => Err(FormatError::new(format!(
                 "repository needs the feature {feature:?}, which this version of vmkeep lacks"
             ))),

@@ -3,7 +3,8 @@
 use super::{JobError, JobErrorKind, LocalHost};
 use crate::codec::age::AgeRecipient;
 use crate::format::entry::{Body, HostBody};
-use crate::model::{CustomerName, RepositoryId};
+use crate::format::repository_file::RepositoryFile;
+use crate::model::{CustomerName, Writers};
 use crate::policy::PolicyTerms;
 use crate::repository::{Customer, NewCustomer, RepositoryErrorKind, WriteSettings};
 use crate::storage::{Probe, Storage, probe};
@@ -23,18 +24,20 @@ pub enum Admission {
 
 /// Makes the customer unless it exists; brings its key to all of `escrow` and this host.
 ///
-/// The store is first seen to let exactly one of many racing writers win, in this customer's own
+/// Where several hosts may write, the store is first seen to let exactly one of many racing writers win, in this customer's own
 /// prefix: the order of ledger entries rests on it.
 pub fn admit(
     storage: &Arc<dyn Storage>,
-    repository: RepositoryId,
+    file: &RepositoryFile,
     name: &CustomerName,
     host: &Arc<LocalHost>,
     escrow: &[AgeRecipient],
     terms: &PolicyTerms,
 ) -> Result<Admission, JobError> {
     let names = crate::format::names::CustomerNames::new(name);
-    if let Probe::Unsound { what } = probe(&**storage, names.prefix(), PROBE_ROUNDS, PROBE_WRITERS)?
+    if file.writers() == Writers::Many
+        && let Probe::Unsound { what } =
+            probe(&**storage, names.prefix(), PROBE_ROUNDS, PROBE_WRITERS)?
     {
         return Err(JobError::new(
             JobErrorKind::Refused,
@@ -51,7 +54,7 @@ pub fn admit(
         Customer::open(
             storage.clone(),
             name,
-            repository,
+            file.repository,
             host.identity(),
             host.clone(),
             WriteSettings::default(),
@@ -88,11 +91,12 @@ pub fn admit(
         Err(error) => return Err(error.into()),
     }
     let new = NewCustomer {
-        repository,
+        repository: file.repository,
         name,
         host: host.body(),
         recipients,
         terms,
+        writers: file.writers(),
     };
     Customer::create(storage, &new, &**host)?;
     Ok(Admission::Created)
@@ -146,7 +150,8 @@ pub(super) fn update_host(customer: &Customer, host: &LocalHost) -> Result<(), J
     let body = host.body();
     let known = customer.with_state(|state| state.hosts.get(&body.host).cloned());
     if let Some(known) = known
-        && (known.name != body.name || known.clock != body.clock)
+        // Its entry is what a seal needs, which says that this installation goes on.
+        && (known.name != body.name || known.clock != body.clock || host.takes_over())
     {
         customer.append(|_| {
             Ok(Body::Host(HostBody {

@@ -1,10 +1,13 @@
 use super::state_folder::{Checkpoint, StateFolder};
+use super::turn::HeldTurn;
 use crate::codec::HostIdentity;
 use crate::codec::minisign::{self, MinisignError};
 use crate::format::entry::{Attestation, ClockDeclaration, HostBody, Role};
 use crate::model::{Clock, ClockReading, CustomerUid, HostId, SessionId};
 use crate::policy::{self, HostClock, Judgement, LocalMark, judge, next_mark};
-use crate::repository::{Head, Host, HostMemory, RepositoryError, RepositoryErrorKind, Stamp};
+use crate::repository::{
+    Head, Host, HostMemory, RepositoryError, RepositoryErrorKind, Stamp, Turn,
+};
 use jiff::{SignedDuration, Timestamp};
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +43,8 @@ pub struct LocalHost {
     mode: HostClock,
     /// An operator vouches for the clock, for this process only.
     vouched: AtomicBool,
+    /// An operator says that the installation before this one is gone.
+    takes_over: AtomicBool,
     memory: Mutex<Memory>,
 }
 
@@ -72,6 +77,7 @@ impl LocalHost {
             clock,
             mode,
             vouched: AtomicBool::new(false),
+            takes_over: AtomicBool::new(false),
             memory: Mutex::new(memory),
         }
     }
@@ -91,6 +97,16 @@ impl LocalHost {
     /// An operator has said that the clock is right.
     pub fn vouch_for_clock(&self) {
         self.vouched.store(true, Ordering::Relaxed);
+    }
+
+    /// An operator has said that the installation which wrote last, in a repository that one host
+    /// writes, is gone for good.
+    pub fn take_over(&self) {
+        self.takes_over.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn takes_over(&self) -> bool {
+        self.takes_over.load(Ordering::Relaxed)
     }
 
     /// What the store's own clock says just now.
@@ -264,6 +280,19 @@ impl Host for LocalHost {
 
     fn session_is_dead(&self, session: &SessionId) -> bool {
         self.folder.session_is_free(session)
+    }
+
+    fn take_turn(&self, prefix: &str) -> Result<Box<dyn Turn>, RepositoryError> {
+        let customer = prefix.rsplit('/').next().unwrap_or(prefix);
+        let boot_id = self.clock.read().boot.map(|boot| boot.boot_id);
+        match HeldTurn::take(&self.folder, customer, boot_id, self.takes_over()) {
+            Ok(turn) => Ok(Box::new(turn)),
+            Err(error) => Err(RepositoryError::new(
+                RepositoryErrorKind::Refused,
+                "the turn to write",
+                error,
+            )),
+        }
     }
 }
 

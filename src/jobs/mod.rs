@@ -29,6 +29,7 @@ mod state_folder;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod verify;
 mod watch;
 

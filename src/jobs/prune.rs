@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Points named in one entry: its body stays far below 1 MiB.
 const POINTS_IN_ENTRY: usize = 2000;
 const MOST_MERGES: usize = 16;
+pub(super) const NO_CERTIFICATE_OF_COPIES: &str = "no deletion certificate was signed: the store is copied elsewhere, \
+or does not say whether it is, and copies stay there; end that, and the next prune signs it";
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PruneRequest {
@@ -25,6 +27,8 @@ pub struct PruneRequest {
     pub confirm: bool,
     /// The store is to have a reserve.
     pub has_reserve: bool,
+    /// Of what is deleted in the store, copies stay elsewhere, or may: nothing is certified.
+    pub copies_elsewhere: bool,
 }
 
 /// What a prune decided and did.
@@ -346,6 +350,12 @@ fn prove(
                  written is gone by the next prune, any other must be moved away",
                 leftover.place
             ));
+        }
+        return Ok(());
+    }
+    if request.copies_elsewhere {
+        if is_due(&customer.state()) {
+            pruned.notes.push(NO_CERTIFICATE_OF_COPIES.to_string());
         }
         return Ok(());
     }

@@ -3,8 +3,8 @@
 //! Nothing in it is needed to restore with an escrow key. Its loss costs the host's access, the
 //! memory against a rolled back store, and one witness of the clock.
 
-use crate::codec::HostIdentity;
-use crate::model::{CustomerUid, RepositoryId, SessionId};
+use crate::codec::{HostIdentity, random_bytes};
+use crate::model::{CustomerUid, InstallationId, RepositoryId, SessionId};
 use crate::policy::LocalMark;
 use crate::repository::{Head, HostMemory};
 use jiff::Timestamp;
@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 const IDENTITY: &str = "identity";
 const REPOSITORY: &str = "repository";
 const CLOCK: &str = "clock";
+const INSTALLATION: &str = "installation";
 const RESTORES: &str = "restores.log";
 /// That of some hundred thousand restore points.
 const MAX_CHECKPOINT_BYTES: u64 = 256 << 20;
@@ -191,9 +192,38 @@ impl StateFolder {
         replace(&self.path, REPOSITORY, format!("{id}\n").as_bytes())
     }
 
+    /// What tells this folder from another one with a copy of the identity. Made when first asked for.
+    pub(super) fn installation(&self) -> Result<InstallationId, StateError> {
+        let path = self.path.join(INSTALLATION);
+        let made = InstallationId::from_bytes(random_bytes());
+        match write_new(&self.path, INSTALLATION, format!("{made}\n").as_bytes()) {
+            Err(error) if error.kind != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let text = read_small(&path)?;
+        text.trim().parse().map_err(|error| StateError {
+            path,
+            kind: io::ErrorKind::InvalidData,
+            detail: format!("{error}"),
+        })
+    }
+
     /// `None` if somebody holds it.
     pub fn lock(&self, name: &str) -> Result<Option<Lock>, StateError> {
         take_lock(self.path.join("locks").join(name), false)
+    }
+
+    /// Waits as long as somebody holds it.
+    pub(super) fn wait_for_lock(&self, name: &str) -> Result<Lock, StateError> {
+        let path = self.path.join("locks").join(name);
+        let file = open_lock(&path)?;
+        rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))
+            .map_err(|error| StateError::new(&path, error.into()))?;
+        Ok(Lock {
+            path,
+            _file: file,
+            once: false,
+        })
     }
 
     pub(super) fn hold_session(&self, session: &SessionId) -> Result<Lock, StateError> {
@@ -339,14 +369,18 @@ fn read_small(path: &Path) -> Result<String, StateError> {
     Ok(text)
 }
 
-fn take_lock(path: PathBuf, once: bool) -> Result<Option<Lock>, StateError> {
-    let file = OpenOptions::new()
+fn open_lock(path: &Path) -> Result<File, StateError> {
+    OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .open(&path)
-        .map_err(|error| StateError::new(&path, error))?;
+        .open(path)
+        .map_err(|error| StateError::new(path, error))
+}
+
+fn take_lock(path: PathBuf, once: bool) -> Result<Option<Lock>, StateError> {
+    let file = open_lock(&path)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(Lock {
             path,

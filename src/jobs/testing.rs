@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::format::entry::Body;
-use crate::model::{Clock, ClockReading, PointId};
+use crate::model::{Clock, ClockReading, PointId, Writers};
 use crate::policy::{HostClock, PolicyTerms};
 use crate::repository::testing::{CHUNK, Time, customer_name};
 use crate::repository::{Customer, Host, NewCustomer, WriteSettings, create_repository};
@@ -36,7 +36,7 @@ pub struct Lab {
 impl Lab {
     pub fn new(storage: Arc<dyn Storage>, terms: &PolicyTerms) -> Self {
         let time = Time::new();
-        let file = create_repository(&*storage, time.now(), CHUNK as u32).unwrap();
+        let file = create_repository(&*storage, time.now(), CHUNK as u32, Writers::Many).unwrap();
         let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let [host, second] = [0, 1].map(|at: usize| {
             let folder = StateFolder::create(folders[at].path()).unwrap();
@@ -51,6 +51,7 @@ impl Lab {
             host: host.body(),
             recipients: vec![host.identity().recipient(), second.identity().recipient()],
             terms,
+            writers: Writers::Many,
         };
         // The operator confirms the time at `init`; the host that goes on is another process.
         let folder = StateFolder::create(folders[0].path()).unwrap();

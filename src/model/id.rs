@@ -141,6 +141,10 @@ public_id!(
     HostId, 32, "host id"
 );
 public_id!(
+    /// One state folder of a host; a copy of the host's identity elsewhere has another.
+    InstallationId, 16, "installation id"
+);
+public_id!(
     /// BLAKE3 of a whole stored object.
     ObjectHash, 32, "object hash"
 );

@@ -7,17 +7,19 @@ mod id;
 mod name;
 mod piece;
 mod point;
+mod writers;
 
 pub use bucket::{BucketFacts, LifecycleRule, Versioning};
 pub use clock::{BootMark, Clock, ClockReading};
 pub use extent::Extent;
 pub use id::{
-    CustomerUid, EntryHash, HexError, HostId, Id, ObjectHash, PackName, PointId, RepositoryId,
-    SegmentName, SessionId, Tag,
+    CustomerUid, EntryHash, HexError, HostId, Id, InstallationId, ObjectHash, PackName, PointId,
+    RepositoryId, SegmentName, SessionId, Tag,
 };
 pub use name::{CustomerName, DiskName, NameError, ObjectName, VmName};
 pub use piece::{MAX_HEIGHT, PieceKind, TreeShape};
 pub use point::{PointKind, PointState};
+pub use writers::Writers;
 
 /// Nodes of a disk's hash tree have at most this many children.
 pub const FAN_OUT: usize = 256;

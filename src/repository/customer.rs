@@ -16,7 +16,7 @@ use crate::format::entry::{
 use crate::format::names::CustomerNames;
 use crate::format::repository_file::FORMAT_VERSION;
 use crate::model::{
-    CustomerName, CustomerUid, ObjectHash, PointId, RepositoryId, SessionId, VmName,
+    CustomerName, CustomerUid, ObjectHash, PointId, RepositoryId, SessionId, VmName, Writers,
 };
 use crate::policy::{PolicyTerms, expiry};
 use crate::storage::Storage;
@@ -86,6 +86,7 @@ pub struct NewCustomer<'a> {
     /// Everyone who can open the customer's key: this host and the escrow recipients.
     pub recipients: Vec<AgeRecipient>,
     pub terms: &'a PolicyTerms,
+    pub writers: Writers,
 }
 
 impl Customer {
@@ -116,7 +117,7 @@ impl Customer {
         new: &NewCustomer<'_>,
         host: &dyn Host,
     ) -> Result<(), RepositoryError> {
-        let names = CustomerNames::new(new.name);
+        let names = CustomerNames::new(new.name).written_by(new.writers);
         let mut ledger = match Ledger::load(storage.clone(), names.clone(), host)? {
             Some(ledger) => ledger,
             None => {
@@ -128,6 +129,7 @@ impl Customer {
                         repository: new.repository,
                         customer_name: new.name.to_string(),
                         host: new.host.clone(),
+                        writers: new.writers,
                     })),
                     _ => Err(RepositoryError::new(
                         RepositoryErrorKind::AlreadyExists,

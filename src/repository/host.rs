@@ -1,6 +1,6 @@
 use super::RepositoryError;
 use crate::format::entry::Attestation;
-use crate::model::{CustomerUid, EntryHash, HostId, SessionId};
+use crate::model::{CustomerUid, EntryHash, HostId, InstallationId, SessionId};
 use jiff::Timestamp;
 
 /// The time of a new entry, and whether two sources agreed on it.
@@ -41,4 +41,20 @@ pub trait Host: HostMemory {
     fn hold_session(&self, session: &SessionId) -> Result<Box<dyn Send + Sync>, RepositoryError>;
     /// Whether a session of this host is known to have no living process.
     fn session_is_dead(&self, session: &SessionId) -> bool;
+    /// Waits until no other process of this host writes this customer's ledger (`prefix`). For
+    /// repositories that one host writes.
+    fn take_turn(&self, prefix: &str) -> Result<Box<dyn Turn>, RepositoryError>;
+}
+
+/// The turn to write a ledger that one host writes; over when it is dropped.
+pub trait Turn: Send {
+    fn installation(&self) -> InstallationId;
+    /// An operator has said that this installation takes the place of the one before.
+    fn takes_over(&self) -> bool;
+    /// Whether every creation of earlier turns is known to have ended.
+    fn is_clean(&self) -> bool;
+    /// From now on one may be under way, whatever becomes of this process: kept durably.
+    fn begin(&mut self) -> Result<(), RepositoryError>;
+    /// All have ended.
+    fn end(&mut self);
 }

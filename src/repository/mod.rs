@@ -36,7 +36,7 @@ mod writer;
 pub use audit::{Difference, DiskAudit, TOLD_EXTENTS};
 pub use customer::{Begun, Customer, LONGEST_SESSION_DAYS, NewCustomer, WriteSettings, terms_map};
 pub use error::{RepositoryError, RepositoryErrorKind};
-pub use host::{Head, Host, HostMemory, Stamp};
+pub use host::{Head, Host, HostMemory, Stamp, Turn};
 pub use index::{Index, PackInfo};
 pub use ledger::{Condemned, Hidden, Ledger, OpenSession, Point, State, Verified};
 pub use mark::{Mark, Unreachable};
@@ -52,7 +52,7 @@ pub use writer::{FRESH_DAYS, Session, Trust, Uploaded, Worker};
 use crate::codec::random_bytes;
 use crate::format::names::repository_file;
 use crate::format::repository_file::{FORMAT_VERSION, MAX_REPOSITORY_FILE_BYTES, RepositoryFile};
-use crate::model::RepositoryId;
+use crate::model::{RepositoryId, Writers};
 use crate::storage::{Storage, StorageErrorKind};
 use jiff::Timestamp;
 
@@ -61,24 +61,34 @@ pub fn create_repository(
     storage: &dyn Storage,
     created_at: Timestamp,
     chunk_bytes: u32,
+    writers: Writers,
 ) -> Result<RepositoryFile, RepositoryError> {
     let file = RepositoryFile {
         format: FORMAT_VERSION,
         repository: RepositoryId::from_bytes(random_bytes()),
         created_at,
         chunk_bytes,
-        features: Vec::new(),
+        features: RepositoryFile::features_of(writers),
     };
     let bytes = file.to_bytes().map_err(|error| {
         RepositoryError::new(RepositoryErrorKind::Refused, repository_file(), error)
     })?;
-    match storage.create(&repository_file(), &bytes) {
-        Ok(()) => Ok(file),
-        Err(error) if error.kind == StorageErrorKind::AlreadyExists => Err(RepositoryError::new(
+    let there = || {
+        RepositoryError::new(
             RepositoryErrorKind::AlreadyExists,
             storage.location(),
             "there is a repository already",
-        )),
+        )
+    };
+    // Asked before: the store has not been seen yet to leave alone what is there.
+    match storage.size_bytes(&repository_file()) {
+        Ok(_) => return Err(there()),
+        Err(error) if error.kind == StorageErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    match storage.create(&repository_file(), &bytes) {
+        Ok(()) => Ok(file),
+        Err(error) if error.kind == StorageErrorKind::AlreadyExists => Err(there()),
         Err(error) => Err(error.into()),
     }
 }

@@ -33,6 +33,8 @@ pub enum Rule {
     LateWritesGo,
     /// What a closed session did not adopt goes.
     UnadoptedGoes,
+    /// Where one host writes, a turn that may follow on something under way begins with a seal.
+    SealFirst,
 }
 
 #[cfg(not(test))]

@@ -68,7 +68,7 @@ impl SealedCustomer {
         Ok(SealedCustomer {
             name: name.clone(),
             uid,
-            names,
+            names: ledger.names().clone(),
             storage,
             memory,
             ledger: Mutex::new(ledger),

@@ -7,7 +7,7 @@ use super::ledger::{Point, State};
 use super::rule::{Rule, stands};
 use crate::format::entry::Purpose;
 use crate::format::names::ObjectRole;
-use crate::model::{PackName, PointState};
+use crate::model::{PackName, PointState, Writers};
 use crate::storage::{Leftover, Listed, MAX_PROBE_BYTES};
 use std::collections::BTreeSet;
 
@@ -47,10 +47,12 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
         return Explained::Yes;
     }
     match role {
-        ObjectRole::Ledger(seq) => yes_if(
-            *seq >= 1 && *seq <= state.seq,
-            "a ledger entry beyond the end",
-        ),
+        ObjectRole::Ledger(seq) if state.writers == Writers::Many => explain_entry(*seq, state),
+        // Also one that does not count: it says what a process wanted that died.
+        ObjectRole::Rival(seq, _) if state.writers == Writers::One => explain_entry(*seq, state),
+        ObjectRole::Ledger(_) | ObjectRole::Rival(..) => {
+            Explained::No("an entry of another kind of ledger")
+        }
         ObjectRole::Key(object) => yes_if(
             state.keys.iter().any(|row| row.object == *object)
                 // A customer being made: its key is named in a moment.
@@ -98,6 +100,13 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
     }
 }
 
+fn explain_entry(seq: u64, state: &State) -> Explained {
+    match (1..=state.seq).contains(&seq) {
+        true => Explained::Yes,
+        false => Explained::No("a ledger entry beyond the end"),
+    }
+}
+
 /// What goes at every sweep, unless a rule is switched off.
 fn leaves_it_be(role: &ObjectRole, state: &State) -> bool {
     let session = match role {
@@ -130,16 +139,7 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
     customer.may_write()?;
     let prefix = customer.names().prefix();
     let leftovers_removed = storage.sweep_leftovers(prefix)?;
-    // Before the listing: what a writer finishes between the two is listed, and nothing is missed.
-    let mut leftovers = storage.leftovers(prefix)?;
-    let listed = storage.list(prefix)?;
-    // And after: what was hidden between the two is in neither of them.
-    let own = format!("{prefix}/");
-    for late in storage.leftovers(prefix)? {
-        if late.place.starts_with(&own) && !leftovers.contains(&late) {
-            leftovers.push(late);
-        }
-    }
+    let survey = storage.survey(prefix)?;
     let (index, state) = match early {
         None => customer.index_and_state()?,
         Some(early) => early,
@@ -148,11 +148,12 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
     customer.may_write()?;
     let packs = born_packs(&index);
     let mut swept = Swept {
-        listed: listed.len() as u64,
+        listed: survey.objects.len() as u64,
         leftovers_removed,
         ..Swept::default()
     };
-    for leftover in leftovers {
+    let own = format!("{prefix}/");
+    for leftover in survey.leftovers {
         match leftover.place.starts_with(&own) {
             true => swept
                 .unexplained
@@ -160,7 +161,7 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
             false => swept.leftovers.push(leftover),
         }
     }
-    for object in listed {
+    for object in survey.objects {
         let role = match customer.names().role(&object.name) {
             // Under a name that is never looked at anything could lie.
             ObjectRole::Probe if object.size_bytes > MAX_PROBE_BYTES => ObjectRole::Foreign,
@@ -174,7 +175,7 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
             Explained::No(reason) => match role {
                 // Evidence: a person must look at it. A key file may be named by its maker's entry
                 // in a moment, and no session says so: removed, it would lock out whom it is for.
-                ObjectRole::Ledger(_) | ObjectRole::Key(_) => swept
+                ObjectRole::Ledger(_) | ObjectRole::Rival(..) | ObjectRole::Key(_) => swept
                     .unexplained
                     .push(format!("{} ({reason})", object.name)),
                 ObjectRole::Foreign if !remove_foreign => {

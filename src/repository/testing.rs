@@ -8,8 +8,8 @@ use crate::format::entry::{
     Attestation, Body, ClockDeclaration, HostBody, PointReason, PointsBody, Purpose, Role,
 };
 use crate::model::{
-    CustomerName, CustomerUid, DiskName, EntryHash, FAN_OUT, HostId, ObjectName, PointId,
-    PointKind, PointState, SessionId, TreeShape, VmName,
+    CustomerName, CustomerUid, DiskName, EntryHash, FAN_OUT, HostId, InstallationId, ObjectName,
+    PointId, PointKind, PointState, SessionId, TreeShape, VmName, Writers,
 };
 use crate::policy::PolicyTerms;
 use crate::storage::{Memory, Storage};
@@ -24,7 +24,7 @@ use std::time::Instant;
 pub const CHUNK: usize = 64 << 10;
 pub const DAY: SignedDuration = SignedDuration::from_hours(24);
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -59,6 +59,14 @@ pub struct TestHost {
     /// With whether they were read from genesis.
     checkpoints: Mutex<BTreeMap<CustomerUid, (Vec<u8>, bool)>>,
     held: Arc<Mutex<BTreeSet<SessionId>>>,
+    turns: Turns,
+}
+
+/// Where one host writes: whether the last turn left nothing under way.
+pub struct Turns {
+    pub installation: Mutex<InstallationId>,
+    pub is_clean: Arc<Mutex<bool>>,
+    pub takes_over: Mutex<bool>,
 }
 
 impl TestHost {
@@ -71,7 +79,16 @@ impl TestHost {
             heads: Mutex::default(),
             checkpoints: Mutex::default(),
             held: Arc::default(),
+            turns: Turns {
+                installation: Mutex::new(InstallationId::from_bytes(random_bytes())),
+                is_clean: Arc::default(),
+                takes_over: Mutex::default(),
+            },
         })
+    }
+
+    pub fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     pub fn set_clock(&self, wrong_by: SignedDuration, attestation: Attestation) {
@@ -159,6 +176,43 @@ impl Host for TestHost {
     fn session_is_dead(&self, session: &SessionId) -> bool {
         !lock(&self.held).contains(session)
     }
+
+    fn take_turn(&self, _: &str) -> Result<Box<dyn Turn>, RepositoryError> {
+        Ok(Box::new(TestTurn {
+            installation: *lock(&self.turns.installation),
+            takes_over: *lock(&self.turns.takes_over),
+            is_clean: self.turns.is_clean.clone(),
+        }))
+    }
+}
+
+struct TestTurn {
+    installation: InstallationId,
+    takes_over: bool,
+    is_clean: Arc<Mutex<bool>>,
+}
+
+impl Turn for TestTurn {
+    fn installation(&self) -> InstallationId {
+        self.installation
+    }
+
+    fn takes_over(&self) -> bool {
+        self.takes_over
+    }
+
+    fn is_clean(&self) -> bool {
+        *lock(&self.is_clean)
+    }
+
+    fn begin(&mut self) -> Result<(), RepositoryError> {
+        *lock(&self.is_clean) = false;
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        *lock(&self.is_clean) = true;
+    }
 }
 
 /// A store with one customer, and what must be true of it.
@@ -189,18 +243,28 @@ impl World {
         Self::with_terms(&PolicyTerms::default())
     }
 
+    /// As one host alone writes it.
+    pub fn of_one_host() -> Self {
+        Self::written_by(Writers::One, &PolicyTerms::default())
+    }
+
     pub fn with_terms(terms: &PolicyTerms) -> Self {
+        Self::written_by(Writers::Many, terms)
+    }
+
+    fn written_by(writers: Writers, terms: &PolicyTerms) -> Self {
         let memory = Memory::new();
         let time = Time::new();
         let (host, second) = (TestHost::new(&time), TestHost::new(&time));
         let storage: Arc<dyn Storage> = Arc::new(memory.clone());
-        let file = create_repository(&*storage, time.now(), CHUNK as u32).unwrap();
+        let file = create_repository(&*storage, time.now(), CHUNK as u32, writers).unwrap();
         let new = NewCustomer {
             repository: file.repository,
             name: &customer_name(),
             host: host.body(),
             recipients: vec![host.identity.recipient(), second.identity.recipient()],
             terms,
+            writers,
         };
         Customer::create(&storage, &new, &*host).unwrap();
         let world = World {
@@ -211,11 +275,13 @@ impl World {
             file,
             model: BTreeMap::new(),
         };
-        let body = world.second.body();
-        world
-            .open()
-            .append(|_| Ok(Body::Host(body.clone())))
-            .unwrap();
+        if writers == Writers::Many {
+            let body = world.second.body();
+            world
+                .open()
+                .append(|_| Ok(Body::Host(body.clone())))
+                .unwrap();
+        }
         world
     }
 

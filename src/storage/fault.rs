@@ -3,7 +3,7 @@
 //! Everything happens by plan and by number: operations are counted from 1 in the order in which
 //! they begin, so that a test can walk through "crash at operation n" for every n.
 
-use super::{Leftover, Listed, Storage, StorageError, StorageErrorKind};
+use super::{Leftover, Listed, Storage, StorageError, StorageErrorKind, Survey};
 use crate::model::ObjectName;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ pub enum Verb {
     Delete,
     Destroy,
     SweepLeftovers,
-    Leftovers,
+    Survey,
     ReleaseReserve,
     RestoreReserve,
 }
@@ -54,7 +54,7 @@ impl Verb {
             | Verb::SweepLeftovers
             | Verb::ReleaseReserve
             | Verb::RestoreReserve => true,
-            Verb::Read | Verb::ReadRange | Verb::SizeBytes | Verb::List | Verb::Leftovers => false,
+            Verb::Read | Verb::ReadRange | Verb::SizeBytes | Verb::List | Verb::Survey => false,
         }
     }
 }
@@ -401,8 +401,8 @@ impl<S: Storage> Storage for Faulty<S> {
         })
     }
 
-    fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
-        self.run(Verb::Leftovers, prefix, || self.inner.leftovers(prefix))
+    fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
+        self.run(Verb::Survey, prefix, || self.inner.survey(prefix))
     }
 
     /// Not counted: nobody decides anything by it that a plan could disturb.

@@ -1,7 +1,7 @@
 //! A store in memory: for tests of everything above, with the semantics of the real ones.
 
 use super::{
-    Leftover, Listed, Storage, StorageError, StorageErrorKind, checked_prefix, copy_range,
+    Leftover, Listed, Storage, StorageError, StorageErrorKind, Survey, checked_prefix, copy_range,
     refuse_own_names, too_large,
 };
 use crate::model::ObjectName;
@@ -187,8 +187,11 @@ impl Storage for Memory {
         Ok(swept)
     }
 
-    fn leftovers(&self, _prefix: &str) -> Result<Vec<Leftover>, StorageError> {
-        Ok(self.content().leftovers())
+    fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
+        // In this order: an upload that is finished between the two is an object in the second.
+        let leftovers = self.content().leftovers();
+        let objects = self.list(prefix)?;
+        Ok(Survey { objects, leftovers })
     }
 
     fn free_bytes(&self) -> Option<u64> {

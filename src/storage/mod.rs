@@ -12,7 +12,7 @@ mod s3;
 pub use directory::Directory;
 pub use fault::{Fault, Faulty, Frozen, Operation, Verb};
 pub use memory::{Memory, Snapshot};
-pub use probe::{MAX_PROBE_BYTES, Probe, probe, probe_and_time};
+pub use probe::{MAX_PROBE_BYTES, Probe, probe, probe_and_time, time_of};
 pub use s3::{S3, S3Credentials, S3Settings};
 
 use crate::model::ObjectName;
@@ -89,6 +89,13 @@ pub struct Leftover {
     /// Where it is, relative to the root, printable; not an object name, and often no valid one.
     pub place: String,
     pub size_bytes: u64,
+}
+
+/// Everything that takes up room below a prefix, both sorted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Survey {
+    pub objects: Vec<Listed>,
+    pub leftovers: Vec<Leftover>,
 }
 
 /// An object that is held open: its bytes can be read although it was deleted meanwhile.
@@ -201,18 +208,31 @@ pub trait Storage: Send + Sync {
     /// writer is not disturbed but for having to repeat an upload. Returns what was removed.
     fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError>;
 
-    /// Everything below `prefix` that is physically there and no listing shows, for the proof of erasure; of
-    /// a directory also what stands outside of the folder in which all prefixes are.
-    fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError>;
+    /// Everything below `prefix` that is physically there, for the proof of erasure; of a directory also
+    /// what stands outside of the folder in which all prefixes are. What a writer finishes meanwhile is in
+    /// one of the two, as what it was or as what it became; a hidden object is among the objects, and what
+    /// hides it among the leftovers.
+    fn survey(&self, prefix: &str) -> Result<Survey, StorageError>;
+
+    /// Of a survey, what no listing shows.
+    fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+        Ok(self.survey(prefix)?.leftovers)
+    }
 
     /// Bytes that can still be written, if the store can tell.
-    fn free_bytes(&self) -> Option<u64>;
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
 
     /// Gives back space set aside at `init`, so that a prune works on a full store. `false`: none.
-    fn release_reserve(&self) -> Result<bool, StorageError>;
+    fn release_reserve(&self) -> Result<bool, StorageError> {
+        Ok(false)
+    }
 
     /// Sets space aside again. Fails silently short only by returning `Ok(false)`.
-    fn restore_reserve(&self) -> Result<bool, StorageError>;
+    fn restore_reserve(&self) -> Result<bool, StorageError> {
+        Ok(false)
+    }
 
     /// Where this is, for messages and certificates.
     fn location(&self) -> String;
@@ -262,6 +282,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
         (**self).sweep_leftovers(prefix)
+    }
+
+    fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
+        (**self).survey(prefix)
     }
 
     fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {

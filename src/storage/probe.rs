@@ -60,6 +60,18 @@ pub fn probe_and_time(
     Ok((Probe::Sound, time))
 }
 
+/// The store's own time, just now, of an object that it creates for that. Shows also that this host may
+/// write and delete there.
+pub fn time_of(store: &dyn Storage, prefix: &str) -> Result<Option<Timestamp>, StorageError> {
+    let mut time = None;
+    with_probe_object(store, prefix, |name| {
+        store.create(name, b"")?;
+        time = store.created_at(name)?;
+        Ok(Probe::Sound)
+    })?;
+    Ok(time)
+}
+
 /// Runs one trial and removes its object, whatever the trial said. A crash in between leaves one
 /// small object below `probe/` that says nothing of anybody; it stays.
 fn with_probe_object(

@@ -158,6 +158,7 @@ fn show(config: &Config) -> Answer {
         "compression level",
         &repository.compression_level.to_string(),
     );
+    line("writers", &repository.writers.to_string());
     for recipient in &repository.escrow {
         line("escrow", recipient);
     }
@@ -193,6 +194,7 @@ fn show(config: &Config) -> Answer {
             "chunk_bytes": repository.chunk_bytes,
             "pack_bytes": repository.pack_bytes,
             "compression_level": repository.compression_level,
+            "writers": repository.writers.to_string(),
             "escrow": repository.escrow,
         },
         "customers": config.customers.iter().map(customer_document).collect::<Vec<_>>(),

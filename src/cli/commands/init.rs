@@ -3,7 +3,7 @@ use crate::cli::args::InitArgs;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
-use crate::cli::site::{host_clock, refuse_another_repository};
+use crate::cli::site::{host_clock, refuse_another_repository, refuse_other_writers};
 use crate::cli::store;
 use crate::codec::age::AgeRecipient;
 use crate::codec::minisign;
@@ -30,14 +30,16 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
     let store = store::create(&config)?;
     store.refuse_unfit(&config)?;
     let storage = store.storage;
-    let (file, created) = match create_repository(&*storage, now, repository.chunk_bytes) {
-        Ok(file) => (file, true),
-        Err(error) if error.kind == RepositoryErrorKind::AlreadyExists => {
-            (open_repository(&*storage)?, false)
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let (file, created) =
+        match create_repository(&*storage, now, repository.chunk_bytes, repository.writers) {
+            Ok(file) => (file, true),
+            Err(error) if error.kind == RepositoryErrorKind::AlreadyExists => {
+                (open_repository(&*storage)?, false)
+            }
+            Err(error) => return Err(error.into()),
+        };
     refuse_another_repository(&folder, &*storage, &file)?;
+    refuse_other_writers(&config, &file)?;
     folder.remember_repository(file.repository)?;
     let host = Arc::new(LocalHost::new(
         identity,
@@ -48,12 +50,15 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
     ));
     // The time was confirmed: what is written now starts the ledgers' clocks.
     host.vouch_for_clock();
+    if args.take_over {
+        host.take_over();
+    }
     let mut admitted = Vec::new();
     for customer in &config.customers {
         let escrow = recipients(repository.escrow.iter().chain(&customer.escrow))?;
         let outcome = admit(
             &storage,
-            file.repository,
+            &file,
             &customer.name,
             &host,
             &escrow,

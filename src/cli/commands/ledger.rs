@@ -156,6 +156,7 @@ fn summary(entry: &Entry) -> String {
             figures::count(body.packs.len(), "pack", "packs"),
             body.damaged.len()
         ),
+        Body::Seal(body) => format!("by installation {}", short(&body.installation)),
         Body::Clock(body) => match body.event {
             ClockEvent::Refused => format!("refused: {}", body.text),
             ClockEvent::Trusted => format!("trusted: {}", body.text),

@@ -28,6 +28,11 @@ pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure>
     if args.dry_run {
         return dry_run(&site, request);
     }
+    // A prune goes on in a bucket that is unfit.
+    let request = PruneRequest {
+        copies_elsewhere: site.store.may_be_copied_elsewhere(),
+        ..request
+    };
     let mut tally = Tally::default();
     for config in &site.config.customers {
         let outcome = site.customer(config).and_then(|open| {

@@ -367,6 +367,8 @@ fn take_down(
                 RepositoryErrorKind::Storage(_)
                     | RepositoryErrorKind::Uncertain
                     | RepositoryErrorKind::Newer
+                    // Another installation of this host writes.
+                    | RepositoryErrorKind::Refused
             )
         );
     if !disaster {

@@ -13,7 +13,9 @@ use crate::jobs::{
     BackupSettings, JobErrorKind, LocalHost, PruneRequest, Quiet, RunSettings, StateFolder,
     VerifyRequest, VmOutcome, VmTask, apply_policy, prune, run_customer, verify,
 };
-use crate::model::{Clock, ClockReading, CustomerName, PointId, PointState, RepositoryId, VmName};
+use crate::model::{
+    Clock, ClockReading, CustomerName, PointId, PointState, RepositoryId, VmName, Writers,
+};
 use crate::policy::{HostClock, PolicyTerms};
 use crate::repository::reclaim::{mark_now, survey};
 use crate::repository::testing::{CHUNK, DAY, Dice, Time, image, restore, run_seeds, seeds_of, vm};
@@ -36,6 +38,7 @@ const SETTINGS: RunSettings = RunSettings {
     prune: PruneRequest {
         confirm: false,
         has_reserve: false,
+        copies_elsewhere: false,
     },
 };
 /// What nobody may lose.
@@ -173,7 +176,7 @@ impl Life {
         let time = Time::new();
         let memory = Memory::new();
         let storage: Arc<dyn Storage> = Arc::new(memory.clone());
-        let file = create_repository(&*storage, time.now(), CHUNK as u32).unwrap();
+        let file = create_repository(&*storage, time.now(), CHUNK as u32, Writers::Many).unwrap();
         let machines: Vec<Machine> = (0..HOSTS)
             .map(|at| Machine::new(&format!("host{at}"), &time))
             .collect();
@@ -203,6 +206,7 @@ impl Life {
                     host: first.body(),
                     recipients: recipients(),
                     terms: &terms,
+                    writers: Writers::Many,
                 };
                 Customer::create(&storage, &new, &first).unwrap();
                 let founder =

@@ -3,6 +3,7 @@
 use crate::format::certificate::Certificate;
 use crate::format::entry::{Body, ClockEvent, CondemnBody, Purpose, ReclaimedBody};
 use crate::format::names::CustomerNames;
+use crate::jobs::prune::NO_CERTIFICATE_OF_COPIES;
 use crate::jobs::testing::{Lab, back_up, prune_with};
 use crate::jobs::{JobErrorKind, PruneRequest, Quiet, plan_prune, prune, undo};
 use crate::model::{ObjectHash, PackName, PointId, PointState, SessionId};
@@ -87,6 +88,27 @@ fn no_certificate_is_signed_over_a_file_that_no_listing_shows() {
     );
     std::fs::remove_file(copy).unwrap();
     assert!(lab.prune(&customer).unwrap().certificate.is_some());
+}
+
+#[test]
+fn of_a_store_that_is_copied_elsewhere_nothing_is_certified_until_it_is_not() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    nights(&lab, 8);
+    let customer = lab.open();
+    back_up(&customer, "web", &image(&[1, 2, 300]), false);
+    let copied = PruneRequest {
+        copies_elsewhere: true,
+        ..PruneRequest::default()
+    };
+    let pruned = prune_with(&customer, &lab.host, copied).unwrap();
+    assert_eq!(pruned.certificate, None);
+    assert!(!pruned.erased.is_empty());
+    assert_eq!(pruned.notes, [NO_CERTIFICATE_OF_COPIES]);
+    let certificate = lab.prune(&customer).unwrap().certificate.unwrap();
+    assert_eq!(certificate.erased, pruned.erased.len());
+    // Nothing is left to certify, and nothing to be said.
+    let pruned = prune_with(&customer, &lab.host, copied).unwrap();
+    assert_eq!(pruned.notes, Vec::<String>::new());
 }
 
 /// Every point that the ledger erased, and those that its certificates name as erased.

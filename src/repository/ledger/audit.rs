@@ -93,7 +93,7 @@ mod tests {
         HostBody, Purpose, Role, packs_hash,
     };
     use crate::model::{
-        CustomerUid, EntryHash, HostId, ObjectHash, PointId, RepositoryId, SessionId,
+        CustomerUid, EntryHash, HostId, ObjectHash, PointId, RepositoryId, SessionId, Writers,
     };
 
     /// A ledger of commits and nothing else.
@@ -137,6 +137,7 @@ mod tests {
                 repository: RepositoryId::from_bytes([2; 16]),
                 customer_name: "acme".to_string(),
                 host,
+                writers: Writers::Many,
             };
             book.enter(Body::Genesis(genesis)).unwrap();
             book

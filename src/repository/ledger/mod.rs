@@ -4,6 +4,7 @@ mod audit;
 mod checkpoint;
 #[cfg(any(test, fuzzing))]
 pub(super) mod hostile_bytes;
+mod rivals;
 #[cfg(test)]
 mod rules;
 mod state;
@@ -16,8 +17,11 @@ use super::{Head, Host, HostMemory, RepositoryError, RepositoryErrorKind, Stamp}
 use crate::codec::verify_signature;
 use crate::format::entry::{Body, Entry, MAX_ENTRY_BYTES, entry_hash};
 use crate::format::names::{CustomerNames, ObjectRole};
-use crate::model::{CustomerUid, EntryHash, ObjectName};
+use crate::format::wire::FormatError;
+use crate::model::{CustomerUid, EntryHash, ObjectName, Writers};
 use crate::storage::{Listed, Storage, StorageError, StorageErrorKind};
+use rivals::{Slots, named_as_listed, slots_of};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A checkpoint is made again after so many entries. Until then each opening reads them one by one,
@@ -39,6 +43,9 @@ pub struct Ledger {
     believed: u64,
     /// The entry after which a checkpoint was last kept.
     kept: u64,
+    /// Where one host writes: what the first listing showed, and the entry before the last one.
+    listed: Slots,
+    before_last: Option<Head>,
 }
 
 impl Ledger {
@@ -52,7 +59,8 @@ impl Ledger {
         // Listed before it is read: what is listed and lies beyond the end that is then read
         // proves a gap.
         let listed = storage.list(&names.ledger_prefix())?;
-        let mut ledger = Ledger::empty(storage, names);
+        let mut ledger = Ledger::empty(storage, named_as_listed(names, &listed));
+        ledger.listed = slots_of(&ledger.names, &listed);
         // What this host has seen is asked before the rest is read: other processes of it go on
         // meanwhile, and what they see later is no proof against an end that was read earlier.
         ledger.read_on(Some(1), |_, _| {})?;
@@ -74,8 +82,9 @@ impl Ledger {
         // Only what has the name of an entry can prove a gap; a stray file must not lock a
         // customer out of everything.
         let beyond = listed.iter().find(|object| {
-            matches!(ledger.names.role(&object.name),
-                ObjectRole::Ledger(seq) if seq > ledger.state.seq)
+            ledger
+                .number(object)
+                .is_some_and(|seq| seq > ledger.state.seq)
         });
         if let Some(object) = beyond {
             return Err(RepositoryError::damaged(
@@ -101,6 +110,8 @@ impl Ledger {
             state: State::default(),
             believed: 0,
             kept: 0,
+            listed: Slots::new(),
+            before_last: None,
         }
     }
 
@@ -109,14 +120,15 @@ impl Ledger {
     fn checkpoint(&self, memory: &dyn HostMemory, listed: &[Listed]) -> Option<State> {
         let kept = memory.checkpoint(&self.state.uid?)?;
         let state = State::from_checkpoint(&kept)?;
-        let there = listed.iter().filter(|object| {
-            matches!(self.names.role(&object.name),
-                ObjectRole::Ledger(seq) if (1..=state.seq).contains(&seq))
-        });
-        if state.uid != self.state.uid || there.count() as u64 != state.seq {
+        let there: BTreeSet<u64> = listed
+            .iter()
+            .filter_map(|object| self.number(object))
+            .filter(|seq| (1..=state.seq).contains(seq))
+            .collect();
+        if state.uid != self.state.uid || there.len() as u64 != state.seq {
             return None;
         }
-        let name = self.names.ledger(state.seq);
+        let name = self.name_of(state.seq, &state.hash?);
         // What cannot be read now is met again by whoever reads from genesis.
         let last = self.storage.read(&name, MAX_ENTRY_BYTES).ok()?;
         (state.hash == Some(entry_hash(&last))).then_some(state)
@@ -166,6 +178,31 @@ impl Ledger {
         &self.state
     }
 
+    pub fn names(&self) -> &CustomerNames {
+        &self.names
+    }
+
+    /// The number of an object that can be an entry of this ledger.
+    fn number(&self, object: &Listed) -> Option<u64> {
+        match (self.names.role(&object.name), self.names.writers()) {
+            (ObjectRole::Ledger(seq), Writers::Many)
+            | (ObjectRole::Rival(seq, _), Writers::One) => Some(seq),
+            _ => None,
+        }
+    }
+
+    fn name_of(&self, seq: u64, hash: &EntryHash) -> ObjectName {
+        match self.names.writers() {
+            Writers::Many => self.names.ledger(seq),
+            Writers::One => self.names.rival(seq, hash),
+        }
+    }
+
+    /// That of the last entry, as the next one names it.
+    fn last_hash(&self) -> EntryHash {
+        self.state.hash.unwrap_or(EntryHash::from_bytes([0; 32]))
+    }
+
     /// What a later version wrote may forbid what this one would do: nothing is written, and
     /// nothing deleted.
     pub fn may_write(&self) -> Result<(), RepositoryError> {
@@ -186,7 +223,14 @@ impl Ledger {
             return;
         };
         let seq = self.state.seq;
-        memory.remember_head(&uid, Head { seq, hash });
+        // Where one host writes, the last entry may turn out to be a rival that lost.
+        let head = match self.names.writers() {
+            Writers::Many => Some(Head { seq, hash }),
+            Writers::One => self.before_last,
+        };
+        if let Some(head) = head {
+            memory.remember_head(&uid, head);
+        }
         if seq >= self.kept + CHECKPOINT_ENTRIES
             && let Some(bytes) = self.state.to_checkpoint()
         {
@@ -197,7 +241,7 @@ impl Ledger {
 
     /// This host has seen `head`: it must still be there, the same.
     fn check_head(&self, head: &Head) -> Result<(), RepositoryError> {
-        let name = self.names.ledger(head.seq);
+        let name = self.name_of(head.seq, &head.hash);
         if head.seq > self.state.seq {
             return Err(RepositoryError::damaged(
                 name,
@@ -206,6 +250,9 @@ impl Ledger {
                     head.seq, self.state.seq
                 ),
             ));
+        }
+        if Some(head.hash) == self.state.hash {
+            return Ok(());
         }
         let stored = self.storage.read(&name, MAX_ENTRY_BYTES)?;
         match entry_hash(&stored) == head.hash {
@@ -224,24 +271,65 @@ impl Ledger {
         let verify = |host: &_, message: &[u8], signature: &[u8; 64]| {
             verify_signature(host, message, signature)
         };
-        let entry = Entry::open(stored, verify).map_err(|error| match is_newer(stored) {
-            true => RepositoryError::new(RepositoryErrorKind::Newer, &name, error),
-            false => RepositoryError::damaged(&name, error),
-        })?;
-        let wrong = |what: &str| Err(RepositoryError::damaged(&name, what));
+        let entry =
+            Entry::open(stored, verify).map_err(|error| self.not_opened(&name, stored, error))?;
+        self.check_place(&name, seq, &entry)?;
+        if entry.prev != self.last_hash() {
+            let what = "does not follow the entry before it: the chain is broken";
+            return Err(RepositoryError::damaged(name, what));
+        }
+        Ok((entry, entry_hash(stored)))
+    }
+
+    fn not_opened(&self, name: &ObjectName, stored: &[u8], error: FormatError) -> RepositoryError {
+        match is_newer(stored) {
+            true => RepositoryError::new(RepositoryErrorKind::Newer, name, error),
+            false => RepositoryError::damaged(name, error),
+        }
+    }
+
+    /// Whether a sound entry can stand under this number of this ledger.
+    fn check_place(
+        &self,
+        name: &ObjectName,
+        seq: u64,
+        entry: &Entry,
+    ) -> Result<(), RepositoryError> {
+        let wrong = |what: &str| Err(RepositoryError::damaged(name, what));
         if entry.seq != seq {
             return wrong("stands in the place of another entry");
-        }
-        if entry.prev != self.state.hash.unwrap_or(EntryHash::from_bytes([0; 32])) {
-            return wrong("does not follow the entry before it: the chain is broken");
         }
         if self.state.uid.is_some_and(|uid| uid != entry.customer) {
             return wrong("is an entry of another customer");
         }
-        if seq == 1 && !matches!(entry.body, Body::Genesis(_)) {
-            return wrong("is the first entry and not a genesis");
+        match (&entry.body, seq) {
+            (Body::Genesis(body), 1) if body.writers != self.names.writers() => {
+                wrong("is not named as its own words say")
+            }
+            (Body::Genesis(_), 1) => Ok(()),
+            (_, 1) => wrong("is the first entry and not a genesis"),
+            _ => Ok(()),
         }
-        Ok((entry, entry_hash(stored)))
+    }
+
+    fn next(&self) -> Result<Option<(Entry, EntryHash)>, RepositoryError> {
+        if self.names.writers() == Writers::One {
+            return self.next_of_rivals();
+        }
+        let name = self.names.ledger(self.state.seq + 1);
+        match self.storage.read(&name, MAX_ENTRY_BYTES) {
+            Ok(stored) => self.open_next(&stored).map(Some),
+            Err(error) if error.kind == StorageErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn take_in(&mut self, entry: &Entry, hash: EntryHash) -> Result<(), String> {
+        self.before_last = self.state.hash.map(|hash| Head {
+            seq: self.state.seq,
+            hash,
+        });
+        self.state.apply(entry, hash)
     }
 
     fn read_on(
@@ -250,14 +338,10 @@ impl Ledger {
         mut each: impl FnMut(&Entry, Result<(), String>),
     ) -> Result<(), RepositoryError> {
         while until.is_none_or(|until| self.state.seq < until) {
-            let name = self.names.ledger(self.state.seq + 1);
-            let stored = match self.storage.read(&name, MAX_ENTRY_BYTES) {
-                Ok(stored) => stored,
-                Err(error) if error.kind == StorageErrorKind::NotFound => break,
-                Err(error) => return Err(error.into()),
+            let Some((entry, hash)) = self.next()? else {
+                break;
             };
-            let (entry, hash) = self.open_next(&stored)?;
-            let verdict = self.state.apply(&entry, hash);
+            let verdict = self.take_in(&entry, hash);
             each(&entry, verdict);
         }
         Ok(())
@@ -266,7 +350,15 @@ impl Ledger {
     /// Reads what was appended since.
     pub fn refresh(&mut self, memory: &dyn HostMemory) -> Result<(), RepositoryError> {
         let before = self.state.seq;
-        self.read_on(None, |_, _| {})?;
+        match self.read_on(None, |_, _| {}) {
+            // What was the end here may have been a rival that lost.
+            Err(error) if error.is_damage() && self.names.writers() == Writers::One => {
+                let mut again = Ledger::empty(self.storage.clone(), self.names.clone());
+                again.read_on(None, |_, _| {})?;
+                *self = again;
+            }
+            read => read?,
+        }
         if self.state.seq > before {
             self.remember(memory);
         }
@@ -279,7 +371,9 @@ impl Ledger {
         names: CustomerNames,
         each: impl FnMut(&Entry, Result<(), String>),
     ) -> Result<State, RepositoryError> {
-        let mut ledger = Ledger::empty(storage, names);
+        let listed = storage.list(&names.ledger_prefix())?;
+        let mut ledger = Ledger::empty(storage, named_as_listed(names, &listed));
+        ledger.listed = slots_of(&ledger.names, &listed);
         ledger.read_on(None, each)?;
         Ok(ledger.state)
     }
@@ -295,30 +389,71 @@ impl Ledger {
         uid: CustomerUid,
         mut build: impl FnMut(&State, &Stamp) -> Result<Body, RepositoryError>,
     ) -> Result<u64, RepositoryError> {
+        if self.names.writers() == Writers::Many {
+            return self.append_next(host, uid, false, &mut build);
+        }
+        let mut turn = host.take_turn(self.names.prefix())?;
         self.refresh(host)?;
+        self.may_write()?;
+        let was_clean = turn.is_clean();
+        let sealed = self.seal(host, uid, &*turn)?;
+        turn.begin()?;
+        let seq = match self.append_next(host, uid, true, &mut build) {
+            Ok(seq) => seq,
+            Err(error) => {
+                // Refused, so that nothing of it is under way.
+                if was_clean && error.kind != RepositoryErrorKind::Uncertain {
+                    turn.end();
+                }
+                return Err(error);
+            }
+        };
+        if let Some(seal) = sealed {
+            self.check_alone(seal)?;
+        }
+        // A genesis is not sealed: another one may still land beside it.
+        if was_clean || sealed.is_some() {
+            turn.end();
+        }
+        Ok(seq)
+    }
+
+    /// `is_at_end`: the ledger was read to its end just now. Otherwise that is asked only of who is
+    /// refused: that the next slot was free shows that there was nothing more to read.
+    fn append_next(
+        &mut self,
+        host: &dyn Host,
+        uid: CustomerUid,
+        mut is_at_end: bool,
+        build: &mut dyn FnMut(&State, &Stamp) -> Result<Body, RepositoryError>,
+    ) -> Result<u64, RepositoryError> {
         // Stays empty: every entry is built and checked on the state that it follows.
         let mut as_before = None;
         loop {
             self.may_write()?;
             let stamp = host.stamp(self.state.last_witnessed);
-            let entry = Entry {
-                seq: self.state.seq + 1,
-                prev: self.state.hash.unwrap_or(EntryHash::from_bytes([0; 32])),
-                customer: uid,
-                time: stamp.time,
-                attestation: stamp.attestation,
-                host: host.id(),
-                body: match as_before.clone() {
-                    None => build(&self.state, &stamp)?,
-                    Some(body) => body,
-                },
+            let built = match as_before.clone() {
+                None => build(&self.state, &stamp).and_then(|body| {
+                    let entry = self.next_entry(host, uid, &stamp, body);
+                    let refused = |reason| {
+                        let name = self.names.ledger(entry.seq);
+                        RepositoryError::new(RepositoryErrorKind::Superseded, name, reason)
+                    };
+                    self.state.check(&entry).map_err(refused)?;
+                    Ok(entry)
+                }),
+                Some(body) => Ok(self.next_entry(host, uid, &stamp, body)),
+            };
+            let entry = match built {
+                Ok(entry) => entry,
+                Err(_) if !is_at_end => {
+                    self.refresh(host)?;
+                    is_at_end = true;
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             let name = self.names.ledger(entry.seq);
-            if as_before.is_none() {
-                self.state.check(&entry).map_err(|reason| {
-                    RepositoryError::new(RepositoryErrorKind::Superseded, &name, reason)
-                })?;
-            }
             let stored = entry.seal(|message| host.sign(message)).map_err(|error| {
                 RepositoryError::new(RepositoryErrorKind::Refused, &name, error)
             })?;
@@ -328,10 +463,11 @@ impl Ledger {
                 entry.body,
                 Body::Restore(_) | Body::Verify(_) | Body::Clock(_)
             );
+            let hash = entry_hash(&stored);
+            let name = self.name_of(entry.seq, &hash);
             if self.fill(&name, &stored, own_each)? {
-                let hash = entry_hash(&stored);
                 // `check` passed on the very state this entry follows.
-                let _valid = self.state.apply(&entry, hash);
+                let _valid = self.take_in(&entry, hash);
                 host.noted(&stamp);
                 self.remember(host);
                 return Ok(entry.seq);
@@ -341,12 +477,25 @@ impl Ledger {
             }
             let before = self.state.seq;
             self.refresh(host)?;
+            is_at_end = true;
             if self.state.seq == before {
                 return Err(RepositoryError::damaged(
                     name,
                     "the slot is taken, but nothing can be read from it",
                 ));
             }
+        }
+    }
+
+    fn next_entry(&self, host: &dyn Host, uid: CustomerUid, stamp: &Stamp, body: Body) -> Entry {
+        Entry {
+            seq: self.state.seq + 1,
+            prev: self.last_hash(),
+            customer: uid,
+            time: stamp.time,
+            attestation: stamp.attestation,
+            host: host.id(),
+            body,
         }
     }
 

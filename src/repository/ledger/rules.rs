@@ -9,7 +9,7 @@ use crate::format::entry::{
 use crate::format::repository_file::FORMAT_VERSION;
 use crate::model::{
     CustomerUid, EntryHash, HostId, ObjectHash, PackName, PointId, PointKind, PointState,
-    RepositoryId, SegmentName, SessionId, Tag, VmName,
+    RepositoryId, SegmentName, SessionId, Tag, VmName, Writers,
 };
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
@@ -62,6 +62,7 @@ fn genesis(by: HostId) -> Body {
         repository: RepositoryId::from_bytes([2; 16]),
         customer_name: "acme".to_string(),
         host: host(by),
+        writers: Writers::Many,
     })
 }
 

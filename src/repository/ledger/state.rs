@@ -10,8 +10,8 @@ use crate::format::entry::{
 use crate::format::repository_file::FORMAT_VERSION;
 use crate::format::text;
 use crate::model::{
-    CustomerUid, DiskName, EntryHash, HostId, ObjectHash, PackName, PointId, PointKind, PointState,
-    RepositoryId, SegmentName, SessionId, Tag, VmName,
+    CustomerUid, DiskName, EntryHash, HostId, InstallationId, ObjectHash, PackName, PointId,
+    PointKind, PointState, RepositoryId, SegmentName, SessionId, Tag, VmName, Writers,
 };
 use crate::policy::{PointFacts, Policy, PolicyTerms, after_policy_change, silence_before};
 use jiff::{SignedDuration, Timestamp};
@@ -133,6 +133,11 @@ pub struct State {
     #[serde(with = "text::option")]
     pub repository: Option<RepositoryId>,
     pub customer_name: String,
+    #[serde(with = "text")]
+    pub writers: Writers,
+    /// Where one host writes: which of its installations did last.
+    #[serde(with = "text::option")]
+    pub installation: Option<InstallationId>,
     #[serde(with = "checkpoint::keys")]
     pub hosts: BTreeMap<HostId, HostBody>,
     pub terms: Option<PolicyTerms>,
@@ -220,7 +225,14 @@ impl State {
         };
         match &entry.body {
             Body::Genesis(_) | Body::Unknown { .. } | Body::Checkpoint(_) => Ok(()),
+            Body::Host(body) if self.writers == Writers::One && body.host != entry.host => {
+                refuse("one host writes this repository, and no other can be let in")
+            }
             Body::Host(_) | Body::Key(_) => need(&[Role::Admin]),
+            Body::Seal(_) if self.writers == Writers::Many => {
+                refuse("several hosts may write this repository")
+            }
+            Body::Seal(_) => Ok(()),
             Body::Policy(body) => {
                 need(&[Role::Admin])?;
                 parse_terms(&body.terms).map(|_| ())
@@ -448,6 +460,7 @@ impl State {
                 self.uid = Some(entry.customer);
                 self.repository = Some(body.repository);
                 self.customer_name = body.customer_name.clone();
+                self.writers = body.writers;
                 self.hosts.insert(body.host.host, body.host.clone());
             }
             Body::Host(body) => {
@@ -470,6 +483,7 @@ impl State {
                 }
             }
             Body::Key(body) => self.keys.push(body.clone()),
+            Body::Seal(body) => self.installation = Some(body.installation),
             Body::Begin(body) => {
                 let open = OpenSession {
                     host: entry.host,

@@ -5,6 +5,7 @@ mod explore;
 mod interleavings;
 mod model;
 mod notes;
+mod one_host;
 mod points;
 mod power;
 mod refusals;

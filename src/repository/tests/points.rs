@@ -3,7 +3,7 @@
 use super::super::testing::*;
 use super::super::*;
 use crate::format::entry::{Attestation, Body, ClockBody, ClockEvent, Purpose};
-use crate::model::PointId;
+use crate::model::{PointId, Writers};
 use crate::policy::PolicyTerms;
 use jiff::SignedDuration;
 use std::collections::BTreeSet;
@@ -324,6 +324,7 @@ fn two_makers_of_a_customer_leave_one_key_file() {
         host: world.host.body(),
         recipients: vec![world.host.identity.recipient()],
         terms: &terms,
+        writers: Writers::Many,
     };
     Customer::create(&storage, &new, &*world.host).unwrap();
     assert_eq!(storage.list("customers/acme/key").unwrap().len(), 1);

@@ -6,7 +6,7 @@ use super::super::testing::*;
 use super::super::*;
 use super::crashes::{one_backup, one_prune, operations, recovers, rewind, small_repository};
 use crate::model::ObjectName;
-use crate::storage::{Fault, Faulty, Leftover, Listed, Memory, Storage, StorageError};
+use crate::storage::{Fault, Faulty, Leftover, Listed, Memory, Storage, StorageError, Survey};
 use std::sync::{Arc, Mutex, PoisonError};
 
 struct Unsynced {
@@ -96,12 +96,8 @@ impl Storage for Unsynced {
         self.faulty.sweep_leftovers(prefix)
     }
 
-    fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
-        self.faulty.leftovers(prefix)
-    }
-
-    fn free_bytes(&self) -> Option<u64> {
-        None
+    fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
+        self.faulty.survey(prefix)
     }
 
     fn release_reserve(&self) -> Result<bool, StorageError> {

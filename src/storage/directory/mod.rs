@@ -11,7 +11,7 @@ mod reserve;
 mod temporary;
 
 use super::{
-    Leftover, Listed, OpenObject, Storage, StorageError, StorageErrorKind, checked_prefix,
+    Leftover, Listed, OpenObject, Storage, StorageError, StorageErrorKind, Survey, checked_prefix,
     fill_random, is_own_name, name_from_outside, refuse_own_names, too_large, too_short,
 };
 use crate::model::ObjectName;
@@ -323,8 +323,8 @@ impl Directory {
     }
 
     /// Walks everything below `start`. With `Wanted::Objects` only folders that can hold objects
-    /// are entered; with `Wanted::Leftovers` all of them.
-    fn survey(&self, start: &Path, wanted: Wanted<'_>) -> Result<Survey, StorageError> {
+    /// are entered; with `Wanted::All` all of them.
+    fn walk(&self, start: &Path, wanted: Wanted<'_>) -> Result<Survey, StorageError> {
         let mut survey = Survey::default();
         let mut folders = vec![start.to_path_buf()];
         while let Some(path) = folders.pop() {
@@ -342,14 +342,14 @@ impl Directory {
                 }
                 Err(error) => return Err(told(shown(&path), "listing", error)),
             };
-            self.survey_folder(&path, entries, wanted, &mut folders, &mut survey)?;
+            self.walk_folder(&path, entries, wanted, &mut folders, &mut survey)?;
         }
         survey.objects.sort_unstable();
         survey.leftovers.sort_unstable();
         Ok(survey)
     }
 
-    fn survey_folder(
+    fn walk_folder(
         &self,
         path: &Path,
         mut entries: Dir,
@@ -407,28 +407,22 @@ impl Directory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted<'p> {
     Objects,
-    Leftovers,
-    /// Outside of the folder in which a prefix and others like it stand.
-    LeftoversBeside(&'p ObjectName),
+    All,
+    /// What stands outside of the folder in which a prefix and others like it are.
+    Beside(&'p ObjectName),
 }
 
 impl Wanted<'_> {
     fn enters(self, folder: &Path) -> bool {
         match self {
             Wanted::Objects => can_hold_objects(folder),
-            Wanted::Leftovers => true,
-            Wanted::LeftoversBeside(prefix) => {
+            Wanted::All => true,
+            Wanted::Beside(prefix) => {
                 let first = prefix.as_str().split('/').next().unwrap_or_default();
                 folder != Path::new(first)
             }
         }
     }
-}
-
-#[derive(Debug, Default)]
-struct Survey {
-    objects: Vec<Listed>,
-    leftovers: Vec<Leftover>,
 }
 
 /// Why an attempt to reach into a folder did not succeed.
@@ -568,7 +562,7 @@ impl Storage for Directory {
         if is_own_name(prefix) {
             return Ok(Vec::new());
         }
-        Ok(self.survey(Path::new(prefix), Wanted::Objects)?.objects)
+        Ok(self.walk(Path::new(prefix), Wanted::Objects)?.objects)
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
@@ -639,13 +633,15 @@ impl Storage for Directory {
         }
     }
 
-    fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+    fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
         let Some(prefix) = checked_prefix(prefix)? else {
-            return Ok(self.survey(Path::new(""), Wanted::Leftovers)?.leftovers);
+            return self.walk(Path::new(""), Wanted::All);
         };
-        let below = self.survey(Path::new(prefix.as_str()), Wanted::Leftovers)?;
-        let beside = self.survey(Path::new(""), Wanted::LeftoversBeside(&prefix))?;
-        Ok([below.leftovers, beside.leftovers].concat())
+        // In this order: a temporary file that lands between the two is an object in the second.
+        let beside = self.walk(Path::new(""), Wanted::Beside(&prefix))?;
+        let mut survey = self.walk(Path::new(prefix.as_str()), Wanted::All)?;
+        survey.leftovers.extend(beside.leftovers);
+        Ok(survey)
     }
 
     fn free_bytes(&self) -> Option<u64> {

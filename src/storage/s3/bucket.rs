@@ -68,19 +68,7 @@ impl S3 {
                     .default_retention()
             })
             .map_or(0, lock_days);
-        let replication = self
-            .asked("whether the bucket is replicated", async || {
-                let ask = self.client.get_bucket_replication();
-                ask.bucket(bucket).send().await
-            })
-            .await?;
-        facts.is_replicated = replication
-            .as_ref()
-            .and_then(|told| told.replication_configuration())
-            .is_some_and(|told| {
-                let off = Some(&ReplicationRuleStatus::Disabled);
-                told.rules().iter().any(|rule| Some(rule.status()) != off)
-            });
+        facts.is_replicated = self.replication_fact().await?;
         let lifecycle = self
             .asked("what the bucket does with objects that age", async || {
                 let ask = self.client.get_bucket_lifecycle_configuration();
@@ -103,6 +91,22 @@ impl S3 {
             Some(region) => region.as_str().to_string(),
         });
         Ok(facts)
+    }
+
+    pub(super) async fn replication_fact(&self) -> Result<bool, StorageError> {
+        let told = self
+            .asked("whether the bucket is replicated", async || {
+                let ask = self.client.get_bucket_replication();
+                ask.bucket(&self.settings.bucket).send().await
+            })
+            .await?;
+        let configuration = told
+            .as_ref()
+            .and_then(|told| told.replication_configuration());
+        Ok(configuration.is_some_and(|told| {
+            let off = Some(&ReplicationRuleStatus::Disabled);
+            told.rules().iter().any(|rule| Some(rule.status()) != off)
+        }))
     }
 
     /// `None`: the server says in so many words that the bucket has none, or that it does not know such

@@ -1,16 +1,19 @@
 //! The client of a bucket: transport, trust, credentials, limits.
 
-use super::error::unsupported;
-use crate::storage::StorageError;
+use super::error::{shown, unsupported};
+use crate::storage::{StorageError, StorageErrorKind};
 use aws_config::BehaviorVersion;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::provider_config::ProviderConfig;
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
+    Credentials, ProvideCredentials, Region, RequestChecksumCalculation,
+    ResponseChecksumValidation, SharedHttpClient,
 };
+use aws_sdk_s3::error::DisplayErrorContext;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use rustls::RootCertStore;
@@ -58,7 +61,6 @@ pub enum S3Credentials {
     Given {
         access_key_id: String,
         secret_access_key: Zeroizing<String>,
-        session_token: Option<Zeroizing<String>>,
     },
 }
 
@@ -78,6 +80,8 @@ impl S3Settings {
 
 /// A transfer that is slower than this is taken for one that hangs.
 pub const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
+const CREDENTIALS_ATTEMPTS: u32 = 3;
+const CREDENTIALS_PAUSE: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// They drive sockets and sum payloads for signatures.
 const RUNTIME_THREADS: usize = 2;
@@ -115,11 +119,10 @@ pub(super) async fn client(settings: &S3Settings) -> Result<Client, StorageError
         S3Credentials::Given {
             access_key_id,
             secret_access_key,
-            session_token,
         } => config.credentials_provider(Credentials::new(
             access_key_id,
             secret_access_key.as_str(),
-            session_token.as_ref().map(|token| token.to_string()),
+            None,
             None,
             "configuration",
         )),
@@ -131,10 +134,44 @@ pub(super) async fn client(settings: &S3Settings) -> Result<Client, StorageError
             if let Some(profile) = profile {
                 chain = chain.profile_name(profile);
             }
-            config.credentials_provider(chain.build().await)
+            let chain = chain.build().await;
+            refuse_without_credentials(settings, &chain).await?;
+            config.credentials_provider(chain)
         }
     };
     Ok(Client::from_conf(config.build()))
+}
+
+/// The client takes missing credentials for a fault that may pass, and would ask for them until patience
+/// is over.
+async fn refuse_without_credentials(
+    settings: &S3Settings,
+    chain: &DefaultCredentialsChain,
+) -> Result<(), StorageError> {
+    let mut attempt = 1;
+    loop {
+        let error = match chain.provide_credentials().await {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        let kind = match error {
+            CredentialsError::CredentialsNotLoaded(_)
+            | CredentialsError::InvalidConfiguration(_) => StorageErrorKind::Denied,
+            // A role's server that does not answer for now. It was asked more than once already.
+            _ if attempt < CREDENTIALS_ATTEMPTS => {
+                attempt += 1;
+                tokio::time::sleep(CREDENTIALS_PAUSE).await;
+                continue;
+            }
+            _ => StorageErrorKind::Transient,
+        };
+        let why = DisplayErrorContext(&error);
+        let detail = format!(
+            "no credentials: none in [repository.s3], and environment, shared profile, process and \
+             instance role give none ({why})"
+        );
+        return Err(StorageError::new(kind, settings.location(), shown(&detail)));
+    }
 }
 
 fn transport(settings: &S3Settings) -> Result<SharedHttpClient, StorageError> {
@@ -172,7 +209,8 @@ fn check_certificates(pem: &[u8]) -> Result<(), String> {
 }
 
 /// Bytes a second, for all requests together. Whoever is about to move bytes waits until those that
-/// were let through before have had their time; so the rate is kept over objects, not within one.
+/// were let through before have had their time; so the rate is kept over objects, not within one, and
+/// nobody waits between a request and its answer.
 pub(super) struct Rate {
     bytes_per_second: Option<u64>,
     free_from: Mutex<Option<Instant>>,
@@ -186,22 +224,29 @@ impl Rate {
         }
     }
 
+    /// Waits for the turn of so many bytes.
     pub(super) async fn wait(&self, bytes: u64) {
-        let Some(bytes_per_second) = self.bytes_per_second else {
-            return;
-        };
+        if let Some(turn) = self.take(bytes, Instant::now()) {
+            tokio::time::sleep_until(turn).await;
+        }
+    }
+
+    /// For bytes whose number was not known before they came: the next ones wait for them.
+    pub(super) fn moved(&self, bytes: u64) {
+        self.take(bytes, Instant::now());
+    }
+
+    /// When these bytes may begin to move; those after them wait until they have.
+    fn take(&self, bytes: u64, now: Instant) -> Option<Instant> {
+        let bytes_per_second = self.bytes_per_second?;
         let takes = Duration::from_secs_f64(bytes as f64 / bytes_per_second.max(1) as f64);
-        let turn = {
-            let mut free_from = self
-                .free_from
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            let turn = free_from.map_or(now, |free_from| free_from.max(now));
-            *free_from = Some(turn + takes);
-            turn
-        };
-        tokio::time::sleep_until(turn).await;
+        let mut free_from = self
+            .free_from
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let turn = free_from.map_or(now, |free_from| free_from.max(now));
+        *free_from = Some(turn + takes);
+        Some(turn)
     }
 }
 
@@ -214,7 +259,22 @@ impl fmt::Debug for S3Settings {
 
 #[cfg(test)]
 mod tests {
-    use super::check_certificates;
+    use super::{Rate, check_certificates};
+    use std::time::Duration;
+    use tokio::time::Instant;
+
+    #[test]
+    fn bytes_wait_for_those_before_them_and_not_for_themselves() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let rate = Rate::new(Some(10));
+        let turns = [20, 30, 1000].map(|bytes| rate.take(bytes, at(0)));
+        assert_eq!(turns, [0, 2, 5].map(|seconds| Some(at(seconds))));
+        // What has had its time is not waited for, and nothing is saved up.
+        assert_eq!(rate.take(10, at(500)), Some(at(500)));
+        assert_eq!(rate.take(10, at(500)), Some(at(501)));
+        assert_eq!(Rate::new(None).take(1000, at(0)), None);
+    }
 
     #[test]
     fn what_is_no_certificate_is_refused_before_the_client_panics_over_it() {

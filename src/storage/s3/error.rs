@@ -105,7 +105,7 @@ fn hint(status: u16, code: &str) -> &'static str {
 }
 
 /// One line without control characters, cut short.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(SHOWN_CHARS)

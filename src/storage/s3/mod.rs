@@ -21,7 +21,7 @@ mod versions;
 
 pub use connection::{S3Credentials, S3Settings};
 
-use super::{Leftover, Listed, Storage, StorageError, StorageErrorKind};
+use super::{Leftover, Listed, Storage, StorageError, StorageErrorKind, Survey};
 use super::{checked_prefix, is_own_name, name_from_outside, refuse_own_names};
 use super::{too_large, too_short};
 use crate::model::{BucketFacts, ObjectName, Versioning};
@@ -76,6 +76,11 @@ impl S3 {
     /// How the bucket is set up: what it does with versions as it was when it was opened.
     pub fn facts(&self) -> Result<BucketFacts, StorageError> {
         self.runtime.block_on(self.all_facts())
+    }
+
+    /// Whether copies of the bucket are kept elsewhere.
+    pub fn is_replicated(&self) -> Result<bool, StorageError> {
+        self.runtime.block_on(self.replication_fact())
     }
 
     /// The key of an object or of a prefix.
@@ -191,24 +196,13 @@ impl Storage for S3 {
         Ok(swept)
     }
 
-    fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+    fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
         let prefix = checked_prefix(prefix)?;
         let prefix = prefix.as_ref().map_or("", ObjectName::as_str);
-        let mut leftovers = self.runtime.block_on(self.leftovers_below(prefix))?;
-        leftovers.sort_unstable();
-        Ok(leftovers)
-    }
-
-    fn free_bytes(&self) -> Option<u64> {
-        None
-    }
-
-    fn release_reserve(&self) -> Result<bool, StorageError> {
-        Ok(false)
-    }
-
-    fn restore_reserve(&self) -> Result<bool, StorageError> {
-        Ok(false)
+        let mut survey = self.runtime.block_on(self.survey_below(prefix))?;
+        survey.objects.sort_unstable();
+        survey.leftovers.sort_unstable();
+        Ok(survey)
     }
 
     fn location(&self) -> String {

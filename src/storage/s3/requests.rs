@@ -176,6 +176,7 @@ impl S3 {
         max_bytes: u64,
     ) -> Result<Vec<u8>, StorageError> {
         self.repeated(name, async || {
+            self.download_rate.wait(0).await;
             let get = self.client.get_object().bucket(&self.settings.bucket);
             let sent = get.key(self.key(name.as_str())).send();
             let object = self.answer(name, 0, sent).await?;
@@ -188,7 +189,7 @@ impl S3 {
                 .ok()
                 .and_then(|bytes| data.try_reserve_exact(bytes).ok())
                 .ok_or_else(|| unsupported(name, format!("no memory for {size_bytes} bytes")))?;
-            self.download_rate.wait(size_bytes).await;
+            self.download_rate.moved(size_bytes);
             receive(name, size_bytes, object.body, |part| {
                 data.extend_from_slice(part);
             })
@@ -230,6 +231,7 @@ impl S3 {
         buffer: &mut [u8],
     ) -> Result<(), StorageError> {
         let wanted = buffer.len() as u64;
+        self.download_rate.wait(wanted).await;
         let get = self.client.get_object().bucket(&self.settings.bucket);
         let get = get.range(format!("bytes={offset}-{last}"));
         let sent = get.key(self.key(name.as_str())).send();
@@ -253,7 +255,6 @@ impl S3 {
             let detail = format!("{given} bytes came of the {wanted} asked for");
             return Err(transient(name, detail));
         }
-        self.download_rate.wait(wanted).await;
         let mut filled = 0;
         receive(name, wanted, object.body, |part| {
             // `receive` hands over no more than was asked for.

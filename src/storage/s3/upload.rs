@@ -33,7 +33,7 @@ impl S3 {
             match outcome {
                 Err(error) if error.kind == StorageErrorKind::AlreadyExists && uncertain => {
                     match self.holds(name, data).await {
-                        Ok(true) => self.stands_alone(name, None).await,
+                        Ok(true) => self.stands_alone(name, data, None).await,
                         Ok(false) => Err(error),
                         // What cannot be compared is not decided.
                         Err(unread) => Err(transient(name, unread.detail)),
@@ -50,7 +50,7 @@ impl S3 {
                 Ok(version) => {
                     // Whatever comes of the question, this attempt may stand.
                     uncertain = true;
-                    self.stands_alone(name, version.as_deref()).await
+                    self.stands_alone(name, data, version.as_deref()).await
                 }
             }
         })
@@ -63,6 +63,7 @@ impl S3 {
     async fn stands_alone(
         &self,
         name: &ObjectName,
+        data: &[u8],
         version: Option<&str>,
     ) -> Result<(), StorageError> {
         if self.known.versioning == Versioning::Never {
@@ -87,7 +88,10 @@ impl S3 {
         // Of what was there before, the newest: if nothing hid it, the condition was not kept.
         match older.first().is_some_and(|one| one.is_marker) {
             true => Err(transient(name, "an object was hidden under this name")),
-            false => Err(unsupported(name, CONDITION_IGNORED)),
+            false if !self.settings.ask_first => Err(unsupported(name, CONDITION_IGNORED)),
+            // As was known. There is one writer, so it was an earlier attempt of this one that landed.
+            false if self.holds(name, data).await? => Ok(()),
+            false => Err(taken(name)),
         }
     }
 

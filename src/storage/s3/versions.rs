@@ -3,7 +3,7 @@
 
 use super::error::transient;
 use super::requests::{MAX_LISTED, decoded, unescaped};
-use super::{Leftover, S3, StorageError, StorageErrorKind, object_of};
+use super::{Leftover, Listed, S3, StorageError, StorageErrorKind, Survey, object_of};
 use crate::model::{ObjectName, Versioning};
 use aws_sdk_s3::types::EncodingType;
 use std::collections::{BTreeMap, HashSet};
@@ -110,10 +110,8 @@ impl S3 {
         Ok(swept)
     }
 
-    pub(super) async fn leftovers_below(
-        &self,
-        prefix: &str,
-    ) -> Result<Vec<Leftover>, StorageError> {
+    /// The uploads first: one that is completed between the two listings is an object in the second.
+    pub(super) async fn survey_below(&self, prefix: &str) -> Result<Survey, StorageError> {
         let key_prefix = self.key_prefix(prefix);
         let permit = self.permit(&key_prefix).await?;
         let mut leftovers: Vec<Leftover> = self
@@ -145,16 +143,18 @@ impl S3 {
                     .collect()
             }
         };
+        let mut objects = Vec::new();
         for (key, size_bytes) in keys {
             let place = self.place(&key);
-            if object_of(place).is_none() {
-                leftovers.push(Leftover {
+            match object_of(place) {
+                Some(name) => objects.push(Listed { name, size_bytes }),
+                None => leftovers.push(Leftover {
                     place: place.escape_debug().to_string(),
                     size_bytes,
-                });
+                }),
             }
         }
-        Ok(leftovers)
+        Ok(Survey { objects, leftovers })
     }
 
     fn leftover_of_upload(&self, upload: &Unfinished) -> Leftover {

@@ -204,7 +204,6 @@ impl Bucket {
             credentials: S3Credentials::Given {
                 access_key_id: ACCESS_KEY_ID.to_string(),
                 secret_access_key: SECRET_ACCESS_KEY.to_string().into(),
-                session_token: None,
             },
             connections: 8,
             upload_bytes_per_second: None,

@@ -1,7 +1,7 @@
 //! Processes that take turns: each stands before its next storage operation until it is let go.
 
 use crate::model::ObjectName;
-use crate::storage::{Leftover, Listed, Memory, Storage, StorageError, StorageErrorKind};
+use crate::storage::{Leftover, Listed, Memory, Storage, StorageError, StorageErrorKind, Survey};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -295,20 +295,10 @@ impl Storage for Taking {
         Ok(Vec::new())
     }
 
-    fn leftovers(&self, _prefix: &str) -> Result<Vec<Leftover>, StorageError> {
-        Ok(Vec::new())
-    }
-
-    fn free_bytes(&self) -> Option<u64> {
-        None
-    }
-
-    fn release_reserve(&self) -> Result<bool, StorageError> {
-        Ok(false)
-    }
-
-    fn restore_reserve(&self) -> Result<bool, StorageError> {
-        Ok(false)
+    fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
+        let objects = self.list(prefix)?;
+        let leftovers = Vec::new();
+        Ok(Survey { objects, leftovers })
     }
 
     fn location(&self) -> String {
