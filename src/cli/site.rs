@@ -4,7 +4,8 @@ use super::exit::{Exit, Failure};
 use super::invocation::Invocation;
 use super::progress::Progress;
 use super::store::{self, Store};
-use crate::config::{self, Config, DiskFormat, FsFreeze, VmSource};
+use crate::codec::HostIdentity;
+use crate::config::{self, Config, DiskFormat, FsFreeze, HostRole, VmSource};
 use crate::format::repository_file::RepositoryFile;
 use crate::hypervisor::guard::GuardCommand;
 use crate::hypervisor::handed::HandedSource;
@@ -21,7 +22,9 @@ use crate::policy::HostClock;
 use crate::repository::{
     Customer, RepositoryError, RepositoryErrorKind, SealedCustomer, WriteSettings, open_repository,
 };
-use crate::storage::{Probe, Storage, StorageError, StorageErrorKind, probe_and_time};
+use crate::storage::{
+    Probe, Storage, StorageError, StorageErrorKind, probe_and_time, probe_without_deleting,
+};
 use jiff::tz::TimeZone;
 use std::io;
 use std::sync::Arc;
@@ -124,13 +127,7 @@ impl Site {
             .hint("on a new host, with an empty store: vmkeep init"),
             _ => error.into(),
         })?;
-        let host = LocalHost::new(
-            identity,
-            config.host.name.clone(),
-            folder,
-            invocation.clock.clone() as Arc<dyn Clock>,
-            host_clock(&config),
-        );
+        let host = local_host(invocation, &config, identity, folder);
         Ok(Site {
             config,
             store,
@@ -142,7 +139,12 @@ impl Site {
     /// For commands that write: the store must order its writers.
     pub fn probe(&self, customer: &Customer) -> Result<(), Failure> {
         let prefix = customer.names().prefix();
-        match probe_and_time(&*self.store.storage, prefix, 0, 1) {
+        let storage = &*self.store.storage;
+        let probed = match self.config.host.role {
+            HostRole::Keeper => probe_and_time(storage, prefix, 0, 1),
+            HostRole::Agent => probe_without_deleting(storage, prefix),
+        };
+        match probed {
             // A store that is full to the last byte must be pruned all the same; whoever writes
             // more than a prune does finds out soon enough.
             Err(error) if error.kind == StorageErrorKind::Full => Ok(()),
@@ -157,7 +159,7 @@ impl Site {
                 Exit::Failed,
                 format!(
                     "{}: this store cannot order the entries of several writers: {what}",
-                    self.store.storage.location()
+                    storage.location()
                 ),
             )
             .hint("network file systems and servers without create-if-absent cannot hold a repository; Ceph before 20 has it only in buckets that never kept versions")),
@@ -324,10 +326,23 @@ pub fn refuse_another_repository(
     }
 }
 
-pub fn host_clock(config: &Config) -> HostClock {
-    match config.host.clock {
+/// This host, as its configuration describes it.
+pub fn local_host(
+    invocation: &Invocation,
+    config: &Config,
+    identity: HostIdentity,
+    folder: StateFolder,
+) -> LocalHost {
+    let clock = match config.host.clock {
         config::ClockTrust::Verified => HostClock::Verified,
         config::ClockTrust::Trusted => HostClock::Trusted,
+    };
+    let name = config.host.name.clone();
+    let told_by = invocation.clock.clone() as Arc<dyn Clock>;
+    let host = LocalHost::new(identity, name, folder, told_by, clock);
+    match config.host.role {
+        HostRole::Agent => host.as_agent(),
+        HostRole::Keeper => host,
     }
 }
 
@@ -410,7 +425,7 @@ fn storage_failure(kind: StorageErrorKind, message: String) -> Failure {
             .hint("then give the store more space: what is kept by contract cannot be thinned"),
         StorageErrorKind::Denied => Failure::new(Exit::Failed, message)
             .hint("a directory: vmkeep runs as root, or as its owner; is it mounted read-only?")
-            .hint("a bucket: may this key read, write, list and delete there?"),
+            .hint("a bucket: may this key read, write and list there, and delete unless [host] role = \"agent\"?"),
         StorageErrorKind::Transient => Failure::new(Exit::Failed, message).hint(
             "look at the disk and its cables, or at the way to the server, then run it again",
         ),

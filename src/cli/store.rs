@@ -1,7 +1,7 @@
 //! The concrete store that a configuration names.
 
 use super::exit::{Exit, Failure};
-use crate::config::{Bucket, BucketCredentials, Config, Place, SecretSource};
+use crate::config::{Bucket, BucketCredentials, Config, HostRole, Place, SecretSource};
 use crate::policy::judge_bucket;
 use crate::storage::{Directory, S3, S3Credentials, S3Settings, Storage, StorageErrorKind};
 use std::fs::File;
@@ -66,7 +66,7 @@ pub fn open(config: &Config) -> Result<Store, Failure> {
             }
             Err(error) => Err(error.into()),
         },
-        Place::Bucket(bucket) => open_bucket(bucket),
+        Place::Bucket(bucket) => open_bucket(bucket, config.host.role),
     }
 }
 
@@ -78,7 +78,7 @@ pub fn create(config: &Config) -> Result<Store, Failure> {
             let directory = Directory::init(path, repository.reserve_bytes)?;
             Ok(of_directory(directory))
         }
-        Place::Bucket(bucket) => open_bucket(bucket),
+        Place::Bucket(bucket) => open_bucket(bucket, config.host.role),
     }
 }
 
@@ -89,7 +89,7 @@ fn of_directory(directory: Directory) -> Store {
     }
 }
 
-fn open_bucket(bucket: &Bucket) -> Result<Store, Failure> {
+fn open_bucket(bucket: &Bucket, role: HostRole) -> Result<Store, Failure> {
     let ca_certificates = match &bucket.ca_file {
         None => None,
         Some(file) => Some(
@@ -125,6 +125,7 @@ fn open_bucket(bucket: &Bucket) -> Result<Store, Failure> {
         part_bytes: PART_BYTES,
         patience: PATIENCE,
         ask_first: false,
+        may_delete: role == HostRole::Keeper,
     })?;
     let s3 = Arc::new(s3);
     Ok(Store {

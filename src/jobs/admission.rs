@@ -5,8 +5,8 @@ use crate::codec::age::AgeRecipient;
 use crate::format::entry::{Body, HostBody};
 use crate::model::{CustomerName, RepositoryId};
 use crate::policy::PolicyTerms;
-use crate::repository::{Customer, NewCustomer, RepositoryErrorKind, WriteSettings};
-use crate::storage::{Probe, Storage, probe};
+use crate::repository::{Customer, Host, NewCustomer, RepositoryErrorKind, WriteSettings};
+use crate::storage::{Probe, Storage, probe, probe_without_deleting};
 use std::sync::Arc;
 
 /// The race of a store's capability probe (several servers let several racers win).
@@ -24,7 +24,8 @@ pub enum Admission {
 /// Makes the customer unless it exists; brings its key to all of `escrow` and this host.
 ///
 /// The store is first seen to let exactly one of many racing writers win, in this customer's own
-/// prefix: the order of ledger entries rests on it.
+/// prefix: the order of ledger entries rests on it. A host that deletes nothing makes no customer, and asks
+/// only what it asks every time: whoever made the customer has seen the race.
 pub fn admit(
     storage: &Arc<dyn Storage>,
     repository: RepositoryId,
@@ -34,8 +35,11 @@ pub fn admit(
     terms: &PolicyTerms,
 ) -> Result<Admission, JobError> {
     let names = crate::format::names::CustomerNames::new(name);
-    if let Probe::Unsound { what } = probe(&**storage, names.prefix(), PROBE_ROUNDS, PROBE_WRITERS)?
-    {
+    let probed = match host.may_delete() {
+        true => probe(&**storage, names.prefix(), PROBE_ROUNDS, PROBE_WRITERS)?,
+        false => probe_without_deleting(&**storage, names.prefix())?.0,
+    };
+    if let Probe::Unsound { what } = probed {
         return Err(JobError::new(
             JobErrorKind::Refused,
             format!(
@@ -86,6 +90,12 @@ pub fn admit(
             }
         }
         Err(error) => return Err(error.into()),
+    }
+    if !host.may_delete() {
+        return Err(JobError::new(
+            JobErrorKind::Refused,
+            format!("customer {name} is not in the repository yet, and an agent makes none"),
+        ));
     }
     let new = NewCustomer {
         repository,

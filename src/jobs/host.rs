@@ -38,6 +38,7 @@ pub struct LocalHost {
     folder: StateFolder,
     clock: Arc<dyn Clock>,
     mode: HostClock,
+    may_delete: bool,
     /// An operator vouches for the clock, for this process only.
     vouched: AtomicBool,
     memory: Mutex<Memory>,
@@ -71,8 +72,17 @@ impl LocalHost {
             folder,
             clock,
             mode,
+            may_delete: true,
             vouched: AtomicBool::new(false),
             memory: Mutex::new(memory),
+        }
+    }
+
+    /// One that deletes nothing in the store, whatever the ledger would let it do.
+    pub fn as_agent(self) -> Self {
+        LocalHost {
+            may_delete: false,
+            ..self
         }
     }
 
@@ -264,6 +274,10 @@ impl Host for LocalHost {
 
     fn session_is_dead(&self, session: &SessionId) -> bool {
         self.folder.session_is_free(session)
+    }
+
+    fn may_delete(&self) -> bool {
+        self.may_delete
     }
 }
 

@@ -5,12 +5,14 @@
 
 use super::certificate::{Certified, certify, is_due};
 use super::{JobError, JobErrorKind, LocalHost, Watch};
-use crate::format::entry::{Body, ClockBody, ClockEvent, PointReason, PointsBody, Role};
+use crate::format::entry::{Body, ClockBody, ClockEvent, HostBody, PointReason, PointsBody, Role};
 use crate::format::names::ObjectRole;
 use crate::model::{PointId, PointState};
 use crate::policy::{Action, Decision, Deletion, PointFacts, next_prune_ends, plan};
 use crate::repository::reclaim::{Reclaimed, merge_segments, reclaim};
-use crate::repository::{Customer, RepositoryError, RepositoryErrorKind, State, Swept, sweep};
+use crate::repository::{
+    Customer, Host, RepositoryError, RepositoryErrorKind, State, Swept, sweep,
+};
 use crate::storage::StorageErrorKind;
 use jiff::{SignedDuration, Timestamp};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,13 +102,36 @@ fn trust_clock(customer: &Customer) -> Result<(), JobError> {
     Ok(())
 }
 
-/// Whether the ledger lets this host expire, erase and reclaim.
-pub(super) fn may_prune(customer: &Customer, host: &LocalHost) -> bool {
+/// Why this host does not expire, erase and reclaim, if it does not.
+pub(super) fn why_not_prune(customer: &Customer, host: &LocalHost) -> Option<String> {
     let id = host.identity().host_id();
     customer.with_state(|state| {
-        let row = state.hosts.get(&id);
-        row.is_some_and(|row| row.roles.contains(&Role::Prune))
+        let has_role = |row: &&HostBody| row.roles.contains(&Role::Prune);
+        let own = state.hosts.get(&id).filter(has_role).is_some();
+        let others = state.hosts.values().filter(|row| row.host != id);
+        reason_not_to_prune(host.may_delete(), own, others.filter(has_role).count())
     })
+}
+
+/// What the ledger allows and what the host does must both allow it; where they differ, or nobody is left
+/// to do it, that is said.
+fn reason_not_to_prune(may_delete: bool, has_role: bool, others: usize) -> Option<String> {
+    let mut reason = match (may_delete, has_role) {
+        (true, true) => return None,
+        (true, false) => {
+            "this host has no role for pruning; that is for a host with the role".to_string()
+        }
+        (false, false) => "this host is an agent, which deletes nothing".to_string(),
+        (false, true) => {
+            "this host is an agent, which deletes nothing, although the ledger gives it the role"
+                .to_string()
+        }
+    };
+    if others == 0 {
+        reason += "; no other host has the role prune: nothing is ever deleted until one has \
+                   (vmkeep key admit)";
+    }
+    Some(reason)
 }
 
 /// Prunes one customer. `vouched`: the operator has said that the clock is right.
@@ -118,13 +143,10 @@ pub fn prune(
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<Pruned, JobError> {
-    if !may_prune(customer, host) {
+    if let Some(reason) = why_not_prune(customer, host) {
         return Err(JobError::new(
             JobErrorKind::Refused,
-            format!(
-                "customer {}: this host has no role for pruning; another host must do it",
-                customer.name()
-            ),
+            format!("customer {}: nothing was pruned: {reason}", customer.name()),
         ));
     }
     watch.stage(&format!("{} prune", customer.name()), 0);

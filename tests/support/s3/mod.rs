@@ -212,6 +212,7 @@ impl Bucket {
             part_bytes: 8 << 20,
             patience: Duration::from_secs(60),
             ask_first: false,
+            may_delete: true,
         }
     }
 
