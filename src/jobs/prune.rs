@@ -394,3 +394,25 @@ pub fn undo(customer: &Customer, point: PointId, reason: &str) -> Result<(), Job
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::reason_not_to_prune;
+
+    #[test]
+    fn a_host_prunes_only_if_the_ledger_and_its_configuration_agree() {
+        for others in [0, 1] {
+            assert_eq!(reason_not_to_prune(true, true, others), None);
+            for (may_delete, has_role, said) in [
+                (true, false, "no role for pruning"),
+                (false, false, "this host is an agent"),
+                (false, true, "although the ledger gives it the role"),
+            ] {
+                let reason = reason_not_to_prune(may_delete, has_role, others).unwrap();
+                assert!(reason.contains(said), "{reason}");
+                let is_alone = reason.contains("no other host has the role prune");
+                assert_eq!(is_alone, others == 0, "{reason}");
+            }
+        }
+    }
+}
