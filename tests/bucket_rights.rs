@@ -7,7 +7,7 @@ use aws_sdk_s3::types::BucketVersioningStatus;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use std::fs;
-use support::s3::{AGENT, Bucket, KEEPER, Proxy, radosgw};
+use support::s3::{AGENT, Bucket, KEEPER, Mishap, Proxy, radosgw};
 use support::{Guest, Host, HostOptions, Random, time};
 use vmkeep::model::ObjectName;
 use vmkeep::storage::{S3, Storage, StorageErrorKind};
@@ -249,6 +249,40 @@ fn what_the_agents_key_can_overwrite_is_found_and_keys_are_out_of_its_reach() {
 }
 
 #[test]
+fn what_a_stolen_key_of_an_agent_adds_loses_nothing() {
+    let scene = Scene::new();
+    scene.agent.vmkeep(&["run"], start()).exits(0);
+    let agent = scene.bucket.visited_by(&AGENT);
+    let customer = format!("{PREFIX}/customers/acme");
+    let next = scene.keys("ledger").len() + 1;
+    let slot = format!("{customer}/ledger/{next:016}");
+    for key in [
+        slot.clone(),
+        format!("{customer}/packs/junk"),
+        format!("{customer}/points/{}", "ab".repeat(16)),
+    ] {
+        assert_eq!(agent.puts(&key, b"junk"), Ok(()), "{key}");
+    }
+    // Junk where the ledger goes on stops everybody, loudly, until somebody removes it who may.
+    for (host, command) in [(&scene.agent, "run"), (&scene.keeper, "prune")] {
+        let told = host.vmkeep(&[command], night(1));
+        told.exits(6).one_error().says("is not two lines");
+    }
+    let keeper = scene.bucket.visited_by(&KEEPER);
+    assert_eq!(keeper.deletes(&slot), Ok(()));
+    // What nobody of ours can have written is not removed unasked.
+    let told = scene.keeper.vmkeep(&["prune"], night(1));
+    told.exits(1).says("(not an object of vmkeep)");
+    scene
+        .keeper
+        .vmkeep(&["prune", "--confirm"], night(1))
+        .exits(0);
+    scene.keeper_prunes(night(1));
+    scene.newest_restores(&scene.agent, night(1));
+    scene.agent.vmkeep(&["run"], night(1)).exits(0);
+}
+
+#[test]
 fn where_versions_are_kept_the_first_bytes_stay_and_the_agents_key_cannot_remove_them() {
     let scene = Scene::new();
     scene.agent.vmkeep(&["run"], start()).exits(0);
@@ -382,6 +416,17 @@ fn an_agent_does_not_prune_and_says_so() {
         .vmkeep(&["prune", "--dry-run"], start())
         .exits(0);
     assert_eq!(scene.bucket.versions(), before);
+    // Nor is it done because nobody said that this key cannot delete.
+    let config = scene.agent.config_text();
+    let keeper = config.replacen("role = \"agent\"", "role = \"keeper\"", 1);
+    scene.agent.write_config(&keeper);
+    scene
+        .agent
+        .vmkeep(&["run"], start())
+        .exits(1)
+        .says("permission denied")
+        .says("and delete unless [host] role = \"agent\"");
+    scene.agent.write_config(&config);
     let shown = scene.agent.json(&["config", "show"], start());
     assert_eq!(shown["host"]["role"], "agent");
     assert_eq!(
@@ -427,7 +472,9 @@ fn an_agent_makes_neither_a_repository_nor_a_customer() {
 fn large_objects_go_up_in_parts_with_the_agents_key_and_what_fails_is_not_aborted() {
     let bucket = radosgw().bucket();
     bucket.apply_policy(&policy(&bucket));
+    let proxy = Proxy::before(&radosgw().endpoint);
     let mut settings = bucket.settings_of(&AGENT, PREFIX);
+    settings.endpoint = Some(proxy.endpoint.clone());
     settings.may_delete = false;
     let store = S3::open(settings).unwrap();
     let name = ObjectName::new("customers/acme/packs/s/large").unwrap();
@@ -437,14 +484,42 @@ fn large_objects_go_up_in_parts_with_the_agents_key_and_what_fails_is_not_aborte
     let taken = store.create(&name, &large).unwrap_err();
     assert_eq!(taken.kind, StorageErrorKind::AlreadyExists);
     // Not even asked.
-    let refused = [
-        store.delete(&name),
-        store.destroy(&name),
-        store.sweep_leftovers("customers/acme").map(drop),
-    ];
-    for refused in refused {
+    let swept = store.sweep_leftovers("customers/acme").map(drop);
+    for refused in [store.delete(&name), store.destroy(&name), swept] {
         assert_eq!(refused.unwrap_err().detail, "this host deletes nothing");
     }
+    // The second part of another fails.
+    let name = ObjectName::new("customers/acme/packs/s/other").unwrap();
+    proxy.start_over([(3, Mishap::Status(403))]);
+    let failed = store.create(&name, &large).unwrap_err();
+    assert_eq!(failed.kind, StorageErrorKind::Denied, "{failed}");
+    let methods: Vec<String> = proxy.passed().into_iter().map(|one| one.method).collect();
+    assert_eq!(methods, ["HEAD", "POST", "PUT", "PUT"]);
+    assert_eq!(bucket.uploads().len(), 1);
+}
+
+/// As far as this server goes, which ignores the condition where it keeps versions.
+#[test]
+fn where_versions_are_kept_an_agent_puts_nothing_over_what_is_hidden_and_removes_nothing() {
+    let bucket = radosgw().bucket();
+    bucket.apply_policy(&policy(&bucket));
+    bucket.keep_versions(BucketVersioningStatus::Enabled);
+    let mut settings = bucket.settings_of(&AGENT, PREFIX);
+    settings.may_delete = false;
+    let store = S3::open(settings).unwrap();
+    let name = ObjectName::new("customers/acme/ledger/0000000000000001").unwrap();
+    store.create(&name, b"the first").unwrap();
+    let ignored = store.create(&name, b"another").unwrap_err();
+    assert_eq!(ignored.kind, StorageErrorKind::Unsupported, "{ignored}");
+    bucket.delete(&format!("{PREFIX}/{name}"));
+    let before = bucket.versions();
+    assert_eq!(before.len(), 3);
+    let taken = store.create(&name, b"a third").unwrap_err();
+    assert_eq!(taken.kind, StorageErrorKind::AlreadyExists);
+    assert_eq!(bucket.versions(), before);
+    // A name that is free after all.
+    let free = ObjectName::new("customers/acme/ledger/0000000000000002").unwrap();
+    store.create(&free, b"the second").unwrap();
 }
 
 /// Each right for itself: what remains of the policy without it.

@@ -41,8 +41,8 @@ pub trait Host: HostMemory {
     fn hold_session(&self, session: &SessionId) -> Result<Box<dyn Send + Sync>, RepositoryError>;
     /// Whether a session of this host is known to have no living process.
     fn session_is_dead(&self, session: &SessionId) -> bool;
-    /// Whether this host deletes in the store at all. What one that does not leaves behind is for a host
-    /// that does: no listing of garbage is needed for it, as a sweep goes by the ledger.
+    /// Whether this host deletes in the store at all. What one that does not leaves there, the sweep of
+    /// one that does removes: it goes by the ledger, and needs no word from whoever left it.
     fn may_delete(&self) -> bool {
         true
     }
