@@ -80,7 +80,8 @@ impl S3 {
 
     /// Where versions are kept, the condition is met by a name whose object somebody has hidden below a
     /// delete marker. Such a name is not free: what hides it is removed, and so is what was just created
-    /// on top of it (`version`, or the newest); the next attempt is told that the name is taken.
+    /// on top of it (`version`, or the newest); the next attempt is told that the name is taken. Where nothing
+    /// may be deleted, what was created over other bytes stays, and is an error.
     async fn stands_alone(
         &self,
         name: &ObjectName,
