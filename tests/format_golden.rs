@@ -428,7 +428,7 @@ fn each_object_of_the_golden_store_is_what_its_name_says() {
             }
             ObjectRole::Point(_) => "point",
             ObjectRole::Certificate(_) => "certificate",
-            ObjectRole::Probe => panic!("{name}"),
+            ObjectRole::Probe | ObjectRole::SpentProbe => panic!("{name}"),
             ObjectRole::Foreign => {
                 assert_eq!(name.as_str(), "vmkeep.json");
                 "repository"

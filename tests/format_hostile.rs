@@ -557,7 +557,7 @@ fn no_object_name_has_two_meanings() {
                 ObjectRole::Segment(segment) => names.segment(&segment),
                 ObjectRole::Point(point) => names.point(&point),
                 ObjectRole::Certificate(file) => names.certificate(&file).unwrap(),
-                ObjectRole::Probe | ObjectRole::Foreign => return false,
+                ObjectRole::Probe | ObjectRole::SpentProbe | ObjectRole::Foreign => return false,
             };
             assert_eq!(again, name);
             true

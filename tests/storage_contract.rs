@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use vmkeep::model::ObjectName;
 use vmkeep::storage::{
     Directory, Fault, Faulty, Leftover, Listed, Memory, Probe, S3, Storage, StorageError,
-    StorageErrorKind, Survey, Verb, probe,
+    StorageErrorKind, Survey, Verb, probe, probe_without_deleting,
 };
 
 const PLENTY: u64 = 1 << 30;
@@ -529,6 +529,69 @@ fn a_lost_reply_does_not_make_a_sound_store_look_unsound() {
         let store = Faulty::with_faults(Memory::new(), vec![Fault::FailAfter { at }]);
         assert_eq!(probe(&store, "c", 2, 4), Ok(Probe::Sound), "{at}");
         assert_eq!(store.inner().list(""), Ok(Vec::new()), "{at}");
+    }
+}
+
+#[test]
+fn a_host_that_deletes_nothing_finds_a_store_that_ignores_the_condition() {
+    for lie in [Lie::Overwrites, Lie::TheRefusedStand] {
+        let store = Lying {
+            inner: Memory::new(),
+            lie,
+            first: Mutex::default(),
+        };
+        // Whether the object that stands for this is there yet or not.
+        for time in ["first", "second"] {
+            let told = probe_without_deleting(&store, "customers/c");
+            let lies = matches!(told, Ok((Probe::Unsound { .. }, _)));
+            assert!(lies, "{lie:?}, {time}: {told:?}");
+        }
+    }
+}
+
+#[test]
+fn a_probe_that_deletes_nothing_leaves_one_object_however_often_and_by_whomever() {
+    let memory = Memory::new();
+    for _ in 0..3 {
+        let store = Faulty::new(memory.clone());
+        let told = probe_without_deleting(&store, "customers/c");
+        assert_eq!(told, Ok((Probe::Sound, None)));
+        let only_adds = store
+            .log()
+            .iter()
+            .all(|line| line.verb == Verb::Create || !line.verb.writes());
+        assert!(only_adds, "{:?}", store.log());
+    }
+    let left = memory.list("").expect("a listing");
+    let names: Vec<&str> = left.iter().map(|object| object.name.as_str()).collect();
+    assert_eq!(names, ["customers/c/probe/standing"]);
+}
+
+#[test]
+fn a_lost_reply_does_not_mislead_a_probe_that_deletes_nothing() {
+    let store = Faulty::new(Memory::new());
+    probe_without_deleting(&store, "c").expect("probed");
+    for at in 1..=store.operations() {
+        for (fault, is_sound) in [
+            (Fault::FailAfter { at }, true),
+            (
+                Fault::FailBefore {
+                    at,
+                    kind: StorageErrorKind::Denied,
+                },
+                false,
+            ),
+        ] {
+            let store = Faulty::with_faults(Memory::new(), vec![fault.clone()]);
+            let was_create = |verb: Verb| verb == Verb::Create;
+            let told = probe_without_deleting(&store, "c");
+            let verb = store.log()[at as usize - 1].verb;
+            match is_sound && was_create(verb) {
+                true => assert_eq!(told, Ok((Probe::Sound, None)), "{fault:?}"),
+                // Never a verdict about the store where it was not asked.
+                false => assert!(!matches!(told, Ok((Probe::Unsound { .. }, _))), "{fault:?}"),
+            }
+        }
     }
 }
 

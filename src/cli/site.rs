@@ -4,7 +4,8 @@ use super::exit::{Exit, Failure};
 use super::invocation::Invocation;
 use super::progress::Progress;
 use super::store::{self, Store};
-use crate::config::{self, Config, DiskFormat, FsFreeze, VmSource};
+use crate::codec::HostIdentity;
+use crate::config::{self, Config, DiskFormat, FsFreeze, HostRole, VmSource};
 use crate::format::repository_file::RepositoryFile;
 use crate::hypervisor::guard::GuardCommand;
 use crate::hypervisor::handed::HandedSource;
@@ -21,7 +22,9 @@ use crate::policy::HostClock;
 use crate::repository::{
     Customer, RepositoryError, RepositoryErrorKind, SealedCustomer, WriteSettings, open_repository,
 };
-use crate::storage::{Probe, Storage, StorageError, StorageErrorKind, probe_and_time, time_of};
+use crate::storage::{
+    Probe, Storage, StorageError, StorageErrorKind, probe_and_time, probe_without_deleting, time_of,
+};
 use jiff::tz::TimeZone;
 use std::io;
 use std::sync::Arc;
@@ -125,13 +128,7 @@ impl Site {
             .hint("on a new host, with an empty store: vmkeep init"),
             _ => error.into(),
         })?;
-        let host = LocalHost::new(
-            identity,
-            config.host.name.clone(),
-            folder,
-            invocation.clock.clone() as Arc<dyn Clock>,
-            host_clock(&config),
-        );
+        let host = local_host(invocation, &config, identity, folder);
         Ok(Site {
             config,
             store,
@@ -144,9 +141,10 @@ impl Site {
     pub fn probe(&self, customer: &Customer) -> Result<(), Failure> {
         let prefix = customer.names().prefix();
         let storage = &*self.store.storage;
-        let probed = match self.file.writers() {
-            Writers::Many => probe_and_time(storage, prefix, 0, 1),
-            Writers::One => time_of(storage, prefix).map(|time| (Probe::Sound, time)),
+        let probed = match (self.file.writers(), self.config.host.role) {
+            (Writers::One, _) => time_of(storage, prefix).map(|time| (Probe::Sound, time)),
+            (Writers::Many, HostRole::Keeper) => probe_and_time(storage, prefix, 0, 1),
+            (Writers::Many, HostRole::Agent) => probe_without_deleting(storage, prefix),
         };
         match probed {
             // A store that is full to the last byte must be pruned all the same; whoever writes
@@ -163,7 +161,7 @@ impl Site {
                 Exit::Failed,
                 format!(
                     "{}: this store cannot order the entries of several writers: {what}",
-                    self.store.storage.location()
+                    storage.location()
                 ),
             )
             .hint("network file systems and servers without create-if-absent cannot hold a repository of several hosts; Ceph before 20 has it only in buckets that never kept versions")
@@ -349,10 +347,23 @@ pub fn refuse_other_writers(config: &Config, file: &RepositoryFile) -> Result<()
     }
 }
 
-pub fn host_clock(config: &Config) -> HostClock {
-    match config.host.clock {
+/// This host, as its configuration describes it.
+pub fn local_host(
+    invocation: &Invocation,
+    config: &Config,
+    identity: HostIdentity,
+    folder: StateFolder,
+) -> LocalHost {
+    let clock = match config.host.clock {
         config::ClockTrust::Verified => HostClock::Verified,
         config::ClockTrust::Trusted => HostClock::Trusted,
+    };
+    let name = config.host.name.clone();
+    let told_by = invocation.clock.clone() as Arc<dyn Clock>;
+    let host = LocalHost::new(identity, name, folder, told_by, clock);
+    match config.host.role {
+        HostRole::Agent => host.as_agent(),
+        HostRole::Keeper => host,
     }
 }
 
@@ -435,7 +446,7 @@ fn storage_failure(kind: StorageErrorKind, message: String) -> Failure {
             .hint("then give the store more space: what is kept by contract cannot be thinned"),
         StorageErrorKind::Denied => Failure::new(Exit::Failed, message)
             .hint("a directory: vmkeep runs as root, or as its owner; is it mounted read-only?")
-            .hint("a bucket: may this key read, write, list and delete there?"),
+            .hint("a bucket: may this key read, write and list there, and delete unless [host] role = \"agent\"?"),
         StorageErrorKind::Transient => Failure::new(Exit::Failed, message).hint(
             "look at the disk and its cables, or at the way to the server, then run it again",
         ),

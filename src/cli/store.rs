@@ -1,7 +1,7 @@
 //! The concrete store that a configuration names.
 
 use super::exit::{Exit, Failure};
-use crate::config::{Bucket, BucketCredentials, Config, Place, SecretSource};
+use crate::config::{Bucket, BucketCredentials, Config, HostRole, Place, SecretSource};
 use crate::model::Writers;
 use crate::policy::judge_bucket;
 use crate::storage::{Directory, S3, S3Credentials, S3Settings, Storage, StorageErrorKind};
@@ -74,7 +74,7 @@ pub fn open(config: &Config) -> Result<Store, Failure> {
             }
             Err(error) => Err(error.into()),
         },
-        Place::Bucket(bucket) => open_bucket(bucket, config.repository.writers),
+        Place::Bucket(bucket) => open_bucket(bucket, config),
     }
 }
 
@@ -86,7 +86,7 @@ pub fn create(config: &Config) -> Result<Store, Failure> {
             let directory = Directory::init(path, repository.reserve_bytes)?;
             Ok(of_directory(directory))
         }
-        Place::Bucket(bucket) => open_bucket(bucket, repository.writers),
+        Place::Bucket(bucket) => open_bucket(bucket, config),
     }
 }
 
@@ -97,7 +97,7 @@ fn of_directory(directory: Directory) -> Store {
     }
 }
 
-fn open_bucket(bucket: &Bucket, writers: Writers) -> Result<Store, Failure> {
+fn open_bucket(bucket: &Bucket, config: &Config) -> Result<Store, Failure> {
     let ca_certificates = match &bucket.ca_file {
         None => None,
         Some(file) => Some(
@@ -131,7 +131,8 @@ fn open_bucket(bucket: &Bucket, writers: Writers) -> Result<Store, Failure> {
         download_bytes_per_second: bucket.download_bytes_per_second,
         part_bytes: PART_BYTES,
         patience: PATIENCE,
-        ask_first: writers == Writers::One,
+        ask_first: config.repository.writers == Writers::One,
+        may_delete: config.host.role == HostRole::Keeper,
     })?;
     let s3 = Arc::new(s3);
     Ok(Store {

@@ -167,6 +167,7 @@ fn read_s3(mut section: Section<'_>, bucket: &mut Bucket, problems: &mut Vec<Pro
     section.finish(
         &[
             ("url", "belongs in [repository]"),
+            ("role", "belongs in [host]"),
             ("bucket", "is in the url: url = \"s3://bucket/prefix\""),
             (
                 "secret_access_key",

@@ -71,6 +71,7 @@ pub struct Host {
     /// How the ledger names this host.
     pub name: String,
     pub clock: ClockTrust,
+    pub role: HostRole,
     /// Identity, caches, locks.
     pub state_dir: PathBuf,
     pub threads: usize,
@@ -96,6 +97,24 @@ impl ClockTrust {
         match self {
             ClockTrust::Verified => "verified",
             ClockTrust::Trusted => "trusted",
+        }
+    }
+}
+
+/// Whether this host ever deletes in the store. What it may do beside that is said in the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostRole {
+    /// Adds to the store and reads it; its key need not be able to delete.
+    Agent,
+    /// Also deletes what is over its time, and what others have left.
+    Keeper,
+}
+
+impl HostRole {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HostRole::Agent => "agent",
+            HostRole::Keeper => "keeper",
         }
     }
 }
@@ -309,6 +328,7 @@ fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Optio
         return Some(Host {
             name: hostname(),
             clock: ClockTrust::Verified,
+            role: HostRole::Keeper,
             state_dir: PathBuf::from(DEFAULT_STATE_DIR),
             threads: cores(),
             overlay_dir: PathBuf::from(DEFAULT_OVERLAY_DIR),
@@ -333,6 +353,7 @@ fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Optio
             ClockTrust::Verified
         }
     };
+    let role = read_role(&mut section, problems);
     let state_dir = PathBuf::from(
         section
             .text("state_dir", problems)
@@ -374,6 +395,7 @@ fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Optio
     (problems.len() == found).then_some(Host {
         name,
         clock,
+        role,
         state_dir,
         threads,
         overlay_dir,
@@ -381,6 +403,23 @@ fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Optio
         freeze_limit,
         libvirt_uri,
     })
+}
+
+fn read_role(section: &mut Section<'_>, problems: &mut Vec<Problem>) -> HostRole {
+    let roles = [HostRole::Agent, HostRole::Keeper];
+    let Some(text) = section.text("role", problems) else {
+        return HostRole::Keeper;
+    };
+    if let Some(role) = roles.into_iter().find(|role| role.as_str() == text) {
+        return role;
+    }
+    let message = format!("{text:?} is not \"agent\" or \"keeper\"");
+    let meant = spelling::nearest(text, &roles.map(HostRole::as_str));
+    problems.push(Problem {
+        hint: meant.map(|meant| format!("did you mean {meant:?}?")),
+        ..section.problem("role", message)
+    });
+    HostRole::Keeper
 }
 
 fn read_repository(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Option<Repository> {

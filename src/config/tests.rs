@@ -56,6 +56,34 @@ fn every_example_is_a_valid_configuration() {
 }
 
 #[test]
+fn a_host_is_a_keeper_unless_it_says_that_it_is_an_agent() {
+    let with = |role: &str| {
+        read_text(&format!(
+            "[host]\n{role}\n{POLICY}{WEB01}disks = {{ vda = \"/a.raw\" }}\n"
+        ))
+    };
+    for (line, role) in [
+        ("", HostRole::Keeper),
+        ("role = \"keeper\"", HostRole::Keeper),
+        ("role = \"agent\"", HostRole::Agent),
+    ] {
+        assert_eq!(with(line).expect(line).host.role, role);
+    }
+    assert_one(
+        &with("role = \"agnet\"").expect_err("a slip"),
+        &[
+            "vmkeep.toml:2: host.role: \"agnet\" is not \"agent\" or \"keeper\"",
+            "did you mean \"agent\"?",
+        ],
+    );
+    // Whatever it was meant to be, it is not guessed.
+    assert_one(
+        &with("role = \"admin\"").expect_err("another word"),
+        &["host.role: \"admin\" is not"],
+    );
+}
+
+#[test]
 fn the_example_of_a_bucket_shows_every_key_and_its_defaults() {
     let text = std::fs::read_to_string("config/bucket.toml").expect("config/bucket.toml");
     let shown = load(Path::new("config/bucket.toml")).expect("config/bucket.toml");

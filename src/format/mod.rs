@@ -50,6 +50,7 @@
 //!     certificates/<id>.json                   a deletion certificate
 //!     certificates/<id>.json.minisig           its signature
 //!     probe/…                                  tests of the store; carry nothing
+//!     probe/spent/…                            of hosts that delete nothing; a sweep may, at any time
 //! ```
 //!
 //! Numbers have no leading zeros in `key/`, and exactly 16 digits in `ledger/`. Customers share nothing.

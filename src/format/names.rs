@@ -11,6 +11,8 @@ fn object(name: String) -> ObjectName {
 
 /// Everything below this belongs to one customer or another.
 const CUSTOMERS: &str = "customers/";
+/// Below `probe/`.
+const SPENT_PROBES: &str = "spent/";
 
 pub fn repository_file() -> ObjectName {
     object("vmkeep.json".to_string())
@@ -38,6 +40,8 @@ pub enum ObjectRole {
     Certificate(String),
     /// An object of a capability probe; carries nothing.
     Probe,
+    /// One whose maker had done with it and could not delete it.
+    SpentProbe,
     Foreign,
 }
 
@@ -148,6 +152,7 @@ impl CustomerNames {
             "certificates" if !rest.contains('/') => {
                 Some(ObjectRole::Certificate(rest.to_string()))
             }
+            "probe" if rest.starts_with(SPENT_PROBES) => Some(ObjectRole::SpentProbe),
             "probe" => Some(ObjectRole::Probe),
             _ => None,
         };
@@ -188,6 +193,14 @@ mod tests {
             (names.segment(&segment), ObjectRole::Segment(segment)),
             (names.point(&point), ObjectRole::Point(point)),
             (repository_file(), ObjectRole::Foreign),
+            (
+                ObjectName::new("customers/acme/probe/standing").unwrap(),
+                ObjectRole::Probe,
+            ),
+            (
+                ObjectName::new("customers/acme/probe/spent/0a").unwrap(),
+                ObjectRole::SpentProbe,
+            ),
             (
                 ObjectName::new("customers/acme/key/01.age").unwrap(),
                 ObjectRole::Foreign,

@@ -6,8 +6,8 @@ use crate::format::entry::{Body, HostBody};
 use crate::format::repository_file::RepositoryFile;
 use crate::model::{CustomerName, Writers};
 use crate::policy::PolicyTerms;
-use crate::repository::{Customer, NewCustomer, RepositoryErrorKind, WriteSettings};
-use crate::storage::{Probe, Storage, probe};
+use crate::repository::{Customer, Host, NewCustomer, RepositoryErrorKind, WriteSettings};
+use crate::storage::{Probe, Storage, probe, probe_without_deleting};
 use std::sync::Arc;
 
 /// The race of a store's capability probe (several servers let several racers win).
@@ -24,8 +24,9 @@ pub enum Admission {
 
 /// Makes the customer unless it exists; brings its key to all of `escrow` and this host.
 ///
-/// Where several hosts may write, the store is first seen to let exactly one of many racing writers win, in this customer's own
-/// prefix: the order of ledger entries rests on it.
+/// Where several hosts may write, the store is first seen to let exactly one of many racing writers win, in
+/// this customer's own prefix: the order of ledger entries rests on it. A host that deletes nothing makes no
+/// customer, and asks only what it asks every time: whoever made the customer has seen the race.
 pub fn admit(
     storage: &Arc<dyn Storage>,
     file: &RepositoryFile,
@@ -35,10 +36,12 @@ pub fn admit(
     terms: &PolicyTerms,
 ) -> Result<Admission, JobError> {
     let names = crate::format::names::CustomerNames::new(name);
-    if file.writers() == Writers::Many
-        && let Probe::Unsound { what } =
-            probe(&**storage, names.prefix(), PROBE_ROUNDS, PROBE_WRITERS)?
-    {
+    let probed = match (file.writers(), host.may_delete()) {
+        (Writers::One, _) => Probe::Sound,
+        (Writers::Many, true) => probe(&**storage, names.prefix(), PROBE_ROUNDS, PROBE_WRITERS)?,
+        (Writers::Many, false) => probe_without_deleting(&**storage, names.prefix())?.0,
+    };
+    if let Probe::Unsound { what } = probed {
         return Err(JobError::new(
             JobErrorKind::Refused,
             format!(
@@ -89,6 +92,12 @@ pub fn admit(
             }
         }
         Err(error) => return Err(error.into()),
+    }
+    if !host.may_delete() {
+        return Err(JobError::new(
+            JobErrorKind::Refused,
+            format!("customer {name} is not in the repository yet, and an agent makes none"),
+        ));
     }
     let new = NewCustomer {
         repository: file.repository,

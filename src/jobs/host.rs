@@ -41,6 +41,7 @@ pub struct LocalHost {
     folder: StateFolder,
     clock: Arc<dyn Clock>,
     mode: HostClock,
+    may_delete: bool,
     /// An operator vouches for the clock, for this process only.
     vouched: AtomicBool,
     /// An operator says that the installation before this one is gone.
@@ -76,9 +77,18 @@ impl LocalHost {
             folder,
             clock,
             mode,
+            may_delete: true,
             vouched: AtomicBool::new(false),
             takes_over: AtomicBool::new(false),
             memory: Mutex::new(memory),
+        }
+    }
+
+    /// One that deletes nothing in the store, whatever the ledger would let it do.
+    pub fn as_agent(self) -> Self {
+        LocalHost {
+            may_delete: false,
+            ..self
         }
     }
 
@@ -293,6 +303,10 @@ impl Host for LocalHost {
                 error,
             )),
         }
+    }
+
+    fn may_delete(&self) -> bool {
+        self.may_delete
     }
 }
 

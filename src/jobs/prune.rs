@@ -5,12 +5,14 @@
 
 use super::certificate::{Certified, certify, is_due};
 use super::{JobError, JobErrorKind, LocalHost, Watch};
-use crate::format::entry::{Body, ClockBody, ClockEvent, PointReason, PointsBody, Role};
+use crate::format::entry::{Body, ClockBody, ClockEvent, HostBody, PointReason, PointsBody, Role};
 use crate::format::names::ObjectRole;
 use crate::model::{PointId, PointState};
 use crate::policy::{Action, Decision, Deletion, PointFacts, next_prune_ends, plan};
 use crate::repository::reclaim::{Reclaimed, merge_segments, reclaim};
-use crate::repository::{Customer, RepositoryError, RepositoryErrorKind, State, Swept, sweep};
+use crate::repository::{
+    Customer, Host, RepositoryError, RepositoryErrorKind, State, Swept, sweep,
+};
 use crate::storage::StorageErrorKind;
 use jiff::{SignedDuration, Timestamp};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -104,13 +106,36 @@ fn trust_clock(customer: &Customer) -> Result<(), JobError> {
     Ok(())
 }
 
-/// Whether the ledger lets this host expire, erase and reclaim.
-pub(super) fn may_prune(customer: &Customer, host: &LocalHost) -> bool {
+/// Why this host does not expire, erase and reclaim, if it does not.
+pub(super) fn why_not_prune(customer: &Customer, host: &LocalHost) -> Option<String> {
     let id = host.identity().host_id();
     customer.with_state(|state| {
-        let row = state.hosts.get(&id);
-        row.is_some_and(|row| row.roles.contains(&Role::Prune))
+        let has_role = |row: &&HostBody| row.roles.contains(&Role::Prune);
+        let own = state.hosts.get(&id).filter(has_role).is_some();
+        let others = state.hosts.values().filter(|row| row.host != id);
+        reason_not_to_prune(host.may_delete(), own, others.filter(has_role).count())
     })
+}
+
+/// What the ledger allows and what the host does must both allow it; where they differ, or nobody is left
+/// to do it, that is said.
+fn reason_not_to_prune(may_delete: bool, has_role: bool, others: usize) -> Option<String> {
+    let mut reason = match (may_delete, has_role) {
+        (true, true) => return None,
+        (true, false) => {
+            "this host has no role for pruning; that is for a host with the role".to_string()
+        }
+        (false, false) => "this host is an agent, which deletes nothing".to_string(),
+        (false, true) => {
+            "this host is an agent, which deletes nothing, although the ledger gives it the role"
+                .to_string()
+        }
+    };
+    if others == 0 {
+        reason += "; no other host has the role prune: nothing is ever deleted until one has \
+                   (vmkeep key admit)";
+    }
+    Some(reason)
 }
 
 /// Prunes one customer. `vouched`: the operator has said that the clock is right.
@@ -122,13 +147,10 @@ pub fn prune(
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<Pruned, JobError> {
-    if !may_prune(customer, host) {
+    if let Some(reason) = why_not_prune(customer, host) {
         return Err(JobError::new(
             JobErrorKind::Refused,
-            format!(
-                "customer {}: this host has no role for pruning; another host must do it",
-                customer.name()
-            ),
+            format!("customer {}: nothing was pruned: {reason}", customer.name()),
         ));
     }
     watch.stage(&format!("{} prune", customer.name()), 0);
@@ -380,5 +402,27 @@ pub fn undo(customer: &Customer, point: PointId, reason: &str) -> Result<(), Job
             format!("point {point} cannot be brought back: {}", error.detail),
         )),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reason_not_to_prune;
+
+    #[test]
+    fn a_host_prunes_only_if_the_ledger_and_its_configuration_agree() {
+        for others in [0, 1] {
+            assert_eq!(reason_not_to_prune(true, true, others), None);
+            for (may_delete, has_role, said) in [
+                (true, false, "no role for pruning"),
+                (false, false, "this host is an agent"),
+                (false, true, "although the ledger gives it the role"),
+            ] {
+                let reason = reason_not_to_prune(may_delete, has_role, others).unwrap();
+                assert!(reason.contains(said), "{reason}");
+                let is_alone = reason.contains("no other host has the role prune");
+                assert_eq!(is_alone, others == 0, "{reason}");
+            }
+        }
     }
 }

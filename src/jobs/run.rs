@@ -1,7 +1,7 @@
 //! The nightly run of one customer: what is due, then prune, then a share of the verification.
 
 use super::backup::{BackedUp, BackupSettings, backup_vm};
-use super::prune::{PruneRequest, Pruned, facts, may_prune, prune};
+use super::prune::{PruneRequest, Pruned, facts, prune, why_not_prune};
 use super::verify::{Verified, VerifyRequest, verify};
 use super::{JobError, JobErrorKind, LocalHost, Watch};
 use crate::format::entry::{Body, PolicyBody};
@@ -155,10 +155,10 @@ pub fn run_customer(
         }
         vms.push(run_vm(customer, host, task, &settings.backup, watch, stop)?);
     }
-    let pruned = match may_prune(customer, host) {
-        true => prune(customer, host, settings.prune, false, watch, stop),
-        false => Ok(Pruned {
-            notes: vec!["nothing was pruned: that is for a host with the role".to_string()],
+    let pruned = match why_not_prune(customer, host) {
+        None => prune(customer, host, settings.prune, false, watch, stop),
+        Some(reason) => Ok(Pruned {
+            notes: vec![format!("nothing was pruned: {reason}")],
             ..Pruned::default()
         }),
     };

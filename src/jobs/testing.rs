@@ -106,6 +106,15 @@ impl Lab {
         .unwrap()
     }
 
+    /// The second host deletes nothing from now on.
+    pub fn with_an_agent(self) -> Self {
+        let second = Arc::into_inner(self.second).expect("nobody else has the host");
+        Lab {
+            second: Arc::new(second.as_agent()),
+            ..self
+        }
+    }
+
     pub fn pass(&self, time: SignedDuration) {
         self.time.pass(time);
     }

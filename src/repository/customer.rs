@@ -315,7 +315,8 @@ impl Customer {
     }
 
     /// Gives a session up: first in the ledger, then its objects go, the point record first.
-    /// If the entry's outcome is unknown nothing is removed; a later prune does it.
+    /// If the entry's outcome is unknown nothing is removed; a later prune does it. So it does with what
+    /// a host leaves that deletes nothing: no session that stands explains it any more.
     pub fn abort(&self, session: &SessionId, reason: &str) -> Result<(), RepositoryError> {
         let mut point = None;
         if !stands(Rule::AbortFirst) {
@@ -341,6 +342,9 @@ impl Customer {
     }
 
     fn empty(&self, session: &SessionId, point: Option<PointId>) -> Result<(), RepositoryError> {
+        if !self.host.may_delete() {
+            return Ok(());
+        }
         if let Some(point) = point {
             self.storage().destroy(&self.names().point(&point))?;
         }

@@ -41,6 +41,11 @@ pub trait Host: HostMemory {
     fn hold_session(&self, session: &SessionId) -> Result<Box<dyn Send + Sync>, RepositoryError>;
     /// Whether a session of this host is known to have no living process.
     fn session_is_dead(&self, session: &SessionId) -> bool;
+    /// Whether this host deletes in the store at all. What one that does not leaves there, the sweep of
+    /// one that does removes: it goes by the ledger, and needs no word from whoever left it.
+    fn may_delete(&self) -> bool {
+        true
+    }
     /// Waits until no other process of this host writes this customer's ledger (`prefix`). For
     /// repositories that one host writes.
     fn take_turn(&self, prefix: &str) -> Result<Box<dyn Turn>, RepositoryError>;

@@ -21,12 +21,15 @@ pub enum Explained {
     Condemned,
     /// Nothing can ever commit it; the reason.
     No(&'static str),
+    /// What a host that deletes nothing has left of a probe of its store. It goes, and nobody need hear
+    /// of it.
+    Spent,
 }
 
 /// What a sweep found.
 #[derive(Debug, Clone, Default)]
 pub struct Swept {
-    /// Objects listed, of this customer.
+    /// Objects listed, of this customer; without spent probes.
     pub listed: u64,
     pub removed: Vec<(Listed, &'static str)>,
     pub leftovers_removed: Vec<Leftover>,
@@ -96,6 +99,7 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
         }
         // It carries nothing, and may be under way: removing it would make its store look unsound.
         ObjectRole::Probe => Explained::Yes,
+        ObjectRole::SpentProbe => Explained::Spent,
         ObjectRole::Foreign => Explained::No("not an object of vmkeep"),
     }
 }
@@ -164,11 +168,17 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
     for object in survey.objects {
         let role = match customer.names().role(&object.name) {
             // Under a name that is never looked at anything could lie.
-            ObjectRole::Probe if object.size_bytes > MAX_PROBE_BYTES => ObjectRole::Foreign,
+            ObjectRole::Probe | ObjectRole::SpentProbe if object.size_bytes > MAX_PROBE_BYTES => {
+                ObjectRole::Foreign
+            }
             role => role,
         };
         match explain(&role, &state, &packs) {
             Explained::Yes => {}
+            Explained::Spent => {
+                storage.delete(&object.name)?;
+                swept.listed -= 1;
+            }
             Explained::Condemned => swept
                 .unexplained
                 .push(format!("{} (condemned, not deleted yet)", object.name)),

@@ -12,7 +12,7 @@ mod s3;
 pub use directory::Directory;
 pub use fault::{Fault, Faulty, Frozen, Operation, Verb};
 pub use memory::{Memory, Snapshot};
-pub use probe::{MAX_PROBE_BYTES, Probe, probe, probe_and_time, time_of};
+pub use probe::{MAX_PROBE_BYTES, Probe, probe, probe_and_time, probe_without_deleting, time_of};
 pub use s3::{S3, S3Credentials, S3Settings};
 
 use crate::model::ObjectName;

@@ -2,6 +2,15 @@
 //!
 //! Several servers and network file systems accept the condition and ignore it, or let several of
 //! many racing writers win. The ledger's order of entries rests on exactly one winner.
+//!
+//! Who may delete probes with new objects and removes them. Who may not ([`probe_without_deleting`])
+//! must ask just as often and leaves little: one object for good, `probe/standing`, which the first such
+//! host creates and which each later one tries to create again, with other bytes. Nothing rests on it,
+//! so that a server which ignores the condition harms nothing (it would, were an object in use tried
+//! with), and no other host's deletion can make a sound store look unsound in between. It is too old
+//! to tell the store's time; where the store has a clock, a second object, `probe/spent/…`, is made for
+//! that. It is spent as soon as it was looked at, so whoever sweeps may delete it at any moment: there are
+//! never more than such hosts have opened the store since the last sweep.
 
 use super::{Storage, StorageError, StorageErrorKind, random_hex};
 use crate::model::ObjectName;
@@ -72,6 +81,36 @@ pub fn time_of(store: &dyn Storage, prefix: &str) -> Result<Option<Timestamp>, S
     Ok(time)
 }
 
+/// As [`probe_and_time`] in sequence only, for a host that deletes nothing.
+pub fn probe_without_deleting(
+    store: &dyn Storage,
+    prefix: &str,
+) -> Result<(Probe, Option<Timestamp>), StorageError> {
+    let standing = probe_name(prefix, "standing")?;
+    let verdict = again(store, &standing)?;
+    // Asked of any object, this tells whether the store has a clock of its own.
+    if verdict != Probe::Sound || store.created_at(&standing)?.is_none() {
+        return Ok((verdict, None));
+    }
+    let spent = probe_name(prefix, &format!("spent/{}", random_hex()?))?;
+    won(store, &spent, random_hex()?.as_bytes())?;
+    match store.created_at(&spent) {
+        Ok(time) => Ok((verdict, time)),
+        // Swept already.
+        Err(error) if error.kind == StorageErrorKind::NotFound => Ok((verdict, None)),
+        Err(error) => Err(error),
+    }
+}
+
+fn probe_name(prefix: &str, own: &str) -> Result<ObjectName, StorageError> {
+    let name = match prefix {
+        "" => format!("probe/{own}"),
+        prefix => format!("{prefix}/probe/{own}"),
+    };
+    ObjectName::new(&name)
+        .map_err(|error| StorageError::new(StorageErrorKind::Unsupported, prefix, error))
+}
+
 /// Runs one trial and removes its object, whatever the trial said. A crash in between leaves one
 /// small object below `probe/` that says nothing of anybody; it stays.
 fn with_probe_object(
@@ -79,13 +118,7 @@ fn with_probe_object(
     prefix: &str,
     trial: impl FnOnce(&ObjectName) -> Result<Probe, StorageError>,
 ) -> Result<Probe, StorageError> {
-    let random = random_hex()?;
-    let name = match prefix {
-        "" => format!("probe/{random}"),
-        prefix => format!("{prefix}/probe/{random}"),
-    };
-    let name = ObjectName::new(&name)
-        .map_err(|error| StorageError::new(StorageErrorKind::Unsupported, prefix, error))?;
+    let name = probe_name(prefix, &random_hex()?)?;
     let verdict = trial(&name);
     let cleaned = store.delete(&name);
     match verdict {
@@ -95,11 +128,29 @@ fn with_probe_object(
 }
 
 fn twice(store: &dyn Storage, name: &ObjectName) -> Result<Probe, StorageError> {
-    let (first, second) = (random_hex()?, random_hex()?);
+    let first = random_hex()?;
     if !won(store, name, first.as_bytes())? {
         return unsound("a name nobody ever used was reported as taken");
     }
-    match won(store, name, second.as_bytes()) {
+    refused(store, name, first.as_bytes())
+}
+
+/// As `twice`, where the first time may be long ago.
+fn again(store: &dyn Storage, name: &ObjectName) -> Result<Probe, StorageError> {
+    let stands = match store.read(name, MAX_PROBE_BYTES) {
+        Err(error) if error.kind == StorageErrorKind::NotFound => {
+            // Whoever is first: the bytes that stand are those to be kept.
+            won(store, name, random_hex()?.as_bytes())?;
+            store.read(name, MAX_PROBE_BYTES)?
+        }
+        read => read?,
+    };
+    refused(store, name, &stands)
+}
+
+/// Whether a creation under a name that is taken is refused, and changes nothing.
+fn refused(store: &dyn Storage, name: &ObjectName, stands: &[u8]) -> Result<Probe, StorageError> {
+    match won(store, name, random_hex()?.as_bytes()) {
         Ok(false) => {}
         Ok(true) => {
             return unsound("an existing object was overwritten: the condition is ignored");
@@ -108,7 +159,7 @@ fn twice(store: &dyn Storage, name: &ObjectName) -> Result<Probe, StorageError> 
         Err(error) if error.kind == StorageErrorKind::Unsupported => return unsound(&error.detail),
         Err(error) => return Err(error),
     }
-    match store.read(name, MAX_PROBE_BYTES)? == first.as_bytes() {
+    match store.read(name, MAX_PROBE_BYTES)? == stands {
         true => Ok(Probe::Sound),
         false => unsound("a refused creation changed the object"),
     }

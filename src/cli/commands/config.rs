@@ -141,6 +141,7 @@ fn show(config: &Config) -> Answer {
     line("configuration", &config.file.display().to_string());
     line("host", &host.name);
     line("clock", host.clock.as_str());
+    line("role", host.role.as_str());
     line("state", &host.state_dir.display().to_string());
     line("threads", &host.threads.to_string());
     line("repository", &repository.place.to_string());
@@ -170,6 +171,7 @@ fn show(config: &Config) -> Answer {
         "host": {
             "name": host.name,
             "clock": host.clock.as_str(),
+            "role": host.role.as_str(),
             "state_dir": host.state_dir,
             "threads": host.threads,
         },

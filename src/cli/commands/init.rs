@@ -3,15 +3,16 @@ use crate::cli::args::InitArgs;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
-use crate::cli::site::{host_clock, refuse_another_repository, refuse_other_writers};
-use crate::cli::store;
+use crate::cli::site::{local_host, refuse_another_repository, refuse_other_writers};
+use crate::cli::store::{self, Store};
 use crate::codec::age::AgeRecipient;
 use crate::codec::minisign;
-use crate::config::Config;
+use crate::config::{Config, HostRole};
 use crate::format::entry::ClockDeclaration;
+use crate::format::repository_file::RepositoryFile;
 use crate::jobs::{Admission, JobError, JobErrorKind, LocalHost, StateFolder, admit};
 use crate::model::Clock;
-use crate::repository::{RepositoryErrorKind, create_repository, open_repository};
+use crate::repository::{Host, RepositoryErrorKind, create_repository, open_repository};
 use crate::storage::Storage;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -27,27 +28,15 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
     let folder = StateFolder::create(&config.host.state_dir)?;
     let (identity, made) = folder.ensure_identity(&now.to_string())?;
     let repository = &config.repository;
-    let store = store::create(&config)?;
-    store.refuse_unfit(&config)?;
+    let (store, file, created) = match config.host.role {
+        HostRole::Keeper => found(&config, now)?,
+        HostRole::Agent => find(&config)?,
+    };
     let storage = store.storage;
-    let (file, created) =
-        match create_repository(&*storage, now, repository.chunk_bytes, repository.writers) {
-            Ok(file) => (file, true),
-            Err(error) if error.kind == RepositoryErrorKind::AlreadyExists => {
-                (open_repository(&*storage)?, false)
-            }
-            Err(error) => return Err(error.into()),
-        };
     refuse_another_repository(&folder, &*storage, &file)?;
     refuse_other_writers(&config, &file)?;
     folder.remember_repository(file.repository)?;
-    let host = Arc::new(LocalHost::new(
-        identity,
-        config.host.name.clone(),
-        folder,
-        invocation.clock.clone() as Arc<dyn Clock>,
-        host_clock(&config),
-    ));
+    let host = Arc::new(local_host(invocation, &config, identity, folder));
     // The time was confirmed: what is written now starts the ledgers' clocks.
     host.vouch_for_clock();
     if args.take_over {
@@ -135,8 +124,48 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
     Ok(Answer::done(text, document))
 }
 
+/// The repository, and whether it was made by this.
+fn found(config: &Config, now: Timestamp) -> Result<(Store, RepositoryFile, bool), Failure> {
+    let store = store::create(config)?;
+    store.refuse_unfit(config)?;
+    let repository = &config.repository;
+    match create_repository(
+        &*store.storage,
+        now,
+        repository.chunk_bytes,
+        repository.writers,
+    ) {
+        Ok(file) => Ok((store, file, true)),
+        Err(error) if error.kind == RepositoryErrorKind::AlreadyExists => {
+            let file = open_repository(&*store.storage)?;
+            Ok((store, file, false))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// As `found`, for an agent, which makes none: its key is not to be able to write what all others read.
+fn find(config: &Config) -> Result<(Store, RepositoryFile, bool), Failure> {
+    let found = store::open(config).and_then(|store| {
+        let file = open_repository(&*store.storage)?;
+        Ok((store, file))
+    });
+    let (store, file) = found.map_err(|failure| match failure.exit {
+        Exit::NoRepository => failure.hint(
+            "this host is an agent, which makes no repository: vmkeep init on the keeper comes first",
+        ),
+        _ => failure,
+    })?;
+    store.refuse_unfit(config)?;
+    Ok((store, file, false))
+}
+
 /// A host that nobody has let in yet is told how.
 fn stranger(error: JobError, host: &LocalHost) -> Failure {
+    if error.kind == JobErrorKind::Refused && !host.may_delete() {
+        return Failure::from(error)
+            .hint("vmkeep init on the keeper makes what was added to its configuration");
+    }
     if error.kind != JobErrorKind::Repository(RepositoryErrorKind::WrongKey) {
         return error.into();
     }

@@ -8,6 +8,7 @@ use crate::cli::invocation::Invocation;
 use crate::cli::site::{OpenCustomer, Site, Watching};
 use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
+use crate::config::HostRole;
 use crate::jobs::undo;
 use crate::jobs::{Policies, PruneRequest, Pruned, apply_policy, plan_prune, prune};
 use crate::model::PointState;
@@ -27,6 +28,13 @@ pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure>
     }
     if args.dry_run {
         return dry_run(&site, request);
+    }
+    if site.config.host.role == HostRole::Agent {
+        return Err(Failure::new(
+            Exit::Failed,
+            "this host is an agent ([host] role): it deletes nothing, so nothing was pruned",
+        )
+        .hint("a keeper of this repository prunes; what would be due: vmkeep prune --dry-run"));
     }
     // A prune goes on in a bucket that is unfit.
     let request = PruneRequest {

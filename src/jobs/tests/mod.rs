@@ -1,3 +1,4 @@
+mod agent;
 mod audit;
 mod chunk_size;
 mod damage;

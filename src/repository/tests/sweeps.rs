@@ -171,6 +171,34 @@ fn a_record_that_came_back_is_destroyed_and_a_key_file_that_nobody_names_stays()
 }
 
 #[test]
+fn spent_probes_go_without_a_word_and_what_is_too_large_for_one_is_reported() {
+    let world = World::new();
+    let plant = |name: &str, size: u64| {
+        let name = ObjectName::new(&format!("customers/acme/probe/{name}")).unwrap();
+        world.memory.plant(&name, &vec![7; size as usize]);
+    };
+    plant("standing", MAX_PROBE_BYTES);
+    plant("spent/one", MAX_PROBE_BYTES);
+    plant("spent/two", 32);
+    plant("spent/three", MAX_PROBE_BYTES + 1);
+    let swept = sweep(&world.open(), false).unwrap();
+    assert_eq!(swept.removed, []);
+    assert_eq!(swept.unexplained.len(), 1, "{:?}", swept.unexplained);
+    assert!(swept.unexplained[0].starts_with("customers/acme/probe/spent/three"));
+    let left = world.memory.list("customers/acme/probe").unwrap();
+    let names = left.iter().map(|object| object.name.as_str());
+    assert_eq!(
+        Vec::from_iter(names),
+        [
+            "customers/acme/probe/spent/three",
+            "customers/acme/probe/standing"
+        ]
+    );
+    let listed = world.memory.list("customers/acme").unwrap().len();
+    assert_eq!(swept.listed, listed as u64);
+}
+
+#[test]
 fn what_a_dead_writer_left_is_told_as_removed() {
     let world = World::new();
     world.memory.plant_leftover("temporary", 7);

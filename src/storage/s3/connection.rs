@@ -51,6 +51,8 @@ pub struct S3Settings {
     /// Whether the server is known to ignore `If-None-Match`: it is asked first whether a name is
     /// free, and whoever opens the store sees to it that there is one writer.
     pub ask_first: bool,
+    /// Whether anything is ever deleted. A key that need not delete is worth less to who steals it.
+    pub may_delete: bool,
 }
 
 /// Who we are to the server.

@@ -8,6 +8,10 @@
 //! Payloads are signed: of the checks on uploads that S3 knows, the only one that every server tried
 //! enforces. What comes down is checked for its length here and by its hash or seal above.
 //!
+//! A store that is opened so that nothing may be deleted ([`S3Settings::may_delete`]) asks for nothing
+//! that needs the right to: deletions are refused here, an upload that failed is not aborted, and what was
+//! put over another version stays there and is an error. A store that may delete sweeps it.
+//!
 //! Requests are repeated only after errors that may pass, within a deadline, with a pause that grows
 //! and is random. The client's own repetitions are off: it would hide that an earlier attempt may have
 //! landed, and report our own success as somebody else's.
@@ -29,6 +33,7 @@ use aws_sdk_s3::Client;
 use connection::Rate;
 use jiff::Timestamp;
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Runtime;
@@ -107,6 +112,17 @@ impl S3 {
         key.strip_prefix(root.as_str()).unwrap_or(key)
     }
 
+    fn refuse_to_delete(&self, name: &dyn fmt::Display) -> Result<(), StorageError> {
+        match self.settings.may_delete {
+            true => Ok(()),
+            false => Err(StorageError::new(
+                StorageErrorKind::Denied,
+                name,
+                "this host deletes nothing",
+            )),
+        }
+    }
+
     fn own_uploads(&self) -> MutexGuard<'_, HashSet<String>> {
         // A panic of another thread leaves the set whole: every change is one insert or remove.
         self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
@@ -171,6 +187,7 @@ impl Storage for S3 {
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
         refuse_own_names(name)?;
+        self.refuse_to_delete(name)?;
         match self.known.versioning {
             Versioning::Never => self.runtime.block_on(self.delete_key(name)),
             Versioning::Enabled | Versioning::Suspended => {
@@ -191,6 +208,7 @@ impl Storage for S3 {
     fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
         let prefix = checked_prefix(prefix)?;
         let prefix = prefix.as_ref().map_or("", ObjectName::as_str);
+        self.refuse_to_delete(&prefix)?;
         let mut swept = self.runtime.block_on(self.sweep_below(prefix))?;
         swept.sort_unstable();
         Ok(swept)

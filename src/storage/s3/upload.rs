@@ -23,6 +23,9 @@ impl S3 {
                 Err(error) => return Err(error),
             }
         }
+        if !self.settings.may_delete {
+            self.refuse_hidden(name).await?;
+        }
         let mut uncertain = false;
         self.repeated_briefly(name, async || {
             self.upload_rate.wait(data.len() as u64).await;
@@ -57,9 +60,28 @@ impl S3 {
         .await
     }
 
+    /// What is put on top of a hidden object (see below) would stay for good where nothing may be deleted,
+    /// and be taken for the object: so it is looked for before. Nothing else is decided by that, or a
+    /// server that ignores the condition would never show.
+    async fn refuse_hidden(&self, name: &ObjectName) -> Result<(), StorageError> {
+        if self.known.versioning == Versioning::Never {
+            return Ok(());
+        }
+        let key = self.key(name.as_str());
+        let _permit = self.permit(name).await?;
+        let versions = self.versions_of(&key, Extent::OneKey).await?;
+        let is_hidden = versions.first().is_some_and(|newest| newest.is_marker)
+            && versions.iter().any(|one| !one.is_marker);
+        match is_hidden {
+            true => Err(taken(name)),
+            false => Ok(()),
+        }
+    }
+
     /// Where versions are kept, the condition is met by a name whose object somebody has hidden below a
     /// delete marker. Such a name is not free: what hides it is removed, and so is what was just created
-    /// on top of it (`version`, or the newest); the next attempt is told that the name is taken.
+    /// on top of it (`version`, or the newest); the next attempt is told that the name is taken. Where nothing
+    /// may be deleted, what was created over other bytes stays, and is an error.
     async fn stands_alone(
         &self,
         name: &ObjectName,
@@ -78,11 +100,16 @@ impl S3 {
         let Some((own, older)) = own.and_then(|own| versions.get(own..)?.split_first()) else {
             return Err(transient(name, "what was just created is not listed"));
         };
-        for marker in older.iter().filter(|one| one.is_marker) {
-            self.delete_version(marker).await?;
+        if self.settings.may_delete {
+            for marker in older.iter().filter(|one| one.is_marker) {
+                self.delete_version(marker).await?;
+            }
         }
         if older.iter().all(|one| one.is_marker) {
             return Ok(());
+        }
+        if !self.settings.may_delete {
+            return Err(unsupported(name, CONDITION_IGNORED));
         }
         self.delete_version(own).await?;
         // Of what was there before, the newest: if nothing hid it, the condition was not kept.
@@ -125,7 +152,7 @@ impl S3 {
             .ok_or_else(|| unsupported(name, "the server began an upload without a name"))?;
         self.own_uploads().insert(id.to_string());
         let done = self.put_parts(name, &key, id, data).await;
-        if done.is_err() {
+        if done.is_err() && self.settings.may_delete {
             // What this leaves, a sweep removes.
             let abort = self.client.abort_multipart_upload();
             let abort = abort.bucket(&self.settings.bucket).key(&key);

@@ -1,8 +1,10 @@
 //! Real S3 servers on the loopback interface, and buckets in them.
 
 mod proxy;
+mod user;
 
 pub use proxy::{Mishap, Passed, Proxy};
+pub use user::{AGENT, KEEPER, User, Visit};
 
 use super::host::tool;
 use super::live::{command_that_dies_with_us, spawn};
@@ -83,25 +85,9 @@ impl Server {
             .enable_all()
             .build()
             .unwrap();
-        let config = aws_sdk_s3::config::Builder::new()
-            .behavior_version(BehaviorVersion::latest())
-            .endpoint_url(&endpoint)
-            .region(Region::new("us-east-1"))
-            .force_path_style(true)
-            .http_client(aws_smithy_http_client::Builder::new().build_http())
-            .credentials_provider(Credentials::new(
-                ACCESS_KEY_ID,
-                SECRET_ACCESS_KEY,
-                None,
-                None,
-                "test",
-            ))
-            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-            .build();
         Server {
+            client: client(&endpoint, ACCESS_KEY_ID, SECRET_ACCESS_KEY),
             endpoint,
-            client: Client::from_conf(config),
             runtime,
             _child: child,
             folder,
@@ -170,6 +156,21 @@ impl Server {
     }
 }
 
+fn client(endpoint: &str, access_key_id: &str, secret_access_key: &str) -> Client {
+    let credentials = Credentials::new(access_key_id, secret_access_key, None, None, "test");
+    let config = aws_sdk_s3::config::Builder::new()
+        .behavior_version(BehaviorVersion::latest())
+        .endpoint_url(endpoint)
+        .region(Region::new("us-east-1"))
+        .force_path_style(true)
+        .http_client(aws_smithy_http_client::Builder::new().build_http())
+        .credentials_provider(credentials)
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        .build();
+    Client::from_conf(config)
+}
+
 fn free_ports<const N: usize>() -> [u16; N] {
     // All at once, so that no port is given twice.
     let held: [TcpListener; N] =
@@ -211,6 +212,7 @@ impl Bucket {
             part_bytes: 8 << 20,
             patience: Duration::from_secs(60),
             ask_first: false,
+            may_delete: true,
         }
     }
 
