@@ -37,7 +37,7 @@ use vmkeep::policy::PolicyTerms;
 use vmkeep::repository::{
     Customer, DiskDraft, Head, Host, HostMemory, Ledger, NewCustomer, PointDraft, PointReader,
     ReadScratch, Reader, RepositoryError, Stamp, Trust, Turn, WriteSettings, create_repository,
-    open_repository, reclaim, scrub_packs,
+    new_repository, open_repository, reclaim, scrub_packs,
 };
 use vmkeep::storage::{Memory, Storage};
 
@@ -862,7 +862,8 @@ fn what_made_the_golden_repository_still_makes_one_that_restores() {
 
     let memory = Memory::new();
     let storage: Arc<dyn Storage> = Arc::new(memory.clone());
-    let repository = create_repository(&memory, host.now(), 65536, Writers::Many).unwrap();
+    let repository =
+        create_repository(&memory, new_repository(host.now(), 65536, Writers::Many)).unwrap();
     let body = |identity: &HostIdentity, name: &str, roles: Vec<Role>| HostBody {
         host: identity.host_id(),
         name: name.to_string(),

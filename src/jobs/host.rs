@@ -1,9 +1,9 @@
 use super::state_folder::{Checkpoint, StateFolder};
 use super::turn::HeldTurn;
-use crate::codec::HostIdentity;
 use crate::codec::minisign::{self, MinisignError};
+use crate::codec::{HostIdentity, random_bytes};
 use crate::format::entry::{Attestation, ClockDeclaration, HostBody, Role};
-use crate::model::{Clock, ClockReading, CustomerUid, HostId, SessionId};
+use crate::model::{Clock, ClockReading, CustomerUid, HostId, InstallationId, SessionId};
 use crate::policy::{self, HostClock, Judgement, LocalMark, judge, next_mark};
 use crate::repository::{
     Head, Host, HostMemory, RepositoryError, RepositoryErrorKind, Stamp, Turn,
@@ -46,6 +46,8 @@ pub struct LocalHost {
     vouched: AtomicBool,
     /// An operator says that the installation before this one is gone.
     takes_over: AtomicBool,
+    /// Tells this process from every other, also from a copy of it that goes on elsewhere.
+    process: String,
     memory: Mutex<Memory>,
 }
 
@@ -80,6 +82,7 @@ impl LocalHost {
             may_delete: true,
             vouched: AtomicBool::new(false),
             takes_over: AtomicBool::new(false),
+            process: InstallationId::from_bytes(random_bytes()).to_string(),
             memory: Mutex::new(memory),
         }
     }
@@ -294,8 +297,7 @@ impl Host for LocalHost {
 
     fn take_turn(&self, prefix: &str) -> Result<Box<dyn Turn>, RepositoryError> {
         let customer = prefix.rsplit('/').next().unwrap_or(prefix);
-        let boot_id = self.clock.read().boot.map(|boot| boot.boot_id);
-        match HeldTurn::take(&self.folder, customer, boot_id, self.takes_over()) {
+        match HeldTurn::take(&self.folder, customer, &self.process, self.takes_over()) {
             Ok(turn) => Ok(Box::new(turn)),
             Err(error) => Err(RepositoryError::new(
                 RepositoryErrorKind::Refused,

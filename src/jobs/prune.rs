@@ -195,7 +195,7 @@ fn pass(
         trust_clock(customer)?;
     }
     let now = admit_clock(customer, host)?;
-    customer.may_write()?;
+    customer.settle()?;
     destroy_erased_records(customer)?;
     pruned.aborted_sessions += customer.abort_dead_sessions(now)?;
     // In this order: a point at its last chance is expired and erased in the same prune.

@@ -4,6 +4,7 @@
 //! memory against a rolled back store, and one witness of the clock.
 
 use crate::codec::{HostIdentity, random_bytes};
+use crate::format::repository_file::RepositoryFile;
 use crate::model::{CustomerUid, InstallationId, RepositoryId, SessionId};
 use crate::policy::LocalMark;
 use crate::repository::{Head, HostMemory};
@@ -19,6 +20,7 @@ use zeroize::Zeroizing;
 const IDENTITY: &str = "identity";
 const REPOSITORY: &str = "repository";
 const CLOCK: &str = "clock";
+const PLANNED: &str = "planned.json";
 const INSTALLATION: &str = "installation";
 const RESTORES: &str = "restores.log";
 /// That of some hundred thousand restore points.
@@ -195,12 +197,16 @@ impl StateFolder {
     /// What tells this folder from another one with a copy of the identity. Made when first asked for.
     pub(super) fn installation(&self) -> Result<InstallationId, StateError> {
         let path = self.path.join(INSTALLATION);
-        let made = InstallationId::from_bytes(random_bytes());
-        match write_new(&self.path, INSTALLATION, format!("{made}\n").as_bytes()) {
-            Err(error) if error.kind != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-        let text = read_small(&path)?;
+        let text = match read_small(&path) {
+            Err(error) if error.kind == io::ErrorKind::NotFound => {
+                let made = InstallationId::from_bytes(random_bytes());
+                match write_new(&self.path, INSTALLATION, format!("{made}\n").as_bytes()) {
+                    Err(error) if error.kind != io::ErrorKind::AlreadyExists => return Err(error),
+                    _ => read_small(&path)?,
+                }
+            }
+            read => read?,
+        };
         text.trim().parse().map_err(|error| StateError {
             path,
             kind: io::ErrorKind::InvalidData,
@@ -208,22 +214,51 @@ impl StateFolder {
         })
     }
 
+    /// The repository that an earlier attempt meant to make and may have left under way, or the one that
+    /// `make` makes; kept before it is used.
+    pub fn planned_repository(
+        &self,
+        make: impl FnOnce() -> RepositoryFile,
+    ) -> Result<RepositoryFile, StateError> {
+        let path = self.path.join(PLANNED);
+        let made = make();
+        let invalid = |detail: String| StateError {
+            path: path.clone(),
+            kind: io::ErrorKind::InvalidData,
+            detail,
+        };
+        let kept = match read_small(&path) {
+            Ok(text) => RepositoryFile::parse(text.as_bytes())
+                .map_err(|error| invalid(error.to_string()))?,
+            Err(error) if error.kind == io::ErrorKind::NotFound => {
+                let bytes = made
+                    .to_bytes()
+                    .map_err(|error| invalid(error.to_string()))?;
+                write_new(&self.path, PLANNED, &bytes)?;
+                made.clone()
+            }
+            Err(error) => return Err(error),
+        };
+        // The configuration may have changed since.
+        match (kept.chunk_bytes, kept.writers()) == (made.chunk_bytes, made.writers()) {
+            true => Ok(kept),
+            false => Err(invalid(
+                "says that a repository was to be made with another chunk_size or other writers; remove \
+                 it if nothing of that attempt can be on its way any more"
+                    .to_string(),
+            )),
+        }
+    }
+
+    /// It is made.
+    pub fn forget_planned_repository(&self) -> Result<(), StateError> {
+        let path = self.path.join(PLANNED);
+        fs::remove_file(&path).map_err(|error| StateError::new(&path, error))
+    }
+
     /// `None` if somebody holds it.
     pub fn lock(&self, name: &str) -> Result<Option<Lock>, StateError> {
         take_lock(self.path.join("locks").join(name), false)
-    }
-
-    /// Waits as long as somebody holds it.
-    pub(super) fn wait_for_lock(&self, name: &str) -> Result<Lock, StateError> {
-        let path = self.path.join("locks").join(name);
-        let file = open_lock(&path)?;
-        rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))
-            .map_err(|error| StateError::new(&path, error.into()))?;
-        Ok(Lock {
-            path,
-            _file: file,
-            once: false,
-        })
     }
 
     pub(super) fn hold_session(&self, session: &SessionId) -> Result<Lock, StateError> {
@@ -369,18 +404,14 @@ fn read_small(path: &Path) -> Result<String, StateError> {
     Ok(text)
 }
 
-fn open_lock(path: &Path) -> Result<File, StateError> {
-    OpenOptions::new()
+fn take_lock(path: PathBuf, once: bool) -> Result<Option<Lock>, StateError> {
+    let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .open(path)
-        .map_err(|error| StateError::new(path, error))
-}
-
-fn take_lock(path: PathBuf, once: bool) -> Result<Option<Lock>, StateError> {
-    let file = open_lock(&path)?;
+        .open(&path)
+        .map_err(|error| StateError::new(&path, error))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(Lock {
             path,

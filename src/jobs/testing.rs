@@ -5,7 +5,9 @@ use crate::format::entry::Body;
 use crate::model::{Clock, ClockReading, PointId, Writers};
 use crate::policy::{HostClock, PolicyTerms};
 use crate::repository::testing::{CHUNK, Time, customer_name};
-use crate::repository::{Customer, Host, NewCustomer, WriteSettings, create_repository};
+use crate::repository::{
+    Customer, Host, NewCustomer, WriteSettings, create_repository, new_repository,
+};
 use crate::storage::Storage;
 use jiff::SignedDuration;
 use std::sync::Arc;
@@ -36,7 +38,11 @@ pub struct Lab {
 impl Lab {
     pub fn new(storage: Arc<dyn Storage>, terms: &PolicyTerms) -> Self {
         let time = Time::new();
-        let file = create_repository(&*storage, time.now(), CHUNK as u32, Writers::Many).unwrap();
+        let file = create_repository(
+            &*storage,
+            new_repository(time.now(), CHUNK as u32, Writers::Many),
+        )
+        .unwrap();
         let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let [host, second] = [0, 1].map(|at: usize| {
             let folder = StateFolder::create(folders[at].path()).unwrap();

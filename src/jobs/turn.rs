@@ -3,63 +3,69 @@
 use super::state_folder::{Lock, StateError, StateFolder};
 use crate::model::InstallationId;
 use crate::repository::{RepositoryError, RepositoryErrorKind, Turn};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-/// Said of a turn after which nothing is under way, with the boot in which that was known.
-const CLEAN: &str = "clean";
+/// Whoever holds a turn for so long hangs, or its store does.
+const LONGEST_WAIT: Duration = Duration::from_secs(3 * 60);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
-/// A turn of this process. What it keeps: a file that says "clean" and which boot it was, or anything
-/// else. A crash in between leaves anything else; so does a loss of power after [`Turn::begin`], which
-/// waits for the disk. A state folder that was lost or brought back says nothing of this boot.
+/// A turn of this process. A file says which process has begun the last one. It is written, and waited
+/// for, before anything is sent: so whoever finds its own word there knows that nobody has sent anything
+/// since. A file that was lost, torn or brought back from a copy is nobody's word.
 pub(super) struct HeldTurn {
     mark: PathBuf,
+    process: String,
     installation: InstallationId,
     takes_over: bool,
-    is_clean: bool,
-    boot_id: Option<String>,
+    goes_on: bool,
     _lock: Lock,
 }
 
 impl HeldTurn {
-    /// Waits for the lock.
+    /// `process`: what no other process, and no other time of this one, was ever called.
     pub(super) fn take(
         folder: &StateFolder,
         customer: &str,
-        boot_id: Option<String>,
+        process: &str,
         takes_over: bool,
     ) -> Result<Self, StateError> {
+        let lock = wait_for(folder, &format!("turn-{customer}"))?;
         let installation = folder.installation()?;
-        let lock = folder.wait_for_lock(&format!("turn-{customer}"))?;
         let mark = folder.path().join("locks").join(format!("mark-{customer}"));
-        let clean = boot_id.as_deref().map(clean_in);
-        let kept = fs::read_to_string(&mark).ok();
+        let last = fs::read_to_string(&mark).ok();
         Ok(HeldTurn {
-            is_clean: clean.is_some() && kept == clean,
+            goes_on: last.as_deref() == Some(process),
             mark,
+            process: process.to_string(),
             installation,
             takes_over,
-            boot_id,
             _lock: lock,
         })
     }
 }
 
-fn clean_in(boot_id: &str) -> String {
-    format!("{CLEAN} {boot_id}\n")
-}
-
-fn write(mark: &PathBuf, text: &str) -> std::io::Result<File> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(mark)?;
-    file.write_all(text.as_bytes())?;
-    Ok(file)
+fn wait_for(folder: &StateFolder, name: &str) -> Result<Lock, StateError> {
+    let started = Instant::now();
+    loop {
+        match folder.lock(name)? {
+            Some(lock) => return Ok(lock),
+            None if started.elapsed() > LONGEST_WAIT => {
+                return Err(StateError {
+                    path: folder.path().join("locks").join(name),
+                    kind: std::io::ErrorKind::TimedOut,
+                    detail: format!(
+                        "another process of this host has been writing for {} minutes",
+                        LONGEST_WAIT.as_secs() / 60
+                    ),
+                });
+            }
+            None => std::thread::sleep(BETWEEN_LOOKS),
+        }
+    }
 }
 
 impl Turn for HeldTurn {
@@ -71,29 +77,39 @@ impl Turn for HeldTurn {
         self.takes_over
     }
 
-    fn is_clean(&self) -> bool {
-        self.is_clean
+    fn goes_on(&self) -> bool {
+        self.goes_on
     }
 
     fn begin(&mut self) -> Result<(), RepositoryError> {
-        if !self.is_clean {
+        if self.goes_on {
             return Ok(());
         }
-        write(&self.mark, "under way\n")
-            .and_then(|file| file.sync_all())
-            .map_err(|error| {
-                let place = self.mark.display();
-                RepositoryError::new(RepositoryErrorKind::Refused, place, error)
-            })?;
-        self.is_clean = false;
-        Ok(())
+        self.write(&self.process)
     }
 
-    fn end(&mut self) {
-        // Without the mark the next turn does more than it must.
-        if let Some(boot_id) = &self.boot_id {
-            self.is_clean = write(&self.mark, &clean_in(boot_id)).is_ok();
-        }
+    fn leave_open(&mut self) {
+        // If it fails, the ledger in memory still knows.
+        let _left = self.write("");
+    }
+}
+
+impl HeldTurn {
+    fn write(&self, process: &str) -> Result<(), RepositoryError> {
+        let written = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&self.mark)
+            .and_then(|mut file| {
+                file.write_all(process.as_bytes())?;
+                file.sync_all()
+            });
+        written.map_err(|error| {
+            let place = self.mark.display();
+            RepositoryError::new(RepositoryErrorKind::Refused, place, error)
+        })
     }
 }
 
@@ -102,38 +118,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_turn_is_clean_after_one_that_ended_in_the_same_boot_and_never_otherwise() {
+    fn a_process_goes_on_as_long_as_no_other_has_begun_a_turn() {
         let folder = tempfile::tempdir().unwrap();
         let folder = StateFolder::create(folder.path()).unwrap();
-        let take = |boot: Option<&str>| {
-            HeldTurn::take(&folder, "acme", boot.map(str::to_string), false).unwrap()
-        };
-        let mut first = take(Some("a"));
-        assert!(!first.is_clean());
+        let take = |process: &str| HeldTurn::take(&folder, "acme", process, false).unwrap();
+        let mut first = take("one");
+        assert!(!first.goes_on());
         let installation = first.installation();
         first.begin().unwrap();
-        first.end();
         drop(first);
-        assert!(take(Some("a")).is_clean());
-        assert!(!take(Some("b")).is_clean());
-        assert!(!take(None).is_clean());
-        let mut second = take(Some("a"));
+        assert!(take("one").goes_on());
+        // One that looked and did not begin was never there.
+        drop(take("two"));
+        assert!(take("one").goes_on());
+        let mut second = take("two");
         assert_eq!(second.installation(), installation);
         second.begin().unwrap();
-        // It dies.
         drop(second);
-        assert!(!take(Some("a")).is_clean());
-        fs::remove_file(folder.path().join("locks/mark-acme")).unwrap();
-        assert!(!take(Some("a")).is_clean());
+        assert!(!take("one").goes_on());
+        let mut again = take("two");
+        assert!(again.goes_on());
+        again.leave_open();
+        drop(again);
+        assert!(!take("two").goes_on());
+        fs::write(folder.path().join("locks/mark-acme"), "tw").unwrap();
+        assert!(!take("two").goes_on());
+        // Another customer's is its own.
+        let mut other = HeldTurn::take(&folder, "beta", "two", false).unwrap();
+        other.begin().unwrap();
+        fs::write(folder.path().join("locks/mark-acme"), "one").unwrap();
+        assert!(take("one").goes_on());
     }
 
     #[test]
     fn one_process_has_the_turn_and_another_waits() {
         let folder = tempfile::tempdir().unwrap();
         let folder = StateFolder::create(folder.path()).unwrap();
-        let take = |customer: &str| HeldTurn::take(&folder, customer, None, false).unwrap();
+        let take = |customer: &str| HeldTurn::take(&folder, customer, "one", false).unwrap();
         let held = take("acme");
-        // Another customer's is its own.
         drop(take("beta"));
         assert!(folder.lock("turn-acme").unwrap().is_none());
         let waited = std::thread::scope(|scope| {

@@ -225,6 +225,13 @@ impl Customer {
         &self.keys
     }
 
+    /// Asked before anything is deleted on the word of the ledger's end: whether this version understands
+    /// all of it, and whether it counts whatever lands late.
+    pub fn settle(&self) -> Result<(), RepositoryError> {
+        self.may_write()?;
+        self.ledger().settle(&*self.host, self.uid())
+    }
+
     /// Takes the next slot; see [`Ledger::append`].
     pub fn append(
         &self,
@@ -470,6 +477,11 @@ fn write_key(
         RepositoryError::new(RepositoryErrorKind::Refused, "customer key", error)
     })?;
     for number in 1..1000 {
+        // Where one host writes, what another process left under way must not land on it.
+        let number = match names.writers() {
+            Writers::Many => number,
+            Writers::One => u32::from_be_bytes(random_bytes()).max(1),
+        };
         match storage.create(&names.key(number), &sealed) {
             Ok(()) => return Ok((number, hash_of(&sealed))),
             Err(error) if error.kind == crate::storage::StorageErrorKind::AlreadyExists => {}

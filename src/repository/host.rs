@@ -46,20 +46,21 @@ pub trait Host: HostMemory {
     fn may_delete(&self) -> bool {
         true
     }
-    /// Waits until no other process of this host writes this customer's ledger (`prefix`). For
-    /// repositories that one host writes.
+    /// Waits, but not for ever, until no other process of this host writes this customer's ledger
+    /// (`prefix`). For repositories that one host writes.
     fn take_turn(&self, prefix: &str) -> Result<Box<dyn Turn>, RepositoryError>;
 }
 
 /// The turn to write a ledger that one host writes; over when it is dropped.
 pub trait Turn: Send {
+    /// This state folder; a copy of the host's identity elsewhere has another.
     fn installation(&self) -> InstallationId;
     /// An operator has said that this installation takes the place of the one before.
     fn takes_over(&self) -> bool;
-    /// Whether every creation of earlier turns is known to have ended.
-    fn is_clean(&self) -> bool;
-    /// From now on one may be under way, whatever becomes of this process: kept durably.
+    /// Whether no other process has had a turn since this one last had it.
+    fn goes_on(&self) -> bool;
+    /// From now on something of this process may be under way, whatever becomes of it: kept durably.
     fn begin(&mut self) -> Result<(), RepositoryError>;
-    /// All have ended.
-    fn end(&mut self);
+    /// What was sent may still land: nobody goes on from here.
+    fn leave_open(&mut self);
 }

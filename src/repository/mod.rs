@@ -56,20 +56,24 @@ use crate::model::{RepositoryId, Writers};
 use crate::storage::{Storage, StorageErrorKind};
 use jiff::Timestamp;
 
-/// Writes `vmkeep.json`. `AlreadyExists` if the place holds a repository.
-pub fn create_repository(
-    storage: &dyn Storage,
-    created_at: Timestamp,
-    chunk_bytes: u32,
-    writers: Writers,
-) -> Result<RepositoryFile, RepositoryError> {
-    let file = RepositoryFile {
+/// A repository that is not in any store yet.
+pub fn new_repository(created_at: Timestamp, chunk_bytes: u32, writers: Writers) -> RepositoryFile {
+    RepositoryFile {
         format: FORMAT_VERSION,
         repository: RepositoryId::from_bytes(random_bytes()),
         created_at,
         chunk_bytes,
         features: RepositoryFile::features_of(writers),
-    };
+    }
+}
+
+/// Writes `vmkeep.json`. `AlreadyExists` if the place holds a repository. Whoever does not learn whether
+/// it was written repeats it with the same file: in a store that overwrites, another one that was left
+/// under way would land on it.
+pub fn create_repository(
+    storage: &dyn Storage,
+    file: RepositoryFile,
+) -> Result<RepositoryFile, RepositoryError> {
     let bytes = file.to_bytes().map_err(|error| {
         RepositoryError::new(RepositoryErrorKind::Refused, repository_file(), error)
     })?;

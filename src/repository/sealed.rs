@@ -17,7 +17,7 @@ use crate::storage::Storage;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How often the index is loaded anew because the ledger went on meanwhile.
-const LOAD_ATTEMPTS: usize = 4;
+pub(super) const LOAD_ATTEMPTS: usize = 4;
 
 /// One customer's part of a repository, open as far as that goes without its key.
 pub struct SealedCustomer {
@@ -123,6 +123,11 @@ impl SealedCustomer {
         self.ledger().may_write()
     }
 
+    /// Whether the ledger up to this entry counts whatever lands late.
+    pub(super) fn is_settled_at(&self, seq: u64) -> bool {
+        self.ledger().is_settled_at(seq)
+    }
+
     /// The index as of the ledger's end now.
     pub fn load_index(&self) -> Result<Arc<Index>, RepositoryError> {
         for _ in 0..LOAD_ATTEMPTS {
@@ -192,7 +197,7 @@ impl SealedCustomer {
         Err(self.index_changes_too_fast())
     }
 
-    fn index_changes_too_fast(&self) -> RepositoryError {
+    pub(super) fn index_changes_too_fast(&self) -> RepositoryError {
         RepositoryError::new(
             RepositoryErrorKind::Superseded,
             self.names.prefix(),

@@ -5,11 +5,13 @@ use super::customer::Customer;
 use super::index::Index;
 use super::ledger::{Point, State};
 use super::rule::{Rule, stands};
+use super::sealed::LOAD_ATTEMPTS;
 use crate::format::entry::Purpose;
 use crate::format::names::ObjectRole;
 use crate::model::{PackName, PointState, Writers};
 use crate::storage::{Leftover, Listed, MAX_PROBE_BYTES};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// What the ledger says of one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,12 +142,12 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
         early = Some(customer.index_and_state()?);
     }
     customer.refresh()?;
-    customer.may_write()?;
+    customer.settle()?;
     let prefix = customer.names().prefix();
     let leftovers_removed = storage.sweep_leftovers(prefix)?;
     let survey = storage.survey(prefix)?;
     let (index, state) = match early {
-        None => customer.index_and_state()?,
+        None => settled_index_and_state(customer)?,
         Some(early) => early,
     };
     // What a later version wrote may explain what this one cannot.
@@ -171,6 +173,7 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
             ObjectRole::Probe | ObjectRole::SpentProbe if object.size_bytes > MAX_PROBE_BYTES => {
                 ObjectRole::Foreign
             }
+            ObjectRole::Rival(..) if state.writers == Writers::Many => ObjectRole::Foreign,
             role => role,
         };
         match explain(&role, &state, &packs) {
@@ -205,6 +208,19 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
         }
     }
     Ok(swept)
+}
+
+/// As of an end that counts: what is not explained there is removed.
+fn settled_index_and_state(customer: &Customer) -> Result<(Arc<Index>, State), RepositoryError> {
+    for _ in 0..LOAD_ATTEMPTS {
+        customer.refresh()?;
+        customer.settle()?;
+        let (index, state) = customer.index_and_state()?;
+        if customer.is_settled_at(state.seq) {
+            return Ok((index, state));
+        }
+    }
+    Err(customer.index_changes_too_fast())
 }
 
 fn born_packs(index: &Index) -> BTreeSet<PackName> {

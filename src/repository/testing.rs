@@ -62,10 +62,11 @@ pub struct TestHost {
     turns: Turns,
 }
 
-/// Where one host writes: whether the last turn left nothing under way.
+/// Where one host writes: what its state folder would tell, and which process it is.
 pub struct Turns {
     pub installation: Mutex<InstallationId>,
-    pub is_clean: Arc<Mutex<bool>>,
+    pub process: AtomicU64,
+    pub last: Arc<Mutex<Option<u64>>>,
     pub takes_over: Mutex<bool>,
 }
 
@@ -81,7 +82,8 @@ impl TestHost {
             held: Arc::default(),
             turns: Turns {
                 installation: Mutex::new(InstallationId::from_bytes(random_bytes())),
-                is_clean: Arc::default(),
+                process: AtomicU64::new(0),
+                last: Arc::default(),
                 takes_over: Mutex::default(),
             },
         })
@@ -181,7 +183,8 @@ impl Host for TestHost {
         Ok(Box::new(TestTurn {
             installation: *lock(&self.turns.installation),
             takes_over: *lock(&self.turns.takes_over),
-            is_clean: self.turns.is_clean.clone(),
+            process: self.turns.process.load(Ordering::Relaxed),
+            last: self.turns.last.clone(),
         }))
     }
 }
@@ -189,7 +192,8 @@ impl Host for TestHost {
 struct TestTurn {
     installation: InstallationId,
     takes_over: bool,
-    is_clean: Arc<Mutex<bool>>,
+    process: u64,
+    last: Arc<Mutex<Option<u64>>>,
 }
 
 impl Turn for TestTurn {
@@ -201,17 +205,17 @@ impl Turn for TestTurn {
         self.takes_over
     }
 
-    fn is_clean(&self) -> bool {
-        *lock(&self.is_clean)
+    fn goes_on(&self) -> bool {
+        *lock(&self.last) == Some(self.process)
     }
 
     fn begin(&mut self) -> Result<(), RepositoryError> {
-        *lock(&self.is_clean) = false;
+        *lock(&self.last) = Some(self.process);
         Ok(())
     }
 
-    fn end(&mut self) {
-        *lock(&self.is_clean) = true;
+    fn leave_open(&mut self) {
+        *lock(&self.last) = None;
     }
 }
 
@@ -257,7 +261,8 @@ impl World {
         let time = Time::new();
         let (host, second) = (TestHost::new(&time), TestHost::new(&time));
         let storage: Arc<dyn Storage> = Arc::new(memory.clone());
-        let file = create_repository(&*storage, time.now(), CHUNK as u32, writers).unwrap();
+        let file = create_repository(&*storage, new_repository(time.now(), CHUNK as u32, writers))
+            .unwrap();
         let new = NewCustomer {
             repository: file.repository,
             name: &customer_name(),

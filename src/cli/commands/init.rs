@@ -12,7 +12,9 @@ use crate::format::entry::ClockDeclaration;
 use crate::format::repository_file::RepositoryFile;
 use crate::jobs::{Admission, JobError, JobErrorKind, LocalHost, StateFolder, admit};
 use crate::model::Clock;
-use crate::repository::{Host, RepositoryErrorKind, create_repository, open_repository};
+use crate::repository::{
+    Host, RepositoryErrorKind, create_repository, new_repository, open_repository,
+};
 use crate::storage::Storage;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -29,7 +31,7 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
     let (identity, made) = folder.ensure_identity(&now.to_string())?;
     let repository = &config.repository;
     let (store, file, created) = match config.host.role {
-        HostRole::Keeper => found(&config, now)?,
+        HostRole::Keeper => found(&config, &folder, now)?,
         HostRole::Agent => find(&config)?,
     };
     let storage = store.storage;
@@ -125,17 +127,21 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
 }
 
 /// The repository, and whether it was made by this.
-fn found(config: &Config, now: Timestamp) -> Result<(Store, RepositoryFile, bool), Failure> {
+fn found(
+    config: &Config,
+    folder: &StateFolder,
+    now: Timestamp,
+) -> Result<(Store, RepositoryFile, bool), Failure> {
     let store = store::create(config)?;
     store.refuse_unfit(config)?;
     let repository = &config.repository;
-    match create_repository(
-        &*store.storage,
-        now,
-        repository.chunk_bytes,
-        repository.writers,
-    ) {
-        Ok(file) => Ok((store, file, true)),
+    let file = folder
+        .planned_repository(|| new_repository(now, repository.chunk_bytes, repository.writers))?;
+    match create_repository(&*store.storage, file) {
+        Ok(file) => {
+            folder.forget_planned_repository()?;
+            Ok((store, file, true))
+        }
         Err(error) if error.kind == RepositoryErrorKind::AlreadyExists => {
             let file = open_repository(&*store.storage)?;
             Ok((store, file, false))

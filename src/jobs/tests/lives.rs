@@ -19,7 +19,7 @@ use crate::model::{
 use crate::policy::{HostClock, PolicyTerms};
 use crate::repository::reclaim::{mark_now, survey};
 use crate::repository::testing::{CHUNK, DAY, Dice, Time, image, restore, run_seeds, seeds_of, vm};
-use crate::repository::{Customer, NewCustomer, WriteSettings, create_repository};
+use crate::repository::{Customer, NewCustomer, WriteSettings, create_repository, new_repository};
 use crate::storage::{Fault, Faulty, Memory, Storage, StorageErrorKind};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
@@ -176,7 +176,11 @@ impl Life {
         let time = Time::new();
         let memory = Memory::new();
         let storage: Arc<dyn Storage> = Arc::new(memory.clone());
-        let file = create_repository(&*storage, time.now(), CHUNK as u32, Writers::Many).unwrap();
+        let file = create_repository(
+            &*storage,
+            new_repository(time.now(), CHUNK as u32, Writers::Many),
+        )
+        .unwrap();
         let machines: Vec<Machine> = (0..HOSTS)
             .map(|at| Machine::new(&format!("host{at}"), &time))
             .collect();

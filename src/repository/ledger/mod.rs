@@ -20,7 +20,7 @@ use crate::format::names::{CustomerNames, ObjectRole};
 use crate::format::wire::FormatError;
 use crate::model::{CustomerUid, EntryHash, ObjectName, Writers};
 use crate::storage::{Listed, Storage, StorageError, StorageErrorKind};
-use rivals::{Slots, named_as_listed, slots_of};
+use rivals::{Alone, named_as_listed, slots_of};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -34,6 +34,9 @@ const CHECKPOINT_ENTRIES: u64 = match cfg!(test) {
 /// How often an uncertain creation is repeated before the caller is told that it is uncertain.
 const FILL_ATTEMPTS: u32 = 8;
 
+/// How often a ledger that one host writes is read before it is damaged.
+const READINGS: u32 = 4;
+
 /// A ledger read up to some entry.
 pub struct Ledger {
     storage: Arc<dyn Storage>,
@@ -43,9 +46,8 @@ pub struct Ledger {
     believed: u64,
     /// The entry after which a checkpoint was last kept.
     kept: u64,
-    /// Where one host writes: what the first listing showed, and the entry before the last one.
-    listed: Slots,
-    before_last: Option<Head>,
+    /// Where one host writes.
+    alone: Alone,
 }
 
 impl Ledger {
@@ -56,17 +58,53 @@ impl Ledger {
         names: CustomerNames,
         memory: &dyn HostMemory,
     ) -> Result<Option<Self>, RepositoryError> {
+        let mut checkpoint = true;
+        for _ in 1..READINGS {
+            match Ledger::load_once(storage.clone(), names.clone(), memory, checkpoint) {
+                // Where one host writes, the end can turn out to be a rival that lost while it is read.
+                Err((error, Writers::One)) if error.is_damage() => checkpoint = false,
+                loaded => return loaded.map_err(|(error, _)| error),
+            }
+        }
+        Ledger::load_once(storage, names, memory, checkpoint).map_err(|(error, _)| error)
+    }
+
+    /// With the error: who writes this ledger.
+    fn load_once(
+        storage: Arc<dyn Storage>,
+        names: CustomerNames,
+        memory: &dyn HostMemory,
+        checkpoint: bool,
+    ) -> Result<Option<Self>, (RepositoryError, Writers)> {
+        let unlisted = |error: StorageError| (error.into(), Writers::Many);
         // Listed before it is read: what is listed and lies beyond the end that is then read
         // proves a gap.
-        let listed = storage.list(&names.ledger_prefix())?;
+        let listed = storage.list(&names.ledger_prefix()).map_err(unlisted)?;
         let mut ledger = Ledger::empty(storage, named_as_listed(names, &listed));
-        ledger.listed = slots_of(&ledger.names, &listed);
+        ledger.alone.listed = slots_of(&ledger.names, &listed);
+        let writers = ledger.names.writers();
+        match ledger.read_listed(&listed, memory, checkpoint) {
+            Ok(true) => Ok(Some(ledger)),
+            Ok(false) => Ok(None),
+            Err(error) => Err((error, writers)),
+        }
+    }
+
+    /// `false`: there is no genesis.
+    fn read_listed(
+        &mut self,
+        listed: &[Listed],
+        memory: &dyn HostMemory,
+        checkpoint: bool,
+    ) -> Result<bool, RepositoryError> {
+        let ledger = self;
         // What this host has seen is asked before the rest is read: other processes of it go on
         // meanwhile, and what they see later is no proof against an end that was read earlier.
         ledger.read_on(Some(1), |_, _| {})?;
         let head = ledger.state.uid.and_then(|uid| memory.head(&uid));
-        if let Some(state) = ledger.checkpoint(memory, &listed) {
+        if checkpoint && let Some(state) = ledger.checkpoint(memory, listed) {
             (ledger.believed, ledger.kept) = (state.seq, state.seq);
+            ledger.alone.trail.clear();
             ledger.state = state;
         }
         ledger.read_on(None, |_, _| {})?;
@@ -76,7 +114,7 @@ impl Ledger {
                     &entry.name,
                     "the ledger has entries, but its first one is missing",
                 )),
-                None => Ok(None),
+                None => Ok(false),
             };
         }
         // Only what has the name of an entry can prove a gap; a stray file must not lock a
@@ -99,7 +137,7 @@ impl Ledger {
             ledger.check_head(&head)?;
         }
         ledger.remember(memory);
-        Ok(Some(ledger))
+        Ok(true)
     }
 
     /// A ledger without genesis, to write one.
@@ -110,8 +148,7 @@ impl Ledger {
             state: State::default(),
             believed: 0,
             kept: 0,
-            listed: Slots::new(),
-            before_last: None,
+            alone: Alone::default(),
         }
     }
 
@@ -147,6 +184,10 @@ impl Ledger {
                 self.names.ledger(again.seq + 1),
                 "this entry is gone: this host has read it before",
             ));
+        }
+        if self.names.writers() == Writers::One && again.hash != self.state.hash {
+            // What was the end has lost to a rival.
+            return self.read_anew();
         }
         if again != self.state {
             // The chain is whole and ends with the bytes that the checkpoint names, so the entries are
@@ -223,14 +264,11 @@ impl Ledger {
             return;
         };
         let seq = self.state.seq;
-        // Where one host writes, the last entry may turn out to be a rival that lost.
-        let head = match self.names.writers() {
-            Writers::Many => Some(Head { seq, hash }),
-            Writers::One => self.before_last,
-        };
-        if let Some(head) = head {
-            memory.remember_head(&uid, head);
+        // Where one host writes, an end that nobody has acknowledged may lose to a rival.
+        if self.names.writers() == Writers::One && !self.is_settled_at(seq) {
+            return;
         }
+        memory.remember_head(&uid, Head { seq, hash });
         if seq >= self.kept + CHECKPOINT_ENTRIES
             && let Some(bytes) = self.state.to_checkpoint()
         {
@@ -253,6 +291,9 @@ impl Ledger {
         }
         if Some(head.hash) == self.state.hash {
             return Ok(());
+        }
+        if self.names.writers() == Writers::One {
+            return self.check_alone(head);
         }
         let stored = self.storage.read(&name, MAX_ENTRY_BYTES)?;
         match entry_hash(&stored) == head.hash {
@@ -325,10 +366,9 @@ impl Ledger {
     }
 
     fn take_in(&mut self, entry: &Entry, hash: EntryHash) -> Result<(), String> {
-        self.before_last = self.state.hash.map(|hash| Head {
-            seq: self.state.seq,
-            hash,
-        });
+        if self.names.writers() == Writers::One {
+            self.alone.trail.insert(entry.seq, hash);
+        }
         self.state.apply(entry, hash)
     }
 
@@ -353,9 +393,7 @@ impl Ledger {
         match self.read_on(None, |_, _| {}) {
             // What was the end here may have been a rival that lost.
             Err(error) if error.is_damage() && self.names.writers() == Writers::One => {
-                let mut again = Ledger::empty(self.storage.clone(), self.names.clone());
-                again.read_on(None, |_, _| {})?;
-                *self = again;
+                self.read_anew()?;
             }
             read => read?,
         }
@@ -373,7 +411,7 @@ impl Ledger {
     ) -> Result<State, RepositoryError> {
         let listed = storage.list(&names.ledger_prefix())?;
         let mut ledger = Ledger::empty(storage, named_as_listed(names, &listed));
-        ledger.listed = slots_of(&ledger.names, &listed);
+        ledger.alone.listed = slots_of(&ledger.names, &listed);
         ledger.read_on(None, each)?;
         Ok(ledger.state)
     }
@@ -392,30 +430,9 @@ impl Ledger {
         if self.names.writers() == Writers::Many {
             return self.append_next(host, uid, false, &mut build);
         }
-        let mut turn = host.take_turn(self.names.prefix())?;
-        self.refresh(host)?;
-        self.may_write()?;
-        let was_clean = turn.is_clean();
-        let sealed = self.seal(host, uid, &*turn)?;
-        turn.begin()?;
-        let seq = match self.append_next(host, uid, true, &mut build) {
-            Ok(seq) => seq,
-            Err(error) => {
-                // Refused, so that nothing of it is under way.
-                if was_clean && error.kind != RepositoryErrorKind::Uncertain {
-                    turn.end();
-                }
-                return Err(error);
-            }
-        };
-        if let Some(seal) = sealed {
-            self.check_alone(seal)?;
-        }
-        // A genesis is not sealed: another one may still land beside it.
-        if was_clean || sealed.is_some() {
-            turn.end();
-        }
-        Ok(seq)
+        self.in_turn(host, uid, |ledger| {
+            ledger.append_next(host, uid, true, &mut build)
+        })
     }
 
     /// `is_at_end`: the ledger was read to its end just now. Otherwise that is asked only of who is
@@ -466,6 +483,7 @@ impl Ledger {
             let hash = entry_hash(&stored);
             let name = self.name_of(entry.seq, &hash);
             if self.fill(&name, &stored, own_each)? {
+                self.check_listed(entry.seq, &hash)?;
                 // `check` passed on the very state this entry follows.
                 let _valid = self.take_in(&entry, hash);
                 host.noted(&stamp);

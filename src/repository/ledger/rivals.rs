@@ -1,13 +1,13 @@
 //! The ledger of a repository that one host writes, in a store that overwrites what is there: several
 //! entries with one number, of which one counts. See section 14.1 of the format.
 
-use super::{Ledger, entry_hash};
+use super::{Ledger, READINGS, entry_hash};
 use crate::codec::verify_signature;
 use crate::format::entry::{Body, Entry, MAX_ENTRY_BYTES, SealBody};
 use crate::format::names::{CustomerNames, ObjectRole};
 use crate::model::{CustomerUid, EntryHash, Writers};
 use crate::repository::rule::{Rule, stands};
-use crate::repository::{Host, RepositoryError, RepositoryErrorKind, Turn};
+use crate::repository::{Head, Host, RepositoryError, RepositoryErrorKind, Turn};
 use crate::storage::Listed;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +16,18 @@ const MOST_RIVALS: usize = 64;
 
 /// The entries of each number, as a listing shows them.
 pub(super) type Slots = BTreeMap<u64, BTreeSet<EntryHash>>;
+
+/// What a ledger that one host writes needs besides its state.
+#[derive(Default)]
+pub(super) struct Alone {
+    /// What the first listing showed.
+    pub(super) listed: Slots,
+    /// The entries that were read, and thought to count.
+    pub(super) trail: BTreeMap<u64, EntryHash>,
+    /// The last entry that this process wrote on a seal, or on one of its own that stood so: it counts,
+    /// and so does all before it, whatever lands.
+    acknowledged: Option<Head>,
+}
 
 pub(super) fn slots_of(names: &CustomerNames, listed: &[Listed]) -> Slots {
     let mut slots = Slots::new();
@@ -56,12 +68,12 @@ impl Ledger {
                     let what = "does not follow the entry before it: the chain is broken";
                     strange = Some(RepositoryError::damaged(name, what));
                 }
-                Err(error) if error.is_damage() => strange = Some(error),
+                Err(error) if is_strange(&error) => strange = Some(error),
                 Err(error) => return Err(error),
             }
         }
         if following.len() > 1 {
-            following = self.followed(seq, following)?;
+            following = vec![self.longest(seq, following)?];
         }
         match (following.into_iter().next(), strange) {
             (Some(next), _) => Ok(Some(next)),
@@ -70,43 +82,60 @@ impl Ledger {
         }
     }
 
-    /// Of several with one number those that count: the one that another entry follows; if none is
-    /// followed, all.
-    fn followed(
+    /// Of several entries the one on which the longest chain stands; of equally long ones, the first by
+    /// name.
+    ///
+    /// Why the longest: whoever writes has read all that had landed, and what dead processes have left
+    /// under way is at most one longer than the longest of that. A seal and an entry on it are two longer.
+    fn longest(
         &self,
         seq: u64,
         rivals: Vec<(Entry, EntryHash)>,
-    ) -> Result<Vec<(Entry, EntryHash)>, RepositoryError> {
-        let mut followed = BTreeSet::new();
-        for hash in self.rivals(seq + 1)? {
-            match self.rival(seq + 1, &hash) {
-                Ok(entry) => drop(followed.insert(entry.prev)),
-                Err(error) if error.is_damage() => {}
-                Err(error) => return Err(error),
+    ) -> Result<(Entry, EntryHash), RepositoryError> {
+        // The end of each chain, and with which rival it begins.
+        let mut ends: BTreeMap<EntryHash, usize> = (0..)
+            .zip(&rivals)
+            .map(|(n, (_, hash))| (*hash, n))
+            .collect();
+        let mut at = seq;
+        let chosen = loop {
+            let first = ends.values().copied().min().unwrap_or(0);
+            if ends.values().all(|begun| *begun == first) {
+                break first;
             }
-        }
-        let counts = |hash: &EntryHash| followed.contains(hash);
-        match rivals.iter().filter(|(_, hash)| counts(hash)).count() {
-            0 => Ok(rivals),
-            1 => Ok(rivals
-                .into_iter()
-                .filter(|(_, hash)| counts(hash))
-                .collect()),
-            _ => Err(self.forked(seq)),
-        }
+            at += 1;
+            let mut longer = BTreeMap::new();
+            for hash in self.rivals(at)? {
+                match self.rival(at, &hash) {
+                    Ok(entry) => {
+                        if let Some(begun) = ends.get(&entry.prev) {
+                            longer.insert(hash, *begun);
+                        }
+                    }
+                    Err(error) if is_strange(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if longer.is_empty() {
+                break first;
+            }
+            ends = longer;
+        };
+        let chosen = rivals.into_iter().nth(chosen);
+        chosen.ok_or_else(|| RepositoryError::damaged(self.names.slot(seq), "is empty"))
     }
 
-    fn forked(&self, seq: u64) -> RepositoryError {
+    fn two_hosts(&self, seq: u64) -> RepositoryError {
         RepositoryError::damaged(
             self.names.slot(seq),
-            "two hosts have written this ledger, which is for one: each has gone on from here",
+            "two hosts have written this ledger, which is for one: what this one wrote here does not count",
         )
     }
 
     /// The names of a slot: as first listed where that shows the next slot too, for then it is over.
     fn rivals(&self, seq: u64) -> Result<BTreeSet<EntryHash>, RepositoryError> {
-        if self.listed.contains_key(&(seq + 1))
-            && let Some(rivals) = self.listed.get(&seq)
+        if self.alone.listed.contains_key(&(seq + 1))
+            && let Some(rivals) = self.alone.listed.get(&seq)
         {
             return Ok(rivals.clone());
         }
@@ -136,17 +165,94 @@ impl Ledger {
         Ok(entry)
     }
 
-    /// The first half of what makes a turn safe whose forerunner may have left something under way:
-    /// that can only be an entry for the slot which this one takes. The entry that is then written on
-    /// it is the other half. Returns the number of the seal.
-    ///
-    /// A crash after it leaves the turn unclean, so the next one seals again.
-    pub(super) fn seal(
+    /// Reads again from genesis, with another listing. What this process has written must be in it.
+    pub(super) fn read_anew(&mut self) -> Result<(), RepositoryError> {
+        let mut read = Err(self.two_hosts(self.state.seq));
+        for _ in 0..READINGS {
+            let listed = self.storage.list(&self.names.ledger_prefix())?;
+            let mut again = Ledger::empty(self.storage.clone(), self.names.clone());
+            again.alone.listed = slots_of(&self.names, &listed);
+            again.alone.acknowledged = self.alone.acknowledged;
+            read = again.read_on(None, |_, _| {});
+            match &read {
+                Ok(()) => {
+                    if let Some(head) = self.alone.acknowledged {
+                        again.check_alone(&head)?;
+                    }
+                    *self = again;
+                    break;
+                }
+                Err(error) if error.is_damage() => {}
+                Err(_) => break,
+            }
+        }
+        read
+    }
+
+    /// Whether an entry that this host once saw to count is among those that do.
+    pub(super) fn check_alone(&self, head: &Head) -> Result<(), RepositoryError> {
+        match self.alone.trail.get(&head.seq) {
+            Some(hash) if *hash != head.hash => Err(self.two_hosts(head.seq)),
+            // Read, or before what a checkpoint of entries that count was believed for.
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the entries up to this one count whatever lands. Deleting needs it.
+    pub(in crate::repository) fn is_settled_at(&self, seq: u64) -> bool {
+        let settled = self.alone.acknowledged;
+        self.names.writers() == Writers::Many || settled.is_some_and(|head| seq <= head.seq)
+    }
+
+    /// Sees to it that the end counts.
+    pub(in crate::repository) fn settle(
         &mut self,
         host: &dyn Host,
         uid: CustomerUid,
-        turn: &dyn Turn,
-    ) -> Result<Option<u64>, RepositoryError> {
+    ) -> Result<(), RepositoryError> {
+        if self.is_settled_at(self.state.seq) {
+            return Ok(());
+        }
+        let seal = |turn: &dyn Turn| {
+            let installation = turn.installation();
+            Body::Seal(SealBody { installation })
+        };
+        let mut turn = host.take_turn(self.names.prefix())?;
+        self.refresh(host)?;
+        if self.is_settled_at(self.state.seq) {
+            return Ok(());
+        }
+        let body = seal(&*turn);
+        self.write_in(&mut *turn, host, uid, |ledger| {
+            ledger.append_next(host, uid, true, &mut |_, _| Ok(body.clone()))
+        })?;
+        Ok(())
+    }
+
+    /// Waits for the turn and writes in it.
+    pub(super) fn in_turn(
+        &mut self,
+        host: &dyn Host,
+        uid: CustomerUid,
+        write: impl FnOnce(&mut Self) -> Result<u64, RepositoryError>,
+    ) -> Result<u64, RepositoryError> {
+        let mut turn = host.take_turn(self.names.prefix())?;
+        self.refresh(host)?;
+        self.write_in(&mut *turn, host, uid, write)
+    }
+
+    /// Writes in a turn, after the ledger was read to its end in it. Unless this process goes on from an
+    /// entry of its own, a seal comes first: what others left under way can only be for its slot, so that
+    /// with the entry on it the chain is longer than any that can still come to be. A crash between the
+    /// two leaves a seal more.
+    fn write_in(
+        &mut self,
+        turn: &mut dyn Turn,
+        host: &dyn Host,
+        uid: CustomerUid,
+        write: impl FnOnce(&mut Self) -> Result<u64, RepositoryError>,
+    ) -> Result<u64, RepositoryError> {
+        self.may_write()?;
         let installation = turn.installation();
         let known = self.state.installation;
         if known.is_some_and(|known| known != installation) && !turn.takes_over() {
@@ -157,20 +263,49 @@ impl Ledger {
                  if the other is gone for good, say so with vmkeep init --take-over",
             ));
         }
-        let is_safe = turn.is_clean() && known == Some(installation);
-        if self.state.seq == 0 || is_safe || !stands(Rule::SealFirst) {
-            return Ok(None);
+        let goes_on = turn.goes_on() && self.is_settled_at(self.state.seq);
+        let is_genesis = self.state.seq == 0;
+        turn.begin()?;
+        let written = match goes_on || is_genesis || !stands(Rule::SealFirst) {
+            true => write(self),
+            false => {
+                self.alone.acknowledged = None;
+                let body = Body::Seal(SealBody { installation });
+                self.append_next(host, uid, true, &mut |_, _| Ok(body.clone()))
+                    .and_then(|_| write(self))
+            }
+        };
+        match &written {
+            // A genesis stands on nothing.
+            Ok(_) if is_genesis => {}
+            Ok(seq) => {
+                let hash = self.last_hash();
+                self.alone.acknowledged = Some(Head { seq: *seq, hash });
+                self.remember(host);
+            }
+            Err(error) if error.kind == RepositoryErrorKind::Uncertain => {
+                self.alone.acknowledged = None;
+                turn.leave_open();
+            }
+            Err(_) => {}
         }
-        let body = Body::Seal(SealBody { installation });
-        self.append_next(host, uid, true, &mut |_, _| Ok(body.clone()))
-            .map(Some)
+        written
     }
 
-    /// Whether the entry on a seal is the only one there: another host would have its own.
-    pub(super) fn check_alone(&self, seal: u64) -> Result<(), RepositoryError> {
-        match self.rivals(seal + 1)?.len() {
-            1 => Ok(()),
-            _ => Err(self.forked(seal)),
+    /// A store that does not list what it holds would hide entries from the next turn.
+    pub(super) fn check_listed(&self, seq: u64, hash: &EntryHash) -> Result<(), RepositoryError> {
+        if self.names.writers() == Writers::Many || self.rivals(seq)?.contains(hash) {
+            return Ok(());
         }
+        Err(RepositoryError::new(
+            RepositoryErrorKind::Uncertain,
+            self.names.rival(seq, hash),
+            "the store holds this entry and does not list it: it is no store to rely on",
+        ))
     }
+}
+
+/// What is there and is no entry that this version can read; a sound one beside it counts.
+fn is_strange(error: &RepositoryError) -> bool {
+    error.is_damage() || error.kind == RepositoryErrorKind::Newer
 }

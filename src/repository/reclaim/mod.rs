@@ -16,6 +16,7 @@ use super::customer::Customer;
 use super::directory::{Directory, directory};
 use super::index::{PackNumber, count_uses, frame_bytes_of};
 use super::mark::Mark;
+use super::sealed::LOAD_ATTEMPTS;
 use crate::format::entry::{PackMark, VerifyMethod};
 use crate::format::pack::{self, DirectoryEntry};
 use crate::model::{PackName, Tag};
@@ -70,7 +71,7 @@ pub fn reclaim(
     force: bool,
 ) -> Result<Reclaimed, RepositoryError> {
     customer.refresh()?;
-    customer.may_write()?;
+    customer.settle()?;
     let mut pass = Pass {
         customer,
         now,
@@ -173,14 +174,26 @@ impl Pass<'_> {
     /// A complete mark; what did not open on the way leaves the index, so that the next backup
     /// that meets its content heals it.
     fn mark(&mut self) -> Result<Mark, RepositoryError> {
-        let mark = mark_now(self.customer, true)?;
+        let mark = self.mark_settled(true)?;
         let frames: Vec<(PackName, Tag)> = mark.damaged_frames.iter().copied().collect();
         self.note_damage(&frames)?;
         match mark.damage.is_empty() || self.force {
             true if frames.is_empty() => Ok(mark),
             // Of an index that knows them as damaged.
-            _ => mark_now(self.customer, self.force),
+            _ => self.mark_settled(self.force),
         }
+    }
+
+    /// Of an end that counts: what is condemned there is deleted on its word.
+    fn mark_settled(&self, force: bool) -> Result<Mark, RepositoryError> {
+        for _ in 0..LOAD_ATTEMPTS {
+            self.customer.settle()?;
+            let mark = mark_now(self.customer, force)?;
+            if self.customer.is_settled_at(mark.index().seq()) {
+                return Ok(mark);
+            }
+        }
+        Err(self.customer.index_changes_too_fast())
     }
 
     fn note_damage(&mut self, frames: &[(PackName, Tag)]) -> Result<(), RepositoryError> {

@@ -274,8 +274,8 @@ fn two_processes_of_one_host_that_restore_in_the_same_second_leave_two_entries()
             }))
         })
     };
-    // The first reads the end, and is stopped before it creates its slot.
-    let gate = store.freeze_before(store.operations() + 2);
+    // The first is stopped before it creates its slot.
+    let gate = store.freeze_before(store.operations() + 1);
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| note(&one));
         assert!(gate.wait_until_reached(Duration::from_secs(5)));
@@ -372,8 +372,7 @@ fn outcome_of_failures(failures: &[Option<StorageErrorKind>]) -> Result<u64, Rep
     let world = World::new();
     let store = Arc::new(Faulty::new(world.memory.clone()));
     let customer = world.open_unchecked(store.clone(), &world.host).unwrap();
-    // The first only sees that the slot is free.
-    let before = store.operations() + 1;
+    let before = store.operations();
     for (failure, at) in failures.iter().zip(before + 1..) {
         if let Some(kind) = *failure {
             store.add(Fault::FailBefore { at, kind });

@@ -3,10 +3,12 @@
 use super::super::rule::{Off, Rule};
 use super::super::testing::*;
 use super::super::*;
+use crate::format::entry::Body;
 use crate::format::names::ObjectRole;
 use crate::model::{InstallationId, ObjectName};
-use crate::storage::{Memory, Storage};
-use std::sync::Arc;
+use crate::storage::{Leftover, Listed, Memory, Storage, StorageError, StorageErrorKind, Survey};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 /// Entries of a store, with their bytes.
 fn entries(memory: &Memory, customer: &Customer) -> Vec<(ObjectName, Vec<u8>)> {
@@ -22,9 +24,15 @@ fn entries(memory: &Memory, customer: &Customer) -> Vec<(ObjectName, Vec<u8>)> {
         .collect()
 }
 
-/// The process that last had the turn died in it.
-fn die_in_turn(world: &World) {
-    *lock(&world.host.turns().is_clean) = false;
+fn begun(customer: &Customer) -> Begun {
+    customer
+        .begin(crate::format::entry::Purpose::Merge, None)
+        .unwrap()
+}
+
+/// Another process goes on.
+fn next_process(world: &World) {
+    world.host.turns().process.fetch_add(1, Ordering::Relaxed);
 }
 
 #[test]
@@ -66,19 +74,19 @@ fn a_turn_that_follows_on_one_that_ended_writes_no_seal() {
         .unwrap();
         count
     };
-    assert_eq!(count("seal"), 1);
+    let seals = count("seal");
+    begun(&customer);
+    assert_eq!(count("seal"), seals);
     let before = customer.with_state(|state| state.seq);
-    die_in_turn(&world);
+    next_process(&world);
     customer
         .append(|state| {
-            Ok(crate::format::entry::Body::Policy(
-                crate::format::entry::PolicyBody {
-                    terms: terms_map(state.terms.as_ref().unwrap()),
-                },
-            ))
+            Ok(Body::Policy(crate::format::entry::PolicyBody {
+                terms: terms_map(state.terms.as_ref().unwrap()),
+            }))
         })
         .unwrap();
-    assert_eq!(count("seal"), 2);
+    assert_eq!(count("seal"), seals + 1);
     assert_eq!(customer.with_state(|state| state.seq), before + 2);
 }
 
@@ -100,20 +108,22 @@ fn late_commit_counts() -> bool {
         .unwrap();
     world.memory.restore_snapshot(&before);
     world.host.forget();
-    die_in_turn(&world);
+    next_process(&world);
     let next = world.open();
     assert_eq!(next.abort_dead_sessions(world.now()).unwrap(), 1);
     let packs = next.names().session_packs(&session);
     assert_eq!(world.memory.list(&packs).unwrap(), []);
     world.memory.plant(&late, &bytes);
+    // On a machine that has seen nothing.
+    world.host.forget();
     let reader = world
         .open_unchecked(Arc::new(world.memory.clone()), &world.host)
         .unwrap();
     let counts = reader.with_state(|state| state.points.contains_key(&point));
     if !counts {
         assert!(reader.with_state(|state| state.aborted.contains(&session)));
-        assert!(sweep(&reader, false).unwrap().unexplained.is_empty());
         assert_eq!(next.state(), reader.state());
+        assert!(sweep(&reader, false).unwrap().unexplained.is_empty());
     }
     counts
 }
@@ -137,23 +147,25 @@ fn a_rival_that_lands_and_is_gone_on_from_replaces_what_was_read_as_the_end() {
     let mut world = World::of_one_host();
     let customer = world.open();
     world.backup(&customer, "web", &image(&[1]), true);
-    let begun = |customer: &Customer| {
-        let purpose = crate::format::entry::Purpose::Merge;
-        customer.begin(purpose, None).unwrap()
-    };
     let seq = customer.with_state(|state| state.seq);
     let before = world.memory.snapshot();
     let one = begun(&customer);
+    let reader = world.open();
+    let open = |id| reader.with_state(|state| state.open.contains_key(id));
+    assert!(open(&one.id));
     // Another reality, in which another entry took the place and was gone on from.
     world.memory.restore_snapshot(&before);
     world.host.forget();
+    next_process(&world);
     let other = world.open();
     let (two, three) = (begun(&other), begun(&other));
-    customer.refresh().unwrap();
-    assert_eq!(customer.state(), other.state());
-    let open = |id| customer.with_state(|state| state.open.contains_key(id));
+    reader.refresh().unwrap();
+    assert_eq!(reader.state(), other.state());
     assert!(open(&two.id) && open(&three.id) && !open(&one.id));
-    assert_eq!(customer.with_state(|state| state.seq), seq + 2);
+    assert_eq!(reader.with_state(|state| state.seq), seq + 3);
+    // Who was told that it stands must not go on as if it did.
+    let error = customer.refresh().unwrap_err();
+    assert_eq!(error.kind, RepositoryErrorKind::Damaged);
 }
 
 #[test]
@@ -182,7 +194,7 @@ fn another_installation_of_the_host_is_refused_until_it_takes_over() {
 }
 
 #[test]
-fn two_hosts_that_went_on_from_one_entry_are_damage_and_nothing_is_written() {
+fn two_hosts_that_write_at_once_are_noticed_by_the_one_whose_entries_do_not_count() {
     let mut world = World::of_one_host();
     let customer = world.open();
     world.backup(&customer, "web", &image(&[1]), true);
@@ -190,22 +202,192 @@ fn two_hosts_that_went_on_from_one_entry_are_damage_and_nothing_is_written() {
     let there = world
         .open_unchecked(Arc::new(elsewhere.clone()), &world.host)
         .unwrap();
-    let two = |customer: &Customer| {
-        for _ in 0..2 {
-            let purpose = crate::format::entry::Purpose::Merge;
-            customer.begin(purpose, None).unwrap();
-        }
-    };
-    two(&customer);
-    two(&there);
+    begun(&customer);
+    // The copy has written more.
+    begun(&there);
+    begun(&there);
     for (name, bytes) in entries(&elsewhere, &customer) {
         world.memory.plant(&name, &bytes);
     }
+    begun(&there);
+    let longest = there.with_state(|state| state.seq);
+    for (name, bytes) in entries(&elsewhere, &customer) {
+        world.memory.plant(&name, &bytes);
+    }
+    // What this process wrote does not count any more: it must not go on as if it did.
     world.host.forget();
+    let fresh = world
+        .open_unchecked(Arc::new(world.memory.clone()), &world.host)
+        .unwrap();
+    assert_eq!(fresh.with_state(|state| state.seq), longest);
+    let known = customer.with_state(|state| Head {
+        seq: state.seq,
+        hash: state.hash.unwrap(),
+    });
+    world.host.remember_head(&customer.uid(), known);
     let opened = world.open_unchecked(Arc::new(world.memory.clone()), &world.host);
     let error = opened.map(drop).unwrap_err();
     assert_eq!(error.kind, RepositoryErrorKind::Damaged);
     assert!(error.detail.contains("two hosts"), "{}", error.detail);
+}
+
+/// A store whose next creation of an entry never answers, and may land at any time.
+#[derive(Clone)]
+struct Late {
+    memory: Memory,
+    is_lost: Arc<Mutex<bool>>,
+    on_its_way: Arc<Mutex<Vec<(ObjectName, Vec<u8>)>>>,
+}
+
+impl Storage for Late {
+    fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+        if !*lock(&self.is_lost) {
+            return self.memory.create(name, data);
+        }
+        let mut on_its_way = lock(&self.on_its_way);
+        let sent = (name.clone(), data.to_vec());
+        if !on_its_way.contains(&sent) {
+            on_its_way.push(sent);
+        }
+        let kind = StorageErrorKind::Transient;
+        Err(StorageError::new(kind, name, "no answer"))
+    }
+
+    fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {
+        self.memory.read(name, max_bytes)
+    }
+
+    fn read_range(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), StorageError> {
+        self.memory.read_range(name, offset, buffer)
+    }
+
+    fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
+        self.memory.size_bytes(name)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
+        self.memory.list(prefix)
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
+        self.memory.delete(name)
+    }
+
+    fn destroy(&self, name: &ObjectName) -> Result<(), StorageError> {
+        self.memory.destroy(name)
+    }
+
+    fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+        self.memory.sweep_leftovers(prefix)
+    }
+
+    fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
+        self.memory.survey(prefix)
+    }
+
+    fn location(&self) -> String {
+        "late".to_string()
+    }
+}
+
+/// Processes that write, die with entries on their way, and go on; entries that land whenever they will.
+/// What was acknowledged counts for every reader from then on.
+fn processes(seed: u64) {
+    let mut dice = Dice::new(seed);
+    let world = World::of_one_host();
+    let store = Late {
+        memory: world.memory.clone(),
+        is_lost: Arc::default(),
+        on_its_way: Arc::default(),
+    };
+    let open = || {
+        world
+            .open_unchecked(Arc::new(store.clone()), &world.host)
+            .unwrap()
+    };
+    let mut living: Vec<(u64, Customer)> = vec![(0, open())];
+    let mut processes = 1;
+    let mut acknowledged: Vec<crate::model::SessionId> = Vec::new();
+    for _ in 0..60 {
+        match dice.below(8) {
+            0 => {
+                living.push((processes, open()));
+                processes += 1;
+            }
+            1 | 2 => {
+                let mut on_its_way = lock(&store.on_its_way);
+                if !on_its_way.is_empty() {
+                    let at = dice.below(on_its_way.len() as u64) as usize;
+                    let (name, bytes) = on_its_way.remove(at);
+                    drop(on_its_way);
+                    world.memory.plant(&name, &bytes);
+                }
+            }
+            what => {
+                let at = dice.below(living.len() as u64) as usize;
+                let process = living[at].0;
+                world.host.turns().process.store(process, Ordering::Relaxed);
+                // The first or the second entry of a turn gets lost.
+                let lost = what == 3 || what == 4;
+                let id = crate::model::SessionId::from_bytes(std::array::from_fn(|_| {
+                    dice.below(256) as u8
+                }));
+                *lock(&store.is_lost) = what == 3;
+                let begun = living[at].1.append(|_| {
+                    *lock(&store.is_lost) = lost;
+                    Ok(Body::Begin(crate::format::entry::BeginBody {
+                        session: id,
+                        purpose: crate::format::entry::Purpose::Merge,
+                        vm: None,
+                        point: None,
+                        expires_at: None,
+                        deadline: None,
+                    }))
+                });
+                *lock(&store.is_lost) = false;
+                match begun {
+                    Ok(_) => acknowledged.push(id),
+                    // It dies, or goes on although it does not know.
+                    Err(error) => {
+                        assert_eq!(error.kind, RepositoryErrorKind::Uncertain, "{error}");
+                        if dice.below(2) == 0 {
+                            living.remove(at);
+                        }
+                    }
+                }
+                if living.is_empty() {
+                    living.push((processes, open()));
+                    processes += 1;
+                }
+            }
+        }
+        if dice.below(4) == 0 {
+            let reader = open();
+            reader.with_state(|state| {
+                for id in &acknowledged {
+                    assert!(state.open.contains_key(id), "seed {seed}: {id} is lost");
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn whatever_lands_whenever_what_was_acknowledged_counts() {
+    let repeat = "VMKEEP_TURNS=N..N+1 cargo test --lib whatever_lands_whenever";
+    run_seeds(seeds_of("VMKEEP_TURNS", 0..400), repeat, processes);
+}
+
+#[test]
+fn without_the_seal_something_acknowledged_is_lost() {
+    let _off = Off::these(&[Rule::SealFirst]);
+    let is_lost = |seed| std::panic::catch_unwind(|| processes(seed)).is_err();
+    assert!((0..400).any(is_lost));
 }
 
 #[test]
@@ -214,7 +396,7 @@ fn nobody_else_is_let_in_and_entries_of_the_other_kind_are_told() {
     let customer = world.open();
     let body = world.second.body();
     let error = customer
-        .append(|_| Ok(crate::format::entry::Body::Host(body.clone())))
+        .append(|_| Ok(Body::Host(body.clone())))
         .unwrap_err();
     assert_eq!(error.kind, RepositoryErrorKind::Superseded);
     world.memory.plant(&customer.names().ledger(2), b"plain");
@@ -233,7 +415,7 @@ fn nobody_else_is_let_in_and_entries_of_the_other_kind_are_told() {
         installation: InstallationId::from_bytes([1; 16]),
     };
     let error = customer
-        .append(|_| Ok(crate::format::entry::Body::Seal(seal.clone())))
+        .append(|_| Ok(Body::Seal(seal.clone())))
         .unwrap_err();
     assert_eq!(error.kind, RepositoryErrorKind::Superseded);
 }

@@ -16,18 +16,14 @@ impl S3 {
     /// The condition is asked with every attempt. An attempt whose outcome is unknown may have landed,
     /// so a later "exists" may be our own success: then, and only then, the bytes are compared.
     pub(super) async fn upload(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
-        if self.settings.ask_first {
-            match self.head(name).await {
-                Ok(_) => return Err(taken(name)),
-                Err(error) if error.kind == StorageErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
         if !self.settings.may_delete {
             self.refuse_hidden(name).await?;
         }
         let mut uncertain = false;
         self.repeated_briefly(name, async || {
+            if self.settings.ask_first && !uncertain {
+                self.refuse_taken(name).await?;
+            }
             self.upload_rate.wait(data.len() as u64).await;
             let outcome = match data.len() > self.settings.part_bytes {
                 true => self.put_in_parts(name, data).await,
@@ -122,6 +118,14 @@ impl S3 {
         }
     }
 
+    async fn refuse_taken(&self, name: &ObjectName) -> Result<(), StorageError> {
+        match self.head_once(name).await {
+            Ok(_) => Err(taken(name)),
+            Err(error) if error.kind == StorageErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The version that was created, where the server tells.
     async fn put(&self, name: &ObjectName, data: &[u8]) -> Result<Option<String>, StorageError> {
         let put = self.client.put_object().bucket(&self.settings.bucket);
@@ -138,11 +142,7 @@ impl S3 {
         name: &ObjectName,
         data: &[u8],
     ) -> Result<Option<String>, StorageError> {
-        match self.head_once(name).await {
-            Ok(_) => return Err(taken(name)),
-            Err(error) if error.kind == StorageErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
+        self.refuse_taken(name).await?;
         let key = self.key(name.as_str());
         let create = self.client.create_multipart_upload();
         let sent = create.bucket(&self.settings.bucket).key(&key).send();
