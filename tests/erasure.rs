@@ -5,7 +5,7 @@ mod support;
 
 use jiff::{SignedDuration, Timestamp};
 use std::collections::HashSet;
-use support::s3::{Bucket, radosgw};
+use support::s3::{Bucket, server};
 use support::{Fragments, Guest, Host, HostOptions, Random, Scan, Scanner, time};
 use vmkeep::model::{PointId, Tag};
 
@@ -87,7 +87,7 @@ fn a_marker_of_one_night_is_gone_by_key_at_once_and_by_bytes_by_its_deadline() {
 
 #[test]
 fn a_marker_of_one_night_is_gone_from_a_bucket_as_well() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     marker_is_gone(Some(bucket));
 }
 

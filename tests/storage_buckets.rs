@@ -4,7 +4,7 @@ mod support;
 
 use aws_sdk_s3::types::BucketVersioningStatus;
 use std::time::Duration;
-use support::s3::{Bucket, Mishap, Proxy, radosgw};
+use support::s3::{ACCESS_KEY_ID, Bucket, Mishap, Proxy, server};
 use vmkeep::model::{ObjectName, Versioning};
 use vmkeep::storage::{
     Leftover, Probe, S3, S3Credentials, Storage, StorageError, StorageErrorKind, probe,
@@ -26,7 +26,7 @@ fn places(leftovers: &[Leftover]) -> Vec<&str> {
 }
 
 fn versioned(status: BucketVersioningStatus) -> Bucket {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     bucket.keep_versions(BucketVersioningStatus::Enabled);
     bucket.keep_versions(status);
     bucket
@@ -34,7 +34,7 @@ fn versioned(status: BucketVersioningStatus) -> Bucket {
 
 #[test]
 fn keys_stand_below_the_prefix_and_nothing_beside_it_is_seen_or_touched() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let store = bucket.open();
     for beside in ["customers/c/a", "root/of/vmkeep2/a", "root/of/vmkee"] {
         bucket.put(beside, b"another program's");
@@ -59,7 +59,7 @@ fn keys_stand_below_the_prefix_and_nothing_beside_it_is_seen_or_touched() {
 
 #[test]
 fn the_server_says_when_an_object_was_created_by_its_own_clock() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let store = bucket.open();
     store.create(&name("a"), b"x").expect("created");
     let told = store.created_at(&name("a")).expect("told").expect("a time");
@@ -73,7 +73,7 @@ fn the_server_says_when_an_object_was_created_by_its_own_clock() {
 
 #[test]
 fn a_listing_of_several_pages_is_whole() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let store = bucket.open();
     std::thread::scope(|scope| {
         for part in 0..8 {
@@ -100,7 +100,7 @@ fn a_listing_of_several_pages_is_whole() {
 
 #[test]
 fn a_large_object_goes_in_parts_and_is_created_once() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let store = bucket.open();
     let data: Vec<u8> = (0..20u32 << 20)
         .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
@@ -122,7 +122,7 @@ fn a_large_object_goes_in_parts_and_is_created_once() {
 
 #[test]
 fn an_unfinished_upload_is_shown_and_swept_below_its_prefix_only() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let store = bucket.open();
     for key in [
         "root/of/vmkeep/customers/a/packs/1",
@@ -150,7 +150,7 @@ fn an_unfinished_upload_is_shown_and_swept_below_its_prefix_only() {
 
 #[test]
 fn keys_that_no_object_can_have_are_leftovers_and_no_objects() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let store = bucket.open();
     let strange = ["a//b", "a/ü", "tmp/x", "a b", "a/../b", "folder/"];
     for key in strange {
@@ -271,7 +271,7 @@ fn who_asks_first_does_not_overwrite_where_the_condition_is_ignored() {
 
 #[test]
 fn what_cannot_be_opened_says_why() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let refused = |change: fn(&mut vmkeep::storage::S3Settings)| {
         let mut settings = bucket.settings("root");
         settings.patience = Duration::from_millis(1);
@@ -289,7 +289,7 @@ fn what_cannot_be_opened_says_why() {
     );
     let wrong_key = refused(|settings| {
         settings.credentials = S3Credentials::Given {
-            access_key_id: "VMKEEPTEST".to_string(),
+            access_key_id: ACCESS_KEY_ID.to_string(),
             secret_access_key: "wrong".to_string().into(),
             session_token: None,
         }
@@ -319,8 +319,8 @@ fn what_cannot_be_opened_says_why() {
 /// Each operation, with each mishap at each of its requests.
 #[test]
 fn one_mishap_in_any_request_of_any_operation_is_outlived() {
-    let bucket = radosgw().bucket();
-    let proxy = Proxy::before(&radosgw().endpoint);
+    let bucket = server().bucket();
+    let proxy = Proxy::before(&server().endpoint);
     let mut settings = bucket.settings("root");
     settings.endpoint = Some(proxy.endpoint.clone());
     settings.part_bytes = 5 << 20;
@@ -402,8 +402,8 @@ fn one_mishap_in_any_request_of_any_operation_is_outlived() {
 
 #[test]
 fn a_name_that_is_wrongly_said_to_be_taken_is_not_there() {
-    let bucket = radosgw().bucket();
-    let proxy = Proxy::before(&radosgw().endpoint);
+    let bucket = server().bucket();
+    let proxy = Proxy::before(&server().endpoint);
     let mut settings = bucket.settings("root");
     settings.endpoint = Some(proxy.endpoint.clone());
     let store = S3::open(settings).expect("open");

@@ -1,7 +1,9 @@
 //! Real S3 servers on the loopback interface, and buckets in them.
 
+mod kind;
 mod proxy;
 
+pub use kind::Kind;
 pub use proxy::{Mishap, Passed, Proxy};
 
 use super::host::tool;
@@ -14,6 +16,7 @@ use aws_sdk_s3::types::{
     LifecycleExpiration, LifecycleRule, LifecycleRuleFilter, ObjectLockConfiguration,
     ObjectLockEnabled, ObjectLockRetentionMode, ObjectLockRule, VersioningConfiguration,
 };
+use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -26,40 +29,43 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use vmkeep::storage::{S3, S3Credentials, S3Settings};
 
-pub const ACCESS_KEY_ID: &str = "VMKEEPTEST";
-pub const SECRET_ACCESS_KEY: &str = "vmkeep-test-secret";
+/// Of the form that Garage wants: the others take any.
+pub const ACCESS_KEY_ID: &str = "GK766d6b65657074657374736b";
+pub const SECRET_ACCESS_KEY: &str =
+    "766d6b656570766d6b656570766d6b656570766d6b656570766d6b6565707465";
 
 /// A server that lives as long as this program.
 pub struct Server {
+    pub kind: Kind,
     pub endpoint: String,
     client: Client,
     runtime: Runtime,
     /// Killed by the kernel when this program ends, and all below it.
     _child: Child,
-    folder: TempDir,
+    folder: Folder,
 }
 
-/// Debian's radosgw, started by the first test that needs it.
-pub fn radosgw() -> &'static Server {
+/// The server that the tests run against, started by the first test that needs it.
+pub fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
-    SERVER.get_or_init(Server::start_radosgw)
+    SERVER.get_or_init(|| Server::start(Kind::chosen()))
 }
 
 impl Server {
-    fn start_radosgw() -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("vmkeep-radosgw.")
-            .tempdir()
-            .unwrap();
-        let [port, monitor_v2, monitor_v1] = free_ports();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/s3/radosgw");
+    fn start(kind: Kind) -> Self {
+        let folder = Folder::new();
+        let ports: [u16; 3] = free_ports();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/s3");
         let mut command = command_that_dies_with_us("unshare");
         command
             .args(["--mount", "--propagation", "private", "--pid", "--fork"])
             .args(["--kill-child=KILL", "--mount-proc"])
-            .arg(script)
+            .arg(script.join(kind.script()))
             .arg(folder.path())
-            .args([port, monitor_v2, monitor_v1].map(|port| port.to_string()))
+            .args([ACCESS_KEY_ID, SECRET_ACCESS_KEY])
+            .args(ports.map(|port| port.to_string()))
+            .args(kind.installed())
+            .env(SERVER_FOLDER, folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(folder.path().join("script.err")).unwrap());
@@ -71,13 +77,14 @@ impl Server {
         assert_eq!(
             said.trim(),
             "ready",
-            "radosgw did not start (scripts/test installs it); its logs were in {}",
-            folder.path().join("log").display()
+            "{kind:?} did not start (scripts/test or scripts/servers installs it); its logs are in {}",
+            folder.path().display()
         );
-        Server::new(format!("http://127.0.0.1:{port}"), child, folder)
+        let [port, ..] = ports;
+        Server::new(kind, format!("http://127.0.0.1:{port}"), child, folder)
     }
 
-    fn new(endpoint: String, child: Child, folder: TempDir) -> Self {
+    fn new(kind: Kind, endpoint: String, child: Child, folder: Folder) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -100,6 +107,7 @@ impl Server {
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .build();
         Server {
+            kind,
             endpoint,
             client: Client::from_conf(config),
             runtime,
@@ -108,34 +116,34 @@ impl Server {
         }
     }
 
-    /// `kill -9` of the gateway, which is started anew.
+    /// `kill -9` of what answers requests, which is started anew.
     pub fn kill_gateway(&self) {
-        let own = format!(
-            "CEPH_CONF={}",
-            self.folder.path().join("ceph.conf").display()
-        );
+        let gateway = self.kind.gateway().as_bytes();
+        let own = format!("{SERVER_FOLDER}={}", self.folder.path().display());
         for entry in fs::read_dir("/proc").unwrap() {
             let process = entry.unwrap().path();
-            let is_gateway =
-                fs::read(process.join("comm")).is_ok_and(|name| name.starts_with(b"radosgw"));
             let environment = fs::read(process.join("environ")).unwrap_or_default();
             let is_own = environment
                 .split(|byte| *byte == 0)
                 .any(|one| one == own.as_bytes());
+            // Not the script, whose program is the shell.
             let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
-            // Not the script, which has the same name.
-            if is_gateway && is_own && arguments.starts_with(b"radosgw\0") {
+            let program = arguments.split(|byte| *byte == 0).next();
+            if is_own && program.is_some_and(|program| program.ends_with(gateway)) {
                 let id = process.file_name().unwrap().to_str().unwrap();
                 tool("kill", &["-9", id]);
             }
         }
     }
 
-    /// A new, empty bucket.
+    /// A new, empty bucket. It keeps versions where the server keeps conditions with them.
     pub fn bucket(&'static self) -> Bucket {
         let bucket = self.next_bucket();
         let create = self.client.create_bucket().bucket(&bucket.name);
         self.runtime.block_on(create.send()).expect("a bucket");
+        if self.kind.keeps_versions_with_conditions() {
+            bucket.keep_versions(BucketVersioningStatus::Enabled);
+        }
         bucket
     }
 
@@ -167,6 +175,54 @@ impl Server {
             server: self,
             name: format!("test-{}-{number}", std::process::id()),
         }
+    }
+}
+
+/// In the environment of every process of a server.
+const SERVER_FOLDER: &str = "VMKEEP_TEST_SERVER";
+
+/// What a server has on disk. Nobody is left to remove it when this program ends, so the next one does:
+/// a folder whose lock can be had belongs to no living program.
+struct Folder {
+    folder: TempDir,
+    _lock: File,
+}
+
+impl Folder {
+    const PREFIX: &str = "vmkeep-s3-server.";
+
+    fn new() -> Self {
+        for entry in fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+            let name = entry.file_name();
+            if name
+                .as_encoded_bytes()
+                .starts_with(Folder::PREFIX.as_bytes())
+            {
+                let lock = File::open(entry.path().join("lock"));
+                let is_free = lock.is_ok_and(|lock| {
+                    flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+                });
+                if is_free {
+                    // Another program may be doing the same.
+                    let _ = fs::remove_dir_all(entry.path());
+                }
+            }
+        }
+        let prefix = Folder::PREFIX;
+        let folder = tempfile::Builder::new().prefix(prefix).tempdir().unwrap();
+        // Locked before it has the name at which others look.
+        let unnamed = folder.path().join("lock.new");
+        let lock = File::create(&unnamed).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        fs::rename(&unnamed, folder.path().join("lock")).unwrap();
+        Folder {
+            folder,
+            _lock: lock,
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
     }
 }
 
@@ -308,8 +364,11 @@ impl Bucket {
         self.server.runtime.block_on(begun.send()).expect("begun");
     }
 
-    /// Everything the server lists: keys with their versions, and unfinished uploads.
+    /// Everything the server lists: keys with their versions.
     pub fn versions(&self) -> Vec<Version> {
+        if !self.server.kind.has_versions() {
+            return self.objects();
+        }
         let mut found = Vec::new();
         let (mut key, mut id) = (None, None);
         loop {
@@ -336,6 +395,24 @@ impl Bucket {
             key = page.next_key_marker().map(str::to_string);
             id = page.next_version_id_marker().map(str::to_string);
         }
+    }
+
+    /// The keys, each as its only version.
+    fn objects(&self) -> Vec<Version> {
+        let list = self.server.client.list_objects_v2().bucket(&self.name);
+        let mut pages = list.into_paginator().send();
+        self.server.runtime.block_on(async {
+            let mut found = Vec::new();
+            while let Some(page) = pages.next().await {
+                let page = page.expect("a listing");
+                found.extend(page.contents().iter().map(|one| Version {
+                    key: one.key().unwrap().to_string(),
+                    id: "null".to_string(),
+                    is_marker: false,
+                }));
+            }
+            found
+        })
     }
 
     pub fn uploads(&self) -> Vec<String> {
