@@ -4,7 +4,7 @@ mod support;
 
 use aws_sdk_s3::types::BucketVersioningStatus;
 use std::time::Duration;
-use support::s3::{ACCESS_KEY_ID, Bucket, Mishap, Proxy, server};
+use support::s3::{ACCESS_KEY_ID, Bucket, Condition, Mishap, Proxy, server};
 use vmkeep::model::{ObjectName, Versioning};
 use vmkeep::storage::{
     Leftover, Probe, S3, S3Credentials, Storage, StorageError, StorageErrorKind, probe,
@@ -25,11 +25,18 @@ fn places(leftovers: &[Leftover]) -> Vec<&str> {
     leftovers.iter().map(|one| one.place.as_str()).collect()
 }
 
-fn versioned(status: BucketVersioningStatus) -> Bucket {
+/// A bucket that keeps versions, or did; `None` where the server says that it can keep none.
+fn versioned(status: BucketVersioningStatus) -> Option<Bucket> {
     let bucket = server().bucket();
+    if !server().kind.has_versions() {
+        bucket.keeps_no_versions();
+        let facts = bucket.open().facts().expect("facts");
+        assert_eq!(facts.versioning, Versioning::Never);
+        return None;
+    }
     bucket.keep_versions(BucketVersioningStatus::Enabled);
     bucket.keep_versions(status);
-    bucket
+    Some(bucket)
 }
 
 #[test]
@@ -173,7 +180,9 @@ fn where_versions_are_kept_deleting_leaves_no_version_and_no_marker() {
         BucketVersioningStatus::Enabled,
         BucketVersioningStatus::Suspended,
     ] {
-        let bucket = versioned(status.clone());
+        let Some(bucket) = versioned(status.clone()) else {
+            return;
+        };
         let store = bucket.open();
         let facts = store.facts().expect("facts");
         assert_ne!(facts.versioning, Versioning::Never);
@@ -197,7 +206,9 @@ fn where_versions_are_kept_deleting_leaves_no_version_and_no_marker() {
 
 #[test]
 fn what_hides_an_object_is_swept_and_what_was_put_over_it_is_shown_and_left() {
-    let bucket = versioned(BucketVersioningStatus::Enabled);
+    let Some(bucket) = versioned(BucketVersioningStatus::Enabled) else {
+        return;
+    };
     let store = bucket.open();
     let (overwritten, hidden) = (name("customers/c/packs/1"), name("customers/c/packs/2"));
     store.create(&overwritten, b"the pack").expect("created");
@@ -220,7 +231,9 @@ fn what_hides_an_object_is_swept_and_what_was_put_over_it_is_shown_and_left() {
 
 #[test]
 fn a_name_whose_object_somebody_has_hidden_is_not_free() {
-    let bucket = versioned(BucketVersioningStatus::Enabled);
+    let Some(bucket) = versioned(BucketVersioningStatus::Enabled) else {
+        return;
+    };
     let mut settings = bucket.settings("root/of/vmkeep");
     settings.patience = Duration::from_secs(2);
     let store = S3::open(settings).expect("open");
@@ -228,11 +241,11 @@ fn a_name_whose_object_somebody_has_hidden_is_not_free() {
     store.create(&entry, b"first").expect("created");
     bucket.delete("root/of/vmkeep/customers/c/ledger/1");
     assert_eq!(kind_of(store.read(&entry, 100)), StorageErrorKind::NotFound);
-    let told = store.create(&entry, b"second");
-    match told {
-        // Where the condition is ignored, that is said; nobody opens such a bucket.
-        Err(error) if error.kind == StorageErrorKind::Unsupported => {}
-        told => assert_eq!(kind_of(told), StorageErrorKind::AlreadyExists),
+    let told = kind_of(store.create(&entry, b"second"));
+    match server().kind.condition_with_versions() {
+        // That is said; nobody opens such a bucket.
+        Some(Condition::Ignored) => assert_eq!(told, StorageErrorKind::Unsupported),
+        _ => assert_eq!(told, StorageErrorKind::AlreadyExists),
     }
     assert_eq!(store.read(&entry, 100), Ok(b"first".to_vec()));
     let keys: Vec<String> = bucket.versions().into_iter().map(|one| one.key).collect();
@@ -240,24 +253,37 @@ fn a_name_whose_object_somebody_has_hidden_is_not_free() {
 }
 
 #[test]
-fn the_probe_tells_a_server_that_ignores_the_condition() {
-    // This server does so where versions are kept; newer ones do not.
-    let store = versioned(BucketVersioningStatus::Enabled).open();
-    match probe(&store, "customers/c", 0, 1).expect("probed") {
-        Probe::Sound => {
-            let object = name("customers/c/1");
-            store.create(&object, b"first").expect("created");
-            let told = store.create(&object, b"second");
-            assert_eq!(kind_of(told), StorageErrorKind::AlreadyExists);
-        }
-        Probe::Unsound { what } => assert!(what.contains("overwritten"), "{what}"),
+fn the_probe_tells_what_the_server_makes_of_the_condition() {
+    let kind = server().kind;
+    let with_versions = versioned(BucketVersioningStatus::Enabled);
+    let with_versions = with_versions.map(|bucket| (bucket, kind.condition_with_versions()));
+    let without = (server().bucket(), Some(kind.condition()));
+    for (bucket, condition) in [Some(without), with_versions].into_iter().flatten() {
+        let store = bucket.open();
+        let alone = probe(&store, "customers/c", 0, 1).expect("probed");
+        let racing = probe(&store, "customers/c", 20, 8).expect("probed");
+        let is_unsound = |probed: &Probe| match probed {
+            Probe::Sound => false,
+            Probe::Unsound { what } => {
+                assert!(what.contains("overwritten"), "{what}");
+                true
+            }
+        };
+        let told = [is_unsound(&alone), is_unsound(&racing)];
+        let expected = match condition {
+            Some(Condition::Kept) | None => [false, false],
+            Some(Condition::LostInRaces) => [false, true],
+            Some(Condition::Ignored) => [true, true],
+        };
+        assert_eq!(told, expected, "{condition:?}");
+        assert_eq!(store.leftovers(""), Ok(Vec::new()));
     }
-    assert_eq!(store.leftovers(""), Ok(Vec::new()));
 }
 
 #[test]
 fn who_asks_first_does_not_overwrite_where_the_condition_is_ignored() {
     let bucket = versioned(BucketVersioningStatus::Enabled);
+    let bucket = bucket.unwrap_or_else(|| server().bucket());
     let mut settings = bucket.settings("root");
     settings.ask_first = true;
     let store = S3::open(settings).expect("open");
@@ -324,6 +350,7 @@ fn one_mishap_in_any_request_of_any_operation_is_outlived() {
     let mut settings = bucket.settings("root");
     settings.endpoint = Some(proxy.endpoint.clone());
     settings.part_bytes = 5 << 20;
+    settings.ask_first = server().kind.condition() == Condition::Ignored;
     let store = S3::open(settings).expect("open");
     let large = vec![5; 6 << 20];
     let mut number = 0;

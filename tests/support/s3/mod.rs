@@ -3,7 +3,7 @@
 mod kind;
 mod proxy;
 
-pub use kind::Kind;
+pub use kind::{Condition, Kind};
 pub use proxy::{Mishap, Passed, Proxy};
 
 use super::host::tool;
@@ -11,6 +11,7 @@ use super::live::{command_that_dies_with_us, spawn};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::ResponseChecksumValidation;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation};
+use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::types::{
     BucketLifecycleConfiguration, BucketVersioningStatus, DefaultRetention, ExpirationStatus,
     LifecycleExpiration, LifecycleRule, LifecycleRuleFilter, ObjectLockConfiguration,
@@ -38,6 +39,8 @@ pub const SECRET_ACCESS_KEY: &str =
 pub struct Server {
     pub kind: Kind,
     pub endpoint: String,
+    /// The server itself, if `endpoint` is of a proxy.
+    pub bare_endpoint: String,
     client: Client,
     runtime: Runtime,
     /// Killed by the kernel when this program ends, and all below it.
@@ -60,7 +63,7 @@ impl Server {
         command
             .args(["--mount", "--propagation", "private", "--pid", "--fork"])
             .args(["--kill-child=KILL", "--mount-proc"])
-            .arg(script.join(kind.script()))
+            .arg(script.join(kind.gateway()))
             .arg(folder.path())
             .args([ACCESS_KEY_ID, SECRET_ACCESS_KEY])
             .args(ports.map(|port| port.to_string()))
@@ -81,10 +84,20 @@ impl Server {
             folder.path().display()
         );
         let [port, ..] = ports;
-        Server::new(kind, format!("http://127.0.0.1:{port}"), child, folder)
+        let bare_endpoint = format!("http://127.0.0.1:{port}");
+        let endpoint = match kind.is_behind_a_proxy() {
+            true => Proxy::in_turn(&bare_endpoint).endpoint,
+            false => bare_endpoint.clone(),
+        };
+        Server::new(kind, [endpoint, bare_endpoint], child, folder)
     }
 
-    fn new(kind: Kind, endpoint: String, child: Child, folder: Folder) -> Self {
+    fn new(
+        kind: Kind,
+        [endpoint, bare_endpoint]: [String; 2],
+        child: Child,
+        folder: Folder,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -109,6 +122,7 @@ impl Server {
         Server {
             kind,
             endpoint,
+            bare_endpoint,
             client: Client::from_conf(config),
             runtime,
             _child: child,
@@ -136,12 +150,12 @@ impl Server {
         }
     }
 
-    /// A new, empty bucket. It keeps versions where the server keeps conditions with them.
+    /// A new, empty bucket. Whether it keeps versions depends on the server.
     pub fn bucket(&'static self) -> Bucket {
         let bucket = self.next_bucket();
         let create = self.client.create_bucket().bucket(&bucket.name);
         self.runtime.block_on(create.send()).expect("a bucket");
-        if self.kind.keeps_versions_with_conditions() {
+        if self.kind.buckets_keep_versions() {
             bucket.keep_versions(BucketVersioningStatus::Enabled);
         }
         bucket
@@ -323,6 +337,18 @@ impl Bucket {
             .runtime
             .block_on(put.send())
             .expect("versioning");
+    }
+
+    /// That the server says it cannot.
+    pub fn keeps_no_versions(&self) {
+        let enabled = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled);
+        let put = self.server.client.put_bucket_versioning();
+        let put = put
+            .bucket(&self.name)
+            .versioning_configuration(enabled.build());
+        let told = self.server.runtime.block_on(put.send());
+        let error = told.expect_err("a server without versions");
+        assert_eq!(error.code(), Some("NotImplemented"), "{error:?}");
     }
 
     pub fn put(&self, key: &str, data: &[u8]) {
