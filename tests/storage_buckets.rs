@@ -3,6 +3,7 @@
 mod support;
 
 use aws_sdk_s3::types::BucketVersioningStatus;
+use std::sync::Barrier;
 use std::time::Duration;
 use support::s3::{ACCESS_KEY_ID, Bucket, Condition, Mishap, Proxy, server};
 use vmkeep::model::{ObjectName, Versioning};
@@ -293,6 +294,36 @@ fn who_asks_first_does_not_overwrite_where_the_condition_is_ignored() {
     assert_eq!(kind_of(told), StorageErrorKind::AlreadyExists);
     assert_eq!(store.read(&object, PLENTY), Ok(b"first".to_vec()));
     assert_eq!(bucket.versions().len(), 1);
+}
+
+/// The last line of defence: nobody opens a bucket of which the probe has told.
+#[test]
+fn no_two_racing_writers_are_told_that_they_won_even_where_the_condition_is_not_kept() {
+    let Some(bucket) = versioned(BucketVersioningStatus::Enabled) else {
+        return;
+    };
+    let mut settings = bucket.settings("root");
+    settings.endpoint = Some(server().bare_endpoint.clone());
+    settings.patience = Duration::from_secs(2);
+    let store = S3::open(settings).expect("open");
+    for round in 0..10 {
+        let object = name(&format!("race/{round}"));
+        let start = Barrier::new(8);
+        let winners = std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..8u8)
+                .map(|writer| {
+                    let (store, object, start) = (&store, &object, &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        store.create(object, &[writer; 10_000]).is_ok()
+                    })
+                })
+                .collect();
+            let told = writers.into_iter().map(|writer| writer.join().unwrap());
+            told.filter(|has_won| *has_won).count()
+        });
+        assert!(winners <= 1, "round {round} was won by {winners}");
+    }
 }
 
 #[test]

@@ -19,10 +19,10 @@ use aws_sdk_s3::types::{
 };
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -320,6 +320,38 @@ impl Bucket {
             }
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, bytes).unwrap();
+        }
+    }
+
+    /// Has another client look for objects, versions, markers and uploads below a prefix: whether exactly
+    /// these objects are there, and nothing with any of `gone` in its key. Tells what is wrong.
+    pub fn independent_listing(
+        &self,
+        python: &Path,
+        prefix: &str,
+        keys: &[String],
+        gone: &[String],
+    ) -> Result<String, String> {
+        let has_versions = self.server.kind.has_versions();
+        let expected =
+            serde_json::json!({ "keys": keys, "gone": gone, "has_versions": has_versions });
+        let mut child = Command::new(python)
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/independent_listing.py"))
+            .args([&self.server.endpoint, &self.name, prefix])
+            .env("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID)
+            .env("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the interpreter starts");
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(expected.to_string().as_bytes()).unwrap();
+        drop(input);
+        let told = child.wait_with_output().unwrap();
+        match told.status.success() {
+            true => Ok(String::from_utf8_lossy(&told.stdout).trim().to_string()),
+            false => Err(String::from_utf8_lossy(&told.stderr).into_owned()),
         }
     }
 
