@@ -5,7 +5,7 @@ mod support;
 use aws_sdk_s3::types::BucketVersioningStatus;
 use std::sync::Barrier;
 use std::time::Duration;
-use support::s3::{ACCESS_KEY_ID, Bucket, Condition, Mishap, Proxy, server};
+use support::s3::{ACCESS_KEY_ID, Bucket, Condition, Kind, Mishap, Proxy, server};
 use vmkeep::model::{ObjectName, Versioning};
 use vmkeep::storage::{
     Leftover, Probe, S3, S3Credentials, Storage, StorageError, StorageErrorKind, probe,
@@ -352,10 +352,12 @@ fn what_cannot_be_opened_says_why() {
         }
     });
     assert_eq!(wrong_key.kind, StorageErrorKind::Denied, "{wrong_key}");
-    assert!(
-        wrong_key.detail.contains("is the secret key"),
-        "{wrong_key}"
-    );
+    let reason = match server().kind {
+        // Which does not tell a wrong key from a missing right by a code of its own.
+        Kind::Garage => "Invalid signature",
+        _ => "is the secret key",
+    };
+    assert!(wrong_key.detail.contains(reason), "{wrong_key}");
     let nobody_there =
         refused(|settings| settings.endpoint = Some("http://127.0.0.1:1".to_string()));
     assert_eq!(
