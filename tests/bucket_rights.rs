@@ -7,7 +7,7 @@ use aws_sdk_s3::types::BucketVersioningStatus;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use std::fs;
-use support::s3::{AGENT, Bucket, KEEPER, Mishap, Proxy, radosgw};
+use support::s3::{AGENT, Bucket, KEEPER, Mishap, Proxy, server};
 use support::{Guest, Host, HostOptions, Random, time};
 use vmkeep::model::ObjectName;
 use vmkeep::storage::{S3, Storage, StorageErrorKind};
@@ -54,7 +54,7 @@ fn agent_of(repository: String) -> Host {
 
 impl Scene {
     fn new() -> Self {
-        let bucket = radosgw().bucket();
+        let bucket = server().bucket();
         let repository = bucket.config_of(&AGENT, PREFIX);
         Scene::with(bucket, repository)
     }
@@ -126,10 +126,10 @@ impl Scene {
 
 #[test]
 fn an_agent_backs_up_and_restores_with_a_key_that_cannot_delete() {
-    let bucket = radosgw().bucket();
-    let proxy = Proxy::before(&radosgw().endpoint);
+    let bucket = server().bucket();
+    let proxy = Proxy::before(&server().endpoint);
     let repository = bucket.config_of(&AGENT, PREFIX);
-    let through_proxy = repository.replace(&radosgw().endpoint, &proxy.endpoint);
+    let through_proxy = repository.replace(&server().endpoint, &proxy.endpoint);
     let mut scene = Scene::with(bucket, through_proxy);
     for count in 0..3 {
         scene.work();
@@ -437,7 +437,7 @@ fn an_agent_does_not_prune_and_says_so() {
 
 #[test]
 fn an_agent_makes_neither_a_repository_nor_a_customer() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     bucket.apply_policy(&policy(&bucket));
     let alone = agent_of(bucket.config_of(&AGENT, PREFIX));
     alone
@@ -470,9 +470,9 @@ fn an_agent_makes_neither_a_repository_nor_a_customer() {
 
 #[test]
 fn large_objects_go_up_in_parts_with_the_agents_key_and_what_fails_is_not_aborted() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     bucket.apply_policy(&policy(&bucket));
-    let proxy = Proxy::before(&radosgw().endpoint);
+    let proxy = Proxy::before(&server().endpoint);
     let mut settings = bucket.settings_of(&AGENT, PREFIX);
     settings.endpoint = Some(proxy.endpoint.clone());
     settings.may_delete = false;
@@ -501,7 +501,7 @@ fn large_objects_go_up_in_parts_with_the_agents_key_and_what_fails_is_not_aborte
 /// As far as this server goes, which ignores the condition where it keeps versions.
 #[test]
 fn where_versions_are_kept_an_agent_puts_nothing_over_what_is_hidden_and_removes_nothing() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     bucket.apply_policy(&policy(&bucket));
     bucket.keep_versions(BucketVersioningStatus::Enabled);
     let mut settings = bucket.settings_of(&AGENT, PREFIX);

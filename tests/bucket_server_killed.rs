@@ -5,7 +5,7 @@ mod support;
 use jiff::{SignedDuration, Timestamp};
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
-use support::s3::{Proxy, Server, radosgw};
+use support::s3::{Proxy, Server, server};
 use support::{Guest, Host, HostOptions, Random, Running, time};
 
 /// Kills the gateway as soon as so many requests have passed, again and again, until the command ends.
@@ -27,7 +27,7 @@ fn killed_while(server: &Server, proxy: &Proxy, mut running: Running, each: usiz
 
 #[test]
 fn a_server_that_is_killed_and_comes_back_costs_time_and_nothing_else() {
-    let server = radosgw();
+    let server = server();
     let bucket = server.bucket();
     let proxy = Proxy::before(&server.endpoint);
     let mut random = Random::new(0x6b11_5e7e);

@@ -5,7 +5,7 @@ mod support;
 
 use jiff::{SignedDuration, Timestamp};
 use std::collections::HashSet;
-use support::s3::{Bucket, radosgw};
+use support::s3::{Bucket, server};
 use support::{Fragments, Guest, Host, HostOptions, Random, Scan, Scanner, time};
 use vmkeep::model::{PointId, Tag};
 
@@ -87,7 +87,7 @@ fn a_marker_of_one_night_is_gone_by_key_at_once_and_by_bytes_by_its_deadline() {
 
 #[test]
 fn a_marker_of_one_night_is_gone_from_a_bucket_as_well() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     marker_is_gone(Some(bucket));
 }
 
@@ -188,6 +188,29 @@ fn marker_is_gone(bucket: Option<Bucket>) {
         let bytes = std::fs::read(&file).unwrap();
         assert!(!bytes.windows(MARKER.len()).any(|window| window == MARKER));
     }
+    let scan = lab.scan();
+    if let (Some(bucket), Some(python), Some((id, _))) = (&lab.bucket, boto3(), marked) {
+        // What another client lists is what the scanner has seen, once each, and nothing of the point.
+        let names = scan.file_names();
+        let listing = || bucket.independent_listing(&python, PREFIX, &names, &[id.to_string()]);
+        println!("{}", listing().expect("nothing else is there"));
+        // It does see what is hidden, and what is not finished.
+        let one = format!("{PREFIX}/{}", names.first().expect("an object"));
+        bucket.delete(&one);
+        let hidden = listing().expect_err("an object was hidden");
+        assert!(hidden.contains(&format!("missing: {one}")), "{hidden}");
+        bucket.begin_upload(&format!("{PREFIX}/customers/acme/points/{id}"));
+        let begun = listing().expect_err("an upload was begun");
+        assert!(
+            begun.contains("unfinished upload") && begun.contains("not gone"),
+            "{begun}"
+        );
+    }
+}
+
+/// A python with boto3, if `scripts/servers` runs this.
+fn boto3() -> Option<std::path::PathBuf> {
+    std::env::var_os("VMKEEP_BOTO3").map(Into::into)
 }
 
 #[test]

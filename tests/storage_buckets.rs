@@ -3,8 +3,9 @@
 mod support;
 
 use aws_sdk_s3::types::BucketVersioningStatus;
+use std::sync::Barrier;
 use std::time::Duration;
-use support::s3::{Bucket, Mishap, Proxy, radosgw};
+use support::s3::{ACCESS_KEY_ID, Bucket, Condition, Kind, Mishap, Proxy, server};
 use vmkeep::model::{ObjectName, Versioning};
 use vmkeep::storage::{
     Leftover, Probe, S3, S3Credentials, Storage, StorageError, StorageErrorKind, probe,
@@ -25,16 +26,23 @@ fn places(leftovers: &[Leftover]) -> Vec<&str> {
     leftovers.iter().map(|one| one.place.as_str()).collect()
 }
 
-fn versioned(status: BucketVersioningStatus) -> Bucket {
-    let bucket = radosgw().bucket();
+/// A bucket that keeps versions, or did; `None` where the server says that it can keep none.
+fn versioned(status: BucketVersioningStatus) -> Option<Bucket> {
+    let bucket = server().bucket();
+    if !server().kind.has_versions() {
+        bucket.keeps_no_versions();
+        let facts = bucket.open().facts().expect("facts");
+        assert_eq!(facts.versioning, Versioning::Never);
+        return None;
+    }
     bucket.keep_versions(BucketVersioningStatus::Enabled);
     bucket.keep_versions(status);
-    bucket
+    Some(bucket)
 }
 
 #[test]
 fn keys_stand_below_the_prefix_and_nothing_beside_it_is_seen_or_touched() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let store = bucket.open();
     for beside in ["customers/c/a", "root/of/vmkeep2/a", "root/of/vmkee"] {
         bucket.put(beside, b"another program's");
@@ -59,7 +67,7 @@ fn keys_stand_below_the_prefix_and_nothing_beside_it_is_seen_or_touched() {
 
 #[test]
 fn the_server_says_when_an_object_was_created_by_its_own_clock() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let store = bucket.open();
     store.create(&name("a"), b"x").expect("created");
     let told = store.created_at(&name("a")).expect("told").expect("a time");
@@ -73,7 +81,7 @@ fn the_server_says_when_an_object_was_created_by_its_own_clock() {
 
 #[test]
 fn a_listing_of_several_pages_is_whole() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let store = bucket.open();
     std::thread::scope(|scope| {
         for part in 0..8 {
@@ -100,7 +108,7 @@ fn a_listing_of_several_pages_is_whole() {
 
 #[test]
 fn a_large_object_goes_in_parts_and_is_created_once() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let store = bucket.open();
     let data: Vec<u8> = (0..20u32 << 20)
         .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
@@ -122,7 +130,7 @@ fn a_large_object_goes_in_parts_and_is_created_once() {
 
 #[test]
 fn an_unfinished_upload_is_shown_and_swept_below_its_prefix_only() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let store = bucket.open();
     for key in [
         "root/of/vmkeep/customers/a/packs/1",
@@ -150,7 +158,7 @@ fn an_unfinished_upload_is_shown_and_swept_below_its_prefix_only() {
 
 #[test]
 fn keys_that_no_object_can_have_are_leftovers_and_no_objects() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let store = bucket.open();
     let strange = ["a//b", "a/ü", "tmp/x", "a b", "a/../b", "folder/"];
     for key in strange {
@@ -173,7 +181,9 @@ fn where_versions_are_kept_deleting_leaves_no_version_and_no_marker() {
         BucketVersioningStatus::Enabled,
         BucketVersioningStatus::Suspended,
     ] {
-        let bucket = versioned(status.clone());
+        let Some(bucket) = versioned(status.clone()) else {
+            return;
+        };
         let store = bucket.open();
         let facts = store.facts().expect("facts");
         assert_ne!(facts.versioning, Versioning::Never);
@@ -197,7 +207,9 @@ fn where_versions_are_kept_deleting_leaves_no_version_and_no_marker() {
 
 #[test]
 fn what_hides_an_object_is_swept_and_what_was_put_over_it_is_shown_and_left() {
-    let bucket = versioned(BucketVersioningStatus::Enabled);
+    let Some(bucket) = versioned(BucketVersioningStatus::Enabled) else {
+        return;
+    };
     let store = bucket.open();
     let (overwritten, hidden) = (name("customers/c/packs/1"), name("customers/c/packs/2"));
     store.create(&overwritten, b"the pack").expect("created");
@@ -220,7 +232,9 @@ fn what_hides_an_object_is_swept_and_what_was_put_over_it_is_shown_and_left() {
 
 #[test]
 fn a_name_whose_object_somebody_has_hidden_is_not_free() {
-    let bucket = versioned(BucketVersioningStatus::Enabled);
+    let Some(bucket) = versioned(BucketVersioningStatus::Enabled) else {
+        return;
+    };
     let mut settings = bucket.settings("root/of/vmkeep");
     settings.patience = Duration::from_secs(2);
     let store = S3::open(settings).expect("open");
@@ -228,11 +242,11 @@ fn a_name_whose_object_somebody_has_hidden_is_not_free() {
     store.create(&entry, b"first").expect("created");
     bucket.delete("root/of/vmkeep/customers/c/ledger/1");
     assert_eq!(kind_of(store.read(&entry, 100)), StorageErrorKind::NotFound);
-    let told = store.create(&entry, b"second");
-    match told {
-        // Where the condition is ignored, that is said; nobody opens such a bucket.
-        Err(error) if error.kind == StorageErrorKind::Unsupported => {}
-        told => assert_eq!(kind_of(told), StorageErrorKind::AlreadyExists),
+    let told = kind_of(store.create(&entry, b"second"));
+    match server().kind.condition_with_versions() {
+        // That is said; nobody opens such a bucket.
+        Some(Condition::Ignored) => assert_eq!(told, StorageErrorKind::Unsupported),
+        _ => assert_eq!(told, StorageErrorKind::AlreadyExists),
     }
     assert_eq!(store.read(&entry, 100), Ok(b"first".to_vec()));
     let keys: Vec<String> = bucket.versions().into_iter().map(|one| one.key).collect();
@@ -240,24 +254,37 @@ fn a_name_whose_object_somebody_has_hidden_is_not_free() {
 }
 
 #[test]
-fn the_probe_tells_a_server_that_ignores_the_condition() {
-    // This server does so where versions are kept; newer ones do not.
-    let store = versioned(BucketVersioningStatus::Enabled).open();
-    match probe(&store, "customers/c", 0, 1).expect("probed") {
-        Probe::Sound => {
-            let object = name("customers/c/1");
-            store.create(&object, b"first").expect("created");
-            let told = store.create(&object, b"second");
-            assert_eq!(kind_of(told), StorageErrorKind::AlreadyExists);
-        }
-        Probe::Unsound { what } => assert!(what.contains("overwritten"), "{what}"),
+fn the_probe_tells_what_the_server_makes_of_the_condition() {
+    let kind = server().kind;
+    let with_versions = versioned(BucketVersioningStatus::Enabled);
+    let with_versions = with_versions.map(|bucket| (bucket, kind.condition_with_versions()));
+    let without = (server().bucket(), Some(kind.condition()));
+    for (bucket, condition) in [Some(without), with_versions].into_iter().flatten() {
+        let store = bucket.open();
+        let alone = probe(&store, "customers/c", 0, 1).expect("probed");
+        let racing = probe(&store, "customers/c", 20, 8).expect("probed");
+        let is_unsound = |probed: &Probe| match probed {
+            Probe::Sound => false,
+            Probe::Unsound { what } => {
+                assert!(what.contains("overwritten"), "{what}");
+                true
+            }
+        };
+        let told = [is_unsound(&alone), is_unsound(&racing)];
+        let expected = match condition {
+            Some(Condition::Kept) | None => [false, false],
+            Some(Condition::LostInRaces) => [false, true],
+            Some(Condition::Ignored) => [true, true],
+        };
+        assert_eq!(told, expected, "{condition:?}");
+        assert_eq!(store.leftovers(""), Ok(Vec::new()));
     }
-    assert_eq!(store.leftovers(""), Ok(Vec::new()));
 }
 
 #[test]
 fn who_asks_first_does_not_overwrite_where_the_condition_is_ignored() {
     let bucket = versioned(BucketVersioningStatus::Enabled);
+    let bucket = bucket.unwrap_or_else(|| server().bucket());
     let mut settings = bucket.settings("root");
     settings.ask_first = true;
     let store = S3::open(settings).expect("open");
@@ -269,9 +296,39 @@ fn who_asks_first_does_not_overwrite_where_the_condition_is_ignored() {
     assert_eq!(bucket.versions().len(), 1);
 }
 
+/// The last line of defence: nobody opens a bucket of which the probe has told.
+#[test]
+fn no_two_racing_writers_are_told_that_they_won_even_where_the_condition_is_not_kept() {
+    let Some(bucket) = versioned(BucketVersioningStatus::Enabled) else {
+        return;
+    };
+    let mut settings = bucket.settings("root");
+    settings.endpoint = Some(server().bare_endpoint.clone());
+    settings.patience = Duration::from_secs(2);
+    let store = S3::open(settings).expect("open");
+    for round in 0..10 {
+        let object = name(&format!("race/{round}"));
+        let start = Barrier::new(8);
+        let winners = std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..8u8)
+                .map(|writer| {
+                    let (store, object, start) = (&store, &object, &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        store.create(object, &[writer; 10_000]).is_ok()
+                    })
+                })
+                .collect();
+            let told = writers.into_iter().map(|writer| writer.join().unwrap());
+            told.filter(|has_won| *has_won).count()
+        });
+        assert!(winners <= 1, "round {round} was won by {winners}");
+    }
+}
+
 #[test]
 fn what_cannot_be_opened_says_why() {
-    let bucket = radosgw().bucket();
+    let bucket = server().bucket();
     let refused = |change: fn(&mut vmkeep::storage::S3Settings)| {
         let mut settings = bucket.settings("root");
         settings.patience = Duration::from_millis(1);
@@ -289,15 +346,17 @@ fn what_cannot_be_opened_says_why() {
     );
     let wrong_key = refused(|settings| {
         settings.credentials = S3Credentials::Given {
-            access_key_id: "VMKEEPTEST".to_string(),
+            access_key_id: ACCESS_KEY_ID.to_string(),
             secret_access_key: "wrong".to_string().into(),
         }
     });
     assert_eq!(wrong_key.kind, StorageErrorKind::Denied, "{wrong_key}");
-    assert!(
-        wrong_key.detail.contains("is the secret key"),
-        "{wrong_key}"
-    );
+    let reason = match server().kind {
+        // Which does not tell a wrong key from a missing right by a code of its own.
+        Kind::Garage => "Invalid signature",
+        _ => "is the secret key",
+    };
+    assert!(wrong_key.detail.contains(reason), "{wrong_key}");
     let nobody_there =
         refused(|settings| settings.endpoint = Some("http://127.0.0.1:1".to_string()));
     assert_eq!(
@@ -318,11 +377,12 @@ fn what_cannot_be_opened_says_why() {
 /// Each operation, with each mishap at each of its requests.
 #[test]
 fn one_mishap_in_any_request_of_any_operation_is_outlived() {
-    let bucket = radosgw().bucket();
-    let proxy = Proxy::before(&radosgw().endpoint);
+    let bucket = server().bucket();
+    let proxy = Proxy::before(&server().endpoint);
     let mut settings = bucket.settings("root");
     settings.endpoint = Some(proxy.endpoint.clone());
     settings.part_bytes = 5 << 20;
+    settings.ask_first = server().kind.condition() == Condition::Ignored;
     let store = S3::open(settings).expect("open");
     let large = vec![5; 6 << 20];
     let mut number = 0;
@@ -401,8 +461,8 @@ fn one_mishap_in_any_request_of_any_operation_is_outlived() {
 
 #[test]
 fn a_name_that_is_wrongly_said_to_be_taken_is_not_there() {
-    let bucket = radosgw().bucket();
-    let proxy = Proxy::before(&radosgw().endpoint);
+    let bucket = server().bucket();
+    let proxy = Proxy::before(&server().endpoint);
     let mut settings = bucket.settings("root");
     settings.endpoint = Some(proxy.endpoint.clone());
     let store = S3::open(settings).expect("open");

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
-use support::s3::radosgw;
+use support::s3::server;
 use tempfile::TempDir;
 use vmkeep::model::ObjectName;
 use vmkeep::storage::{
@@ -337,7 +337,7 @@ contract! {
     directory_in_shared_memory: in_shared_memory();
     faulty_without_faults: ((), Faulty::new(Memory::new()));
     several_handles_of_one_directory: several_handles();
-    bucket_of_radosgw: in_a_bucket();
+    bucket_of_a_server: in_a_bucket();
 }
 
 contract_of_folders! {
@@ -349,7 +349,7 @@ contract_of_folders! {
 }
 
 fn in_a_bucket() -> ((), S3) {
-    ((), radosgw().bucket().open())
+    ((), server().bucket().open())
 }
 
 fn on_disk() -> (TempDir, Directory) {

@@ -29,6 +29,8 @@ use jiff::tz::TimeZone;
 use std::io;
 use std::sync::Arc;
 
+/// Of two writers, before each change in a bucket that keeps versions.
+const RACES: u32 = 3;
 /// A domain's backup is given up before less than this is free for its scratch files.
 const SCRATCH_RESERVE_BYTES: u64 = 256 << 20;
 pub const VIRSH: &str = "virsh";
@@ -143,7 +145,15 @@ impl Site {
         let storage = &*self.store.storage;
         let probed = match (self.file.writers(), self.config.host.role) {
             (Writers::One, _) => time_of(storage, prefix).map(|time| (Probe::Sound, time)),
-            (Writers::Many, HostRole::Keeper) => probe_and_time(storage, prefix, 0, 1),
+            (Writers::Many, HostRole::Keeper) => {
+                // Ceph 20 keeps the condition there, but not in races; versions can be switched on later.
+                let rounds = if self.store.keeps_versions() {
+                    RACES
+                } else {
+                    0
+                };
+                probe_and_time(storage, prefix, rounds, 2)
+            }
             (Writers::Many, HostRole::Agent) => probe_without_deleting(storage, prefix),
         };
         match probed {
@@ -164,7 +174,7 @@ impl Site {
                     storage.location()
                 ),
             )
-            .hint("network file systems and servers without create-if-absent cannot hold a repository of several hosts; Ceph before 20 has it only in buckets that never kept versions")
+            .hint("network file systems and servers without create-if-absent cannot hold a repository of several hosts; Ceph has it only in buckets that never kept versions")
             .hint("one host alone can use it: [repository] writers = \"one\", set before vmkeep init")),
         }
     }

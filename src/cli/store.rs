@@ -30,6 +30,10 @@ pub struct Store {
 }
 
 impl Store {
+    pub fn keeps_versions(&self) -> bool {
+        self.bucket.as_ref().is_some_and(|s3| s3.keeps_versions())
+    }
+
     /// Whether copies may be kept elsewhere of what is deleted here: then nothing can be certified. A
     /// bucket that does not tell may be copied.
     pub fn may_be_copied_elsewhere(&self) -> bool {

@@ -52,7 +52,14 @@ where
 
 /// Whether a request was refused for the time that it was signed with.
 pub(super) fn is_skewed<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
-    error.code() == Some("RequestTimeTooSkewed")
+    match error.code() {
+        Some("RequestTimeTooSkewed") => true,
+        // Garage has no code for it.
+        Some("InvalidRequest") => error
+            .message()
+            .is_some_and(|message| message.contains("Date is too old")),
+        _ => false,
+    }
 }
 
 /// Whether the condition of a request was not met.
@@ -115,6 +122,9 @@ pub(super) fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aws_sdk_s3::error::ErrorMetadata;
+    use aws_sdk_s3::primitives::SdkBody;
+    use aws_smithy_runtime_api::http::StatusCode;
 
     #[test]
     fn what_may_pass_is_transient_and_nothing_else_is() {
@@ -148,6 +158,20 @@ mod tests {
         ] {
             assert_eq!(kind_of(status, code), kind, "{status} {code}");
         }
+    }
+
+    #[test]
+    fn each_server_says_in_its_own_words_that_a_time_is_too_far_from_its_own() {
+        let refused = |code: &str, message: &str| {
+            let error = ErrorMetadata::builder().code(code).message(message).build();
+            let status = StatusCode::try_from(400).unwrap();
+            let response = HttpResponse::new(status, SdkBody::empty());
+            is_skewed(&SdkError::service_error(error, response))
+        };
+        assert!(refused("RequestTimeTooSkewed", ""));
+        assert!(refused("InvalidRequest", "Bad request: Date is too old"));
+        assert!(!refused("InvalidRequest", "Bad request"));
+        assert!(!refused("AccessDenied", "Date is too old"));
     }
 
     #[test]

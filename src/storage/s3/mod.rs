@@ -83,6 +83,11 @@ impl S3 {
         self.runtime.block_on(self.all_facts())
     }
 
+    /// Whether deleting leaves versions, as read when it was opened.
+    pub fn keeps_versions(&self) -> bool {
+        self.known.versioning != Versioning::Never
+    }
+
     /// Whether copies of the bucket are kept elsewhere.
     pub fn is_replicated(&self) -> Result<bool, StorageError> {
         self.runtime.block_on(self.replication_fact())

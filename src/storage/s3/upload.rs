@@ -1,7 +1,7 @@
 //! Creating an object: one conditional put, or parts.
 
 use super::error::{taken, transient, unsupported};
-use super::versions::Extent;
+use super::versions::{Extent, below};
 use super::{S3, StorageError, StorageErrorKind};
 use crate::model::{ObjectName, Versioning};
 use aws_sdk_s3::primitives::ByteStream;
@@ -93,23 +93,25 @@ impl S3 {
             Some(id) => one.id == id,
             None => !one.is_marker,
         });
-        let Some((own, older)) = own.and_then(|own| versions.get(own..)?.split_first()) else {
+        let Some((own, below)) =
+            own.and_then(|own| Some((versions.get(own)?, below(&versions, own))))
+        else {
             return Err(transient(name, "what was just created is not listed"));
         };
         if self.settings.may_delete {
-            for marker in older.iter().filter(|one| one.is_marker) {
+            for marker in below.markers {
                 self.delete_version(marker).await?;
             }
         }
-        if older.iter().all(|one| one.is_marker) {
+        let Some(is_hidden) = below.is_hidden else {
             return Ok(());
-        }
+        };
         if !self.settings.may_delete {
             return Err(unsupported(name, CONDITION_IGNORED));
         }
         self.delete_version(own).await?;
-        // Of what was there before, the newest: if nothing hid it, the condition was not kept.
-        match older.first().is_some_and(|one| one.is_marker) {
+        // If nothing hid what was there before, the condition was not kept.
+        match is_hidden {
             true => Err(transient(name, "an object was hidden under this name")),
             false if !self.settings.ask_first => Err(unsupported(name, CONDITION_IGNORED)),
             // As was known. There is one writer, so it was an earlier attempt of this one that landed.

@@ -321,6 +321,33 @@ fn in_order(mut versions: Vec<Version>) -> Option<Vec<Version>> {
     Some(versions)
 }
 
+/// What one version of a name was put over.
+pub(super) struct Below<'v> {
+    pub(super) markers: Vec<&'v Version>,
+    /// Whether a delete marker hid the newest bytes among it; `None`: there are none.
+    pub(super) is_hidden: Option<bool>,
+}
+
+/// Below the version at `own`. Most servers tell times in whole seconds, and bytes and markers in two lists
+/// that have no order between them: a marker of the same second is taken for the newer one of bytes
+/// below, and for older than `own`.
+pub(super) fn below(versions: &[Version], own: usize) -> Below<'_> {
+    let (newer, older) = versions.split_at(own.min(versions.len()));
+    let at = older.first().map_or(i128::MIN, |own| own.at_nanosecond);
+    let markers: Vec<&Version> = newer
+        .iter()
+        .filter(|one| one.at_nanosecond == at)
+        .chain(older)
+        .filter(|one| one.is_marker)
+        .collect();
+    let bytes = older.iter().skip(1).find(|one| !one.is_marker);
+    let is_hidden = bytes.map(|bytes| {
+        let hides = |marker: &&Version| marker.at_nanosecond >= bytes.at_nanosecond;
+        markers.iter().any(hides)
+    });
+    Below { markers, is_hidden }
+}
+
 /// What stands beside an object under its name.
 struct Beside<'v> {
     of: &'v Version,
@@ -387,6 +414,31 @@ mod tests {
             .map(|one| (one.of.id.as_str(), one.is_safe_to_remove))
             .collect();
         assert_eq!(told, [("4", true), ("3", false), ("1b", true), ("5", true)]);
+    }
+
+    #[test]
+    fn a_marker_of_the_second_in_which_an_object_was_created_hides_it() {
+        let told = |times: [i128; 3]| {
+            let [old, hidden, new] = times;
+            // As they come: bytes first.
+            let versions = in_order(vec![
+                version("a", "3", new, false),
+                version("a", "1", old, false),
+                version("a", "2", hidden, true),
+            ])
+            .unwrap();
+            let own = versions.iter().position(|one| one.id == "3").unwrap();
+            let below = below(&versions, own);
+            let ids: Vec<&str> = below.markers.iter().map(|one| one.id.as_str()).collect();
+            (ids.join(" "), below.is_hidden)
+        };
+        for times in [[10, 20, 30], [10, 10, 30], [10, 30, 30], [10, 10, 10]] {
+            assert_eq!(told(times), ("2".to_string(), Some(true)), "{times:?}");
+        }
+        assert_eq!(told([20, 10, 30]), ("2".to_string(), Some(false)));
+        assert_eq!(told([20, 40, 30]), (String::new(), Some(false)));
+        let alone = [version("a", "1", 10, false)];
+        assert_eq!(below(&alone, 0).is_hidden, None);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Real S3 servers on the loopback interface, and buckets in them.
 
+mod kind;
 mod proxy;
 mod user;
 
+pub use kind::{Condition, Kind};
 pub use proxy::{Mishap, Passed, Proxy};
 pub use user::{AGENT, KEEPER, User, Visit};
 
@@ -11,16 +13,18 @@ use super::live::{command_that_dies_with_us, spawn};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::ResponseChecksumValidation;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation};
+use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::types::{
     BucketLifecycleConfiguration, BucketVersioningStatus, DefaultRetention, ExpirationStatus,
     LifecycleExpiration, LifecycleRule, LifecycleRuleFilter, ObjectLockConfiguration,
     ObjectLockEnabled, ObjectLockRetentionMode, ObjectLockRule, VersioningConfiguration,
 };
+use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -28,40 +32,45 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use vmkeep::storage::{S3, S3Credentials, S3Settings};
 
-pub const ACCESS_KEY_ID: &str = "VMKEEPTEST";
-pub const SECRET_ACCESS_KEY: &str = "vmkeep-test-secret";
+/// Of the form that Garage wants: the others take any.
+pub const ACCESS_KEY_ID: &str = "GK766d6b65657074657374736b";
+pub const SECRET_ACCESS_KEY: &str =
+    "766d6b656570766d6b656570766d6b656570766d6b656570766d6b6565707465";
 
 /// A server that lives as long as this program.
 pub struct Server {
+    pub kind: Kind,
     pub endpoint: String,
+    /// The server itself, if `endpoint` is of a proxy.
+    pub bare_endpoint: String,
     client: Client,
     runtime: Runtime,
     /// Killed by the kernel when this program ends, and all below it.
     _child: Child,
-    folder: TempDir,
+    folder: Folder,
 }
 
-/// Debian's radosgw, started by the first test that needs it.
-pub fn radosgw() -> &'static Server {
+/// The server that the tests run against, started by the first test that needs it.
+pub fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
-    SERVER.get_or_init(Server::start_radosgw)
+    SERVER.get_or_init(|| Server::start(Kind::chosen()))
 }
 
 impl Server {
-    fn start_radosgw() -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("vmkeep-radosgw.")
-            .tempdir()
-            .unwrap();
-        let [port, monitor_v2, monitor_v1] = free_ports();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/s3/radosgw");
+    fn start(kind: Kind) -> Self {
+        let folder = Folder::new();
+        let ports: [u16; 3] = free_ports();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/s3");
         let mut command = command_that_dies_with_us("unshare");
         command
             .args(["--mount", "--propagation", "private", "--pid", "--fork"])
             .args(["--kill-child=KILL", "--mount-proc"])
-            .arg(script)
+            .arg(script.join(kind.gateway()))
             .arg(folder.path())
-            .args([port, monitor_v2, monitor_v1].map(|port| port.to_string()))
+            .args([ACCESS_KEY_ID, SECRET_ACCESS_KEY])
+            .args(ports.map(|port| port.to_string()))
+            .args(kind.installed())
+            .env(SERVER_FOLDER, folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(folder.path().join("script.err")).unwrap());
@@ -73,55 +82,68 @@ impl Server {
         assert_eq!(
             said.trim(),
             "ready",
-            "radosgw did not start (scripts/test installs it); its logs were in {}",
-            folder.path().join("log").display()
+            "{kind:?} did not start (scripts/test or scripts/servers installs it); its logs are in {}",
+            folder.path().display()
         );
-        Server::new(format!("http://127.0.0.1:{port}"), child, folder)
+        let [port, ..] = ports;
+        let bare_endpoint = format!("http://127.0.0.1:{port}");
+        let endpoint = match kind.is_behind_a_proxy() {
+            true => Proxy::in_turn(&bare_endpoint).endpoint,
+            false => bare_endpoint.clone(),
+        };
+        Server::new(kind, [endpoint, bare_endpoint], child, folder)
     }
 
-    fn new(endpoint: String, child: Child, folder: TempDir) -> Self {
+    fn new(
+        kind: Kind,
+        [endpoint, bare_endpoint]: [String; 2],
+        child: Child,
+        folder: Folder,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
         Server {
+            kind,
             client: client(&endpoint, ACCESS_KEY_ID, SECRET_ACCESS_KEY),
             endpoint,
+            bare_endpoint,
             runtime,
             _child: child,
             folder,
         }
     }
 
-    /// `kill -9` of the gateway, which is started anew.
+    /// `kill -9` of what answers requests, which is started anew.
     pub fn kill_gateway(&self) {
-        let own = format!(
-            "CEPH_CONF={}",
-            self.folder.path().join("ceph.conf").display()
-        );
+        let gateway = self.kind.gateway().as_bytes();
+        let own = format!("{SERVER_FOLDER}={}", self.folder.path().display());
         for entry in fs::read_dir("/proc").unwrap() {
             let process = entry.unwrap().path();
-            let is_gateway =
-                fs::read(process.join("comm")).is_ok_and(|name| name.starts_with(b"radosgw"));
             let environment = fs::read(process.join("environ")).unwrap_or_default();
             let is_own = environment
                 .split(|byte| *byte == 0)
                 .any(|one| one == own.as_bytes());
+            // Not the script, whose program is the shell.
             let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
-            // Not the script, which has the same name.
-            if is_gateway && is_own && arguments.starts_with(b"radosgw\0") {
+            let program = arguments.split(|byte| *byte == 0).next();
+            if is_own && program.is_some_and(|program| program.ends_with(gateway)) {
                 let id = process.file_name().unwrap().to_str().unwrap();
                 tool("kill", &["-9", id]);
             }
         }
     }
 
-    /// A new, empty bucket.
+    /// A new, empty bucket. Whether it keeps versions depends on the server.
     pub fn bucket(&'static self) -> Bucket {
         let bucket = self.next_bucket();
         let create = self.client.create_bucket().bucket(&bucket.name);
         self.runtime.block_on(create.send()).expect("a bucket");
+        if self.kind.buckets_keep_versions() {
+            bucket.keep_versions(BucketVersioningStatus::Enabled);
+        }
         bucket
     }
 
@@ -169,6 +191,54 @@ fn client(endpoint: &str, access_key_id: &str, secret_access_key: &str) -> Clien
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .build();
     Client::from_conf(config)
+}
+
+/// In the environment of every process of a server.
+const SERVER_FOLDER: &str = "VMKEEP_TEST_SERVER";
+
+/// What a server has on disk. Nobody is left to remove it when this program ends, so the next one does:
+/// a folder whose lock can be had belongs to no living program.
+struct Folder {
+    folder: TempDir,
+    _lock: File,
+}
+
+impl Folder {
+    const PREFIX: &str = "vmkeep-s3-server.";
+
+    fn new() -> Self {
+        for entry in fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+            let name = entry.file_name();
+            if name
+                .as_encoded_bytes()
+                .starts_with(Folder::PREFIX.as_bytes())
+            {
+                let lock = File::open(entry.path().join("lock"));
+                let is_free = lock.is_ok_and(|lock| {
+                    flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+                });
+                if is_free {
+                    // Another program may be doing the same.
+                    let _ = fs::remove_dir_all(entry.path());
+                }
+            }
+        }
+        let prefix = Folder::PREFIX;
+        let folder = tempfile::Builder::new().prefix(prefix).tempdir().unwrap();
+        // Locked before it has the name at which others look.
+        let unnamed = folder.path().join("lock.new");
+        let lock = File::create(&unnamed).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        fs::rename(&unnamed, folder.path().join("lock")).unwrap();
+        Folder {
+            folder,
+            _lock: lock,
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
 }
 
 fn free_ports<const N: usize>() -> [u16; N] {
@@ -254,6 +324,38 @@ impl Bucket {
         }
     }
 
+    /// Has another client look for objects, versions, markers and uploads below a prefix: whether exactly
+    /// these objects are there, and nothing with any of `gone` in its key. Tells what is wrong.
+    pub fn independent_listing(
+        &self,
+        python: &Path,
+        prefix: &str,
+        keys: &[String],
+        gone: &[String],
+    ) -> Result<String, String> {
+        let has_versions = self.server.kind.has_versions();
+        let expected =
+            serde_json::json!({ "keys": keys, "gone": gone, "has_versions": has_versions });
+        let mut child = Command::new(python)
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/independent_listing.py"))
+            .args([&self.server.endpoint, &self.name, prefix])
+            .env("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID)
+            .env("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the interpreter starts");
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(expected.to_string().as_bytes()).unwrap();
+        drop(input);
+        let told = child.wait_with_output().unwrap();
+        match told.status.success() {
+            true => Ok(String::from_utf8_lossy(&told.stdout).trim().to_string()),
+            false => Err(String::from_utf8_lossy(&told.stderr).into_owned()),
+        }
+    }
+
     pub fn open(&self) -> S3 {
         S3::open(self.settings("root/of/vmkeep")).expect("the bucket opens")
     }
@@ -268,6 +370,18 @@ impl Bucket {
             .runtime
             .block_on(put.send())
             .expect("versioning");
+    }
+
+    /// That the server says it cannot.
+    pub fn keeps_no_versions(&self) {
+        let enabled = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled);
+        let put = self.server.client.put_bucket_versioning();
+        let put = put
+            .bucket(&self.name)
+            .versioning_configuration(enabled.build());
+        let told = self.server.runtime.block_on(put.send());
+        let error = told.expect_err("a server without versions");
+        assert_eq!(error.code(), Some("NotImplemented"), "{error:?}");
     }
 
     pub fn put(&self, key: &str, data: &[u8]) {
@@ -309,8 +423,11 @@ impl Bucket {
         self.server.runtime.block_on(begun.send()).expect("begun");
     }
 
-    /// Everything the server lists: keys with their versions, and unfinished uploads.
+    /// Everything the server lists: keys with their versions.
     pub fn versions(&self) -> Vec<Version> {
+        if !self.server.kind.has_versions() {
+            return self.objects();
+        }
         let mut found = Vec::new();
         let (mut key, mut id) = (None, None);
         loop {
@@ -337,6 +454,24 @@ impl Bucket {
             key = page.next_key_marker().map(str::to_string);
             id = page.next_version_id_marker().map(str::to_string);
         }
+    }
+
+    /// The keys, each as its only version.
+    fn objects(&self) -> Vec<Version> {
+        let list = self.server.client.list_objects_v2().bucket(&self.name);
+        let mut pages = list.into_paginator().send();
+        self.server.runtime.block_on(async {
+            let mut found = Vec::new();
+            while let Some(page) = pages.next().await {
+                let page = page.expect("a listing");
+                found.extend(page.contents().iter().map(|one| Version {
+                    key: one.key().unwrap().to_string(),
+                    id: "null".to_string(),
+                    is_marker: false,
+                }));
+            }
+            found
+        })
     }
 
     pub fn uploads(&self) -> Vec<String> {

@@ -48,9 +48,21 @@ pub struct Proxy {
     book: Arc<Mutex<Book>>,
 }
 
+/// Held by a conditional request until it is answered.
+type Turn = Option<Arc<Mutex<()>>>;
+
 impl Proxy {
     /// Before `endpoint`, which is `http://host:port`.
     pub fn before(endpoint: &str) -> Self {
+        Proxy::start(endpoint, None)
+    }
+
+    /// One that lets conditional requests pass one at a time.
+    pub fn in_turn(endpoint: &str) -> Self {
+        Proxy::start(endpoint, Some(Arc::default()))
+    }
+
+    fn start(endpoint: &str, turn: Turn) -> Self {
         let server = endpoint.strip_prefix("http://").unwrap().to_string();
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let proxy = Proxy {
@@ -60,10 +72,10 @@ impl Proxy {
         let book = proxy.book.clone();
         thread::spawn(move || {
             for client in listener.incoming() {
-                let (book, server) = (book.clone(), server.clone());
+                let (book, server, turn) = (book.clone(), server.clone(), turn.clone());
                 thread::spawn(move || {
                     // A connection that ends, ends.
-                    let _ = serve(client?, &server, &book);
+                    let _ = serve(client?, &server, &book, &turn);
                     io::Result::Ok(())
                 });
             }
@@ -178,7 +190,7 @@ fn read_body(from: &mut impl BufRead, message: &mut Message) -> io::Result<()> {
     from.read_exact(&mut message.body)
 }
 
-fn serve(client: TcpStream, server: &str, book: &Mutex<Book>) -> io::Result<()> {
+fn serve(client: TcpStream, server: &str, book: &Mutex<Book>, turn: &Turn) -> io::Result<()> {
     client.set_nodelay(true)?;
     let mut to_client = client.try_clone()?;
     let mut from_client = BufReader::new(client);
@@ -224,6 +236,9 @@ fn serve(client: TcpStream, server: &str, book: &Mutex<Book>) -> io::Result<()> 
             }
             _ => {}
         }
+        let is_conditional = request.header("if-none-match").is_some();
+        let turn = turn.as_ref().filter(|_| is_conditional);
+        let turn = turn.map(|turn| turn.lock().unwrap());
         to_server.write_all(&request.head("expect"))?;
         to_server.write_all(&request.body)?;
         let mut answer = loop {
@@ -237,6 +252,7 @@ fn serve(client: TcpStream, server: &str, book: &Mutex<Book>) -> io::Result<()> 
         if method != "HEAD" && !matches!(status, "204" | "304") {
             read_body(&mut from_server, &mut answer)?;
         }
+        drop(turn);
         let whole = [answer.head(""), answer.body.clone()].concat();
         let first = book
             .lock()
