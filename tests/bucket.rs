@@ -5,7 +5,7 @@ mod support;
 use jiff::{SignedDuration, Timestamp};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use support::s3::{Bucket, Mishap, Proxy, server};
+use support::s3::{Bucket, Mishap, Passed, Proxy, server};
 use support::{Guest, Host, HostOptions, Random, path_text, time};
 
 const PREFIX: &str = "backups/vmkeep";
@@ -155,6 +155,59 @@ fn a_server_that_ignores_the_condition_is_refused_with_the_reason() {
 }
 
 #[test]
+fn where_the_condition_is_ignored_one_host_alone_keeps_its_nights() {
+    let bucket = server().bucket();
+    bucket.keep_versions(aws_sdk_s3::types::BucketVersioningStatus::Enabled);
+    let config = bucket
+        .config(PREFIX)
+        .replace("[repository]\n", "[repository]\nwriters = \"one\"\n");
+    let mut lab = Lab::new(config.clone());
+    lab.host.vmkeep(&["init", "--yes"], start()).exits(0);
+    for night in 0..3 {
+        let at = start() + days(night);
+        lab.guest.work(4, &mut lab.random);
+        lab.host.vmkeep(&["run"], at).exits(0);
+        lab.newest_restores(at);
+    }
+    let at = start() + days(3);
+    lab.host.vmkeep(&["prune"], at).exits(0);
+    lab.host.vmkeep(&["verify", "--read-data"], at).exits(0);
+    lab.host.vmkeep(&["ledger", "verify"], at).exits(0);
+    assert_eq!(lab.host.points(at).len(), 3);
+
+    // It is this host's alone, and stays what it was made for.
+    let other = Lab::named("host2", config);
+    other
+        .host
+        .vmkeep(&["init", "--yes"], at)
+        .exits(12)
+        .one_error();
+    let many = Lab::named("host3", bucket.config(PREFIX));
+    many.host
+        .vmkeep(&["init", "--yes"], at)
+        .exits(2)
+        .one_error()
+        .says("was made with \"one\"");
+
+    // The machine is lost; another one goes on in its name, once somebody has said so.
+    let folder = lab.host.state();
+    for file in ["installation", "locks/mark-acme"] {
+        fs::remove_file(folder.join(file)).unwrap();
+    }
+    lab.host
+        .vmkeep(&["run"], at)
+        .exits_with_one_of(&[1, 3])
+        .says("--take-over");
+    lab.newest_restores(at);
+    lab.host
+        .vmkeep(&["init", "--yes", "--take-over"], at)
+        .exits(0);
+    lab.host.vmkeep(&["run"], at).exits(0);
+    assert_eq!(lab.host.points(at).len(), 4);
+    lab.newest_restores(at);
+}
+
+#[test]
 fn secrets_come_from_places_that_keep_them() {
     let bucket = server().bucket();
     let lab = Lab::in_bucket(&bucket);
@@ -198,6 +251,23 @@ fn secrets_come_from_places_that_keep_them() {
         .exits(1)
         .one_error()
         .says("SignatureDoesNotMatch");
+}
+
+#[test]
+fn credentials_that_are_nowhere_are_missed_at_once() {
+    let bucket = server().bucket();
+    let config = bucket.config(PREFIX);
+    let without: Vec<&str> = config
+        .lines()
+        .filter(|line| !line.contains("access_key"))
+        .collect();
+    let lab = Lab::new(format!("{}\n", without.join("\n")));
+    lab.host
+        .vmkeep(&["init", "--yes"], start())
+        .exits(1)
+        .one_error()
+        .says("no credentials")
+        .says("environment");
 }
 
 /// The command that `init` prints on a host which nobody has let in, for one that may.
@@ -289,6 +359,35 @@ fn hosts_share_a_bucket_each_with_its_roles_and_a_vm_moves_between_them() {
     first.host.vmkeep(&["verify", "--read-data"], at).exits(0);
     first.host.vmkeep(&["ledger", "verify"], at).exits(0);
     assert!(first.host.points(at).len() >= 4);
+}
+
+/// What a host that has the ledger and the index of yesterday asks and sends for one VM that did not change.
+#[test]
+fn an_unchanged_incremental_costs_ten_requests_beside_the_opening() {
+    let bucket = server().bucket();
+    let proxy = Proxy::before(&server().endpoint);
+    let config = bucket
+        .config(PREFIX)
+        .replace(&server().endpoint, &proxy.endpoint);
+    let lab = Lab::new(config);
+    lab.host.vmkeep(&["init", "--yes"], start()).exits(0);
+    lab.host.vmkeep(&["backup", "web01"], start()).exits(0);
+    proxy.start_over([]);
+    let at = start() + days(1);
+    lab.host.vmkeep(&["backup", "web01"], at).exits(0);
+    let passed = proxy.passed();
+    let is_probe = |passed: &Passed| passed.target.contains("/probe/");
+    let opened = passed.iter().rposition(is_probe).unwrap() + 1;
+    let (opening, own) = passed.split_at(opened);
+    for passed in &passed {
+        println!("{} {}", passed.method, passed.target);
+    }
+    assert!(own.len() <= 10, "{} requests", own.len());
+    // Beside the entries of the ledger, of which there are at most twenty since the last checkpoint.
+    let of_ledger = |passed: &&Passed| passed.target.contains("/ledger/0");
+    let entries = opening.iter().filter(of_ledger).count();
+    assert!(opening.len() - entries <= 15, "{} to open", opening.len());
+    lab.newest_restores(at);
 }
 
 /// Nights in each of which one request or two go wrong, at places that a seed chooses. `VMKEEP_MISHAPS=0..5000`
