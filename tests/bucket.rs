@@ -390,6 +390,62 @@ fn an_unchanged_incremental_costs_ten_requests_beside_the_opening() {
     lab.newest_restores(at);
 }
 
+#[test]
+fn the_index_is_read_on_this_host_and_copies_go_with_what_they_are_of() {
+    let bucket = server().bucket();
+    let proxy = Proxy::before(&server().endpoint);
+    let config = bucket
+        .config(PREFIX)
+        .replace(&server().endpoint, &proxy.endpoint);
+    let mut lab = Lab::new(config.clone());
+    lab.host.vmkeep(&["init", "--yes"], start()).exits(0);
+    let segments_read = |lab: &Lab, command: &[&str], at| {
+        proxy.start_over([]);
+        lab.host.vmkeep(command, at).exits(0);
+        let of_index = |passed: &Passed| {
+            let target = &passed.target;
+            passed.method == "GET" && target.contains("/index/") && target.contains("GetObject")
+        };
+        proxy.passed().iter().filter(|one| of_index(one)).count()
+    };
+    let copies = |lab: &Lab| {
+        let folder = lab.host.state().join("cache/customers/acme/index");
+        let files = |session: fs::DirEntry| fs::read_dir(session.path()).unwrap().count();
+        let sessions = fs::read_dir(folder).unwrap();
+        sessions
+            .map(|session| files(session.unwrap()))
+            .sum::<usize>()
+    };
+    lab.host.vmkeep(&["backup", "web01"], start()).exits(0);
+    let at = start() + days(1);
+    lab.guest.work(4, &mut lab.random);
+    assert_eq!(segments_read(&lab, &["backup", "web01"], at), 1);
+    assert_eq!(copies(&lab), 1);
+    lab.guest.work(4, &mut lab.random);
+    // That of the second night, which this host wrote and has not read yet.
+    let at = start() + days(2);
+    assert_eq!(segments_read(&lab, &["backup", "web01"], at), 1);
+    lab.newest_restores(at);
+    assert_eq!(copies(&lab), 3);
+    assert_eq!(segments_read(&lab, &["verify"], at), 3);
+    fs::remove_dir_all(lab.host.state().join("cache")).unwrap();
+    assert_eq!(segments_read(&lab, &["backup", "web01"], at), 3);
+    // What is not of the repository any more, and a customer who is not of this host.
+    let stray = lab.host.state().join("cache/customers/acme/index/00/stray");
+    let gone = lab.host.state().join("cache/customers/gone/index/00/00");
+    for file in [&stray, &gone] {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, "a copy").unwrap();
+    }
+    lab.host.vmkeep(&["points"], at).exits(0);
+    assert!(!stray.exists() && !gone.exists());
+    lab.host.write_config(&lab.host.config_text().replace(
+        "allow_http = true\n",
+        "allow_http = true\ncache_size = \"0\"\n",
+    ));
+    assert_eq!(segments_read(&lab, &["backup", "web01"], at), 3);
+}
+
 /// Nights in each of which one request or two go wrong, at places that a seed chooses. `VMKEEP_MISHAPS=0..5000`
 /// tries more.
 #[test]

@@ -38,7 +38,7 @@ pub const VIRSH: &str = "virsh";
 /// A repository, as far as it is open without this host's identity.
 pub struct Ground {
     pub config: Config,
-    store: Store,
+    pub store: Store,
     file: RepositoryFile,
     folder: StateFolder,
 }
@@ -196,6 +196,7 @@ impl Site {
             settings,
         )
         .map_err(|error| refused_customer(&config.name, error))?;
+        self.store.keep_copies_of(&customer);
         Ok(OpenCustomer { config, customer })
     }
 

@@ -2,9 +2,12 @@
 
 use super::exit::{Exit, Failure};
 use crate::config::{Bucket, BucketCredentials, Config, HostRole, Place, SecretSource};
-use crate::model::Writers;
+use crate::format::names::{CustomerNames, segment_hash};
+use crate::model::{CustomerName, ObjectName, Writers};
 use crate::policy::judge_bucket;
-use crate::storage::{Directory, S3, S3Credentials, S3Settings, Storage, StorageErrorKind};
+use crate::repository::SealedCustomer;
+use crate::storage::{Cached, Directory, S3, S3Credentials, S3Settings, Storage, StorageErrorKind};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -27,9 +30,37 @@ pub struct Store {
     pub storage: Arc<dyn Storage>,
     /// The same, if it is a bucket.
     bucket: Option<Arc<S3>>,
+    /// What is between the two.
+    cache: Option<Arc<Cached>>,
 }
 
 impl Store {
+    /// From here on everything is read from the bucket itself.
+    pub fn read_no_copies(&mut self) {
+        if let Some(s3) = &self.bucket {
+            self.storage = s3.clone();
+        }
+    }
+
+    /// Removes this host's copies of index segments that are no longer of the repository: what is erased
+    /// must be gone here too.
+    pub fn keep_copies_of(&self, customer: &SealedCustomer) {
+        let names = customer.names();
+        let current: BTreeSet<ObjectName> = customer.with_state(|state| {
+            let segments = state.segments.keys();
+            segments.map(|segment| names.segment(segment)).collect()
+        });
+        self.tidy(|cache| cache.keep_only(names.prefix(), &current));
+    }
+
+    fn tidy(&self, tidy: impl FnOnce(&Cached) -> std::io::Result<()>) {
+        if let Some(cache) = &self.cache
+            && let Err(error) = tidy(cache)
+        {
+            tracing::warn!("copies of the repository on this host could not be removed: {error}");
+        }
+    }
+
     pub fn keeps_versions(&self) -> bool {
         self.bucket.as_ref().is_some_and(|s3| s3.keeps_versions())
     }
@@ -67,6 +98,10 @@ impl Store {
     }
 }
 
+fn prefix_of(customer: &CustomerName) -> String {
+    CustomerNames::new(customer).prefix().to_string()
+}
+
 /// Opens what is there. The exit code says whether there is no repository at all.
 pub fn open(config: &Config) -> Result<Store, Failure> {
     match &config.repository.place {
@@ -98,6 +133,7 @@ fn of_directory(directory: Directory) -> Store {
     Store {
         storage: Arc::new(directory),
         bucket: None,
+        cache: None,
     }
 }
 
@@ -139,10 +175,23 @@ fn open_bucket(bucket: &Bucket, config: &Config) -> Result<Store, Failure> {
         may_delete: config.host.role == HostRole::Keeper,
     })?;
     let s3 = Arc::new(s3);
-    Ok(Store {
+    let mut store = Store {
         storage: s3.clone(),
         bucket: Some(s3),
-    })
+        cache: None,
+    };
+    if bucket.cache_bytes > 0 {
+        let folder = config.host.state_dir.join("cache");
+        let hash_of = |name: &ObjectName| segment_hash(name).map(|hash| *hash.as_bytes());
+        let far = store.storage.clone();
+        let cache = Arc::new(Cached::new(far, folder, bucket.cache_bytes, hash_of));
+        store.storage = cache.clone();
+        store.cache = Some(cache);
+        let prefixes = config.customers.iter();
+        let prefixes = prefixes.map(|customer| prefix_of(&customer.name));
+        store.tidy(|cache| cache.keep_only_below(&prefixes.collect()));
+    }
+    Ok(store)
 }
 
 /// Reads a secret from where the configuration says it is.

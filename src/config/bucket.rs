@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 const DEFAULT_CONNECTIONS: usize = 8;
 const MAX_CONNECTIONS: i64 = 256;
+/// The index of some 2 TiB of chunks.
+const DEFAULT_CACHE_BYTES: u64 = 1 << 30;
 /// What servers that have no regions take for one.
 const DEFAULT_REGION: &str = "us-east-1";
 
@@ -30,6 +32,8 @@ pub struct Bucket {
     pub connections: usize,
     pub upload_bytes_per_second: Option<u64>,
     pub download_bytes_per_second: Option<u64>,
+    /// Copies of the index on this host; 0: none.
+    pub cache_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +82,7 @@ pub(super) fn read_bucket(
         connections: DEFAULT_CONNECTIONS,
         upload_bytes_per_second: None,
         download_bytes_per_second: None,
+        cache_bytes: DEFAULT_CACHE_BYTES,
     };
     match repository.table("s3", problems) {
         Some(section) => read_s3(section, &mut bucket, problems),
@@ -161,6 +166,9 @@ fn read_s3(mut section: Section<'_>, bucket: &mut Bucket, problems: &mut Vec<Pro
     }
     bucket.upload_bytes_per_second = read_limit("upload_limit", &mut section, problems);
     bucket.download_bytes_per_second = read_limit("download_limit", &mut section, problems);
+    if let Some(bytes) = section.bytes("cache_size", problems) {
+        bucket.cache_bytes = bytes;
+    }
     if let Some(credentials) = read_credentials(&mut section, problems) {
         bucket.credentials = credentials;
     }

@@ -247,6 +247,7 @@ fn a_bucket_has_an_endpoint_or_a_region_and_sensible_defaults() {
         connections: 8,
         upload_bytes_per_second: Some(20 << 20),
         download_bytes_per_second: None,
+        cache_bytes: 1 << 30,
     };
     assert_eq!(given, Ok(expected));
     let at_aws = in_bucket(

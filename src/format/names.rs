@@ -1,8 +1,8 @@
 //! Object names: the layout of a repository in a store.
 
 use crate::model::{
-    CustomerName, EntryHash, NameError, ObjectName, PackName, PointId, SegmentName, SessionId,
-    Writers,
+    CustomerName, EntryHash, NameError, ObjectHash, ObjectName, PackName, PointId, SegmentName,
+    SessionId, Writers,
 };
 
 fn object(name: String) -> ObjectName {
@@ -16,6 +16,13 @@ const SPENT_PROBES: &str = "spent/";
 
 pub fn repository_file() -> ObjectName {
     object("vmkeep.json".to_string())
+}
+
+/// The hash of what an index segment holds, as its name says it.
+pub fn segment_hash(name: &ObjectName) -> Option<ObjectHash> {
+    let rest = name.as_str().strip_prefix(CUSTOMERS)?;
+    let (_, rest) = rest.split_once("/index/")?;
+    rest.parse().ok().map(|name: SegmentName| name.hash)
 }
 
 /// The names below one customer's prefix.

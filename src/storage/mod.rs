@@ -3,12 +3,14 @@
 //! Objects are immutable and created only if absent. What is absent here: retries that hide an
 //! outcome, caching, any idea of what an object means.
 
+mod cache;
 mod directory;
 mod fault;
 mod memory;
 mod probe;
 mod s3;
 
+pub use cache::{Cached, HashOfName};
 pub use directory::Directory;
 pub use fault::{Fault, Faulty, Frozen, Operation, Verb};
 pub use memory::{Memory, Snapshot};
@@ -185,6 +187,15 @@ pub trait Storage: Send + Sync {
         Ok(Box::new(InMemory { name, bytes }))
     }
 
+    /// As `open`; if this host keeps a copy that is known to be right, that.
+    fn open_copy(
+        &self,
+        name: &ObjectName,
+        max_bytes: u64,
+    ) -> Result<Box<dyn OpenObject>, StorageError> {
+        self.open(name, max_bytes)
+    }
+
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError>;
 
     /// When the object was created by the store's own clock, to the second; `None` where the store has none
@@ -258,6 +269,14 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn open(&self, name: &ObjectName, max_bytes: u64) -> Result<Box<dyn OpenObject>, StorageError> {
         (**self).open(name, max_bytes)
+    }
+
+    fn open_copy(
+        &self,
+        name: &ObjectName,
+        max_bytes: u64,
+    ) -> Result<Box<dyn OpenObject>, StorageError> {
+        (**self).open_copy(name, max_bytes)
     }
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {

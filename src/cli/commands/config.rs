@@ -151,6 +151,7 @@ fn show(config: &Config) -> Answer {
             line("endpoint", bucket.endpoint.as_deref().unwrap_or("AWS"));
             line("region", &bucket.region);
             line("connections", &bucket.connections.to_string());
+            line("cache", &figures::bytes(bucket.cache_bytes));
         }
     }
     line("chunk size", &figures::bytes(repository.chunk_bytes.into()));
@@ -190,6 +191,7 @@ fn show(config: &Config) -> Answer {
                     "region": bucket.region,
                     "path_style": bucket.path_style,
                     "connections": bucket.connections,
+                    "cache_bytes": bucket.cache_bytes,
                 })),
             },
             "reserve_bytes": repository.reserve_bytes,

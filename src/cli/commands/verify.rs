@@ -11,7 +11,8 @@ use serde_json::json;
 
 pub fn run(invocation: &Invocation, args: &VerifyArgs) -> Result<Answer, Failure> {
     if args.without_keys {
-        let ground = Ground::open(invocation)?;
+        let mut ground = Ground::open(invocation)?;
+        ground.store.read_no_copies();
         let threads = ground.config.host.threads;
         return each(invocation, &ground.config, |config| {
             let customer = ground.sealed(&config.name)?;
@@ -26,7 +27,9 @@ pub fn run(invocation: &Invocation, args: &VerifyArgs) -> Result<Answer, Failure
             )?)
         });
     }
-    let site = Site::open(invocation)?;
+    let mut site = Site::open(invocation)?;
+    // The store is what is verified, not this host's copies of it.
+    site.store.read_no_copies();
     let request = VerifyRequest {
         trees: true,
         read_percent: args.read_data,

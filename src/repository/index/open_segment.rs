@@ -82,7 +82,7 @@ impl Unread {
         room_bytes: u64,
     ) -> Result<Self, RepositoryError> {
         let object = names.segment(name);
-        let held = storage.open(&object, MAX_SEGMENT_BYTES)?;
+        let held = storage.open_copy(&object, MAX_SEGMENT_BYTES)?;
         let bytes = match held.size_bytes() <= room_bytes {
             true => {
                 let mut bytes = vec![0; held.size_bytes() as usize];

@@ -1,0 +1,448 @@
+//! Copies of a far store's objects on this host: those that are read at every opening and named by the
+//! hash of what they hold, so that a copy that has rotted is seen to be none.
+//!
+//! A copy is not the object: whoever wants to know whether the store still has it asks the store
+//! ([`Storage::read`], [`Storage::open`]); only [`Storage::open_copy`] is answered from here. Copies are
+//! as sealed as the objects. They go when whoever knows says so ([`Cached::keep_only`]), which has to be
+//! in time: what is erased must be gone here too.
+
+use super::{Leftover, Listed, OpenObject, Storage, StorageError, Survey};
+use crate::model::ObjectName;
+use jiff::Timestamp;
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Read at a time while a copy is checked.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// The BLAKE3 hash that is the last part of an object's name.
+pub type HashOfName = fn(&ObjectName) -> Option<[u8; 32]>;
+
+pub struct Cached {
+    store: Arc<dyn Storage>,
+    folder: PathBuf,
+    max_bytes: u64,
+    hash_of: HashOfName,
+}
+
+struct Copy {
+    path: PathBuf,
+    size_bytes: u64,
+    written: SystemTime,
+}
+
+struct OpenCopy {
+    name: ObjectName,
+    file: File,
+    size_bytes: u64,
+}
+
+impl OpenObject for OpenCopy {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StorageError> {
+        self.file.read_exact_at(buffer, offset).map_err(|error| {
+            let kind = super::StorageErrorKind::Transient;
+            StorageError::new(kind, &self.name, format!("its copy on this host: {error}"))
+        })
+    }
+}
+
+impl Cached {
+    /// `folder` is this host's alone. Nothing that goes wrong in it is told: then there is no copy.
+    pub fn new(
+        store: Arc<dyn Storage>,
+        folder: PathBuf,
+        max_bytes: u64,
+        hash_of: HashOfName,
+    ) -> Self {
+        Cached {
+            store,
+            folder,
+            max_bytes,
+            hash_of,
+        }
+    }
+
+    /// Removes the copies of everything below a prefix but these.
+    pub fn keep_only(&self, prefix: &str, names: &BTreeSet<ObjectName>) -> io::Result<()> {
+        for copy in copies_below(&self.folder.join(prefix))? {
+            let name = copy.path.strip_prefix(&self.folder).ok();
+            let name = name.and_then(|name| ObjectName::new(name.to_str()?).ok());
+            if !name.is_some_and(|name| names.contains(&name)) {
+                remove(&copy.path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes all that is not below one of these prefixes.
+    pub fn keep_only_below(&self, prefixes: &BTreeSet<String>) -> io::Result<()> {
+        for copy in copies_below(&self.folder)? {
+            let is_below = |prefix: &String| copy.path.starts_with(self.folder.join(prefix));
+            if !prefixes.iter().any(is_below) {
+                remove(&copy.path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_of(&self, name: &ObjectName, hash: &[u8; 32], max_bytes: u64) -> io::Result<OpenCopy> {
+        let path = self.folder.join(name.as_str());
+        let mut file = File::open(&path)?;
+        let size_bytes = file.metadata()?.len();
+        let mut hasher = blake3::Hasher::new();
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            match file.read(&mut piece)? {
+                0 => break,
+                read => hasher.update(piece.get(..read).unwrap_or_default()),
+            };
+        }
+        if hasher.finalize() != blake3::Hash::from_bytes(*hash) || size_bytes > max_bytes {
+            remove(&path)?;
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let name = name.clone();
+        Ok(OpenCopy {
+            name,
+            file,
+            size_bytes,
+        })
+    }
+
+    fn keep(&self, name: &ObjectName, bytes: &[u8]) -> io::Result<()> {
+        let size_bytes = bytes.len() as u64;
+        if size_bytes > self.max_bytes {
+            return Ok(());
+        }
+        self.make_room(size_bytes)?;
+        let path = self.folder.join(name.as_str());
+        let above = path.parent().unwrap_or(&self.folder);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(above)?;
+        // Beside its name first; what a crash leaves is removed as no name of an object.
+        let leaf = path.file_name().unwrap_or_default().to_string_lossy();
+        let temporary = above.join(format!(".{leaf}.{}", std::process::id()));
+        let written = (|| {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)?;
+            file.write_all(bytes)?;
+            fs::rename(&temporary, &path)
+        })();
+        if written.is_err() {
+            let _gone = fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    /// The oldest copies go first.
+    fn make_room(&self, bytes: u64) -> io::Result<()> {
+        let mut copies = copies_below(&self.folder)?;
+        copies.sort_by_key(|copy| copy.written);
+        let mut total: u64 = copies.iter().map(|copy| copy.size_bytes).sum();
+        for copy in copies {
+            if total.saturating_add(bytes) <= self.max_bytes {
+                return Ok(());
+            }
+            remove(&copy.path)?;
+            total = total.saturating_sub(copy.size_bytes);
+        }
+        Ok(())
+    }
+}
+
+fn copies_below(folder: &Path) -> io::Result<Vec<Copy>> {
+    let mut copies = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let facts = match entry.metadata() {
+                // Another process removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                facts => facts?,
+            };
+            match facts.is_dir() {
+                true => folders.push(entry.path()),
+                false => copies.push(Copy {
+                    path: entry.path(),
+                    size_bytes: facts.len(),
+                    written: facts.modified()?,
+                }),
+            }
+        }
+    }
+    Ok(copies)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+impl Storage for Cached {
+    fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+        self.store.create(name, data)
+    }
+
+    fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {
+        self.store.read(name, max_bytes)
+    }
+
+    fn read_range(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), StorageError> {
+        self.store.read_range(name, offset, buffer)
+    }
+
+    fn open(&self, name: &ObjectName, max_bytes: u64) -> Result<Box<dyn OpenObject>, StorageError> {
+        self.store.open(name, max_bytes)
+    }
+
+    fn open_copy(
+        &self,
+        name: &ObjectName,
+        max_bytes: u64,
+    ) -> Result<Box<dyn OpenObject>, StorageError> {
+        let Some(hash) = (self.hash_of)(name) else {
+            return self.store.open(name, max_bytes);
+        };
+        if let Ok(copy) = self.copy_of(name, &hash, max_bytes) {
+            return Ok(Box::new(copy));
+        }
+        let bytes = self.store.read(name, max_bytes)?;
+        // What is not what its name says is for the caller to judge, and no copy is made of it.
+        if blake3::hash(&bytes) == blake3::Hash::from_bytes(hash) && self.keep(name, &bytes).is_ok()
+        {
+            // From the file, so that it need not stay in memory.
+            if let Ok(copy) = self.copy_of(name, &hash, max_bytes) {
+                return Ok(Box::new(copy));
+            }
+        }
+        let name = name.clone();
+        Ok(Box::new(super::InMemory { name, bytes }))
+    }
+
+    fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
+        self.store.size_bytes(name)
+    }
+
+    fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
+        self.store.created_at(name)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
+        self.store.list(prefix)
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
+        let _gone = remove(&self.folder.join(name.as_str()));
+        self.store.delete(name)
+    }
+
+    fn destroy(&self, name: &ObjectName) -> Result<(), StorageError> {
+        let _gone = remove(&self.folder.join(name.as_str()));
+        self.store.destroy(name)
+    }
+
+    fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+        self.store.sweep_leftovers(prefix)
+    }
+
+    fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
+        self.store.survey(prefix)
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.store.free_bytes()
+    }
+
+    fn release_reserve(&self) -> Result<bool, StorageError> {
+        self.store.release_reserve()
+    }
+
+    fn restore_reserve(&self) -> Result<bool, StorageError> {
+        self.store.restore_reserve()
+    }
+
+    fn location(&self) -> String {
+        self.store.location()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Faulty, Memory, Verb};
+    use super::*;
+
+    fn hash_of(name: &ObjectName) -> Option<[u8; 32]> {
+        let (_, last) = name.as_str().rsplit_once('/')?;
+        blake3::Hash::from_hex(last)
+            .ok()
+            .map(|hash| *hash.as_bytes())
+    }
+
+    fn named(prefix: &str, bytes: &[u8]) -> ObjectName {
+        ObjectName::new(&format!("{prefix}/{}", blake3::hash(bytes))).unwrap()
+    }
+
+    struct Lab {
+        folder: tempfile::TempDir,
+        store: Arc<Faulty<Memory>>,
+        cached: Cached,
+    }
+
+    impl Lab {
+        fn new(max_bytes: u64) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Arc::new(Faulty::new(Memory::new()));
+            let path = folder.path().join("cache");
+            let cached = Cached::new(store.clone(), path, max_bytes, hash_of);
+            Lab {
+                folder,
+                store,
+                cached,
+            }
+        }
+
+        fn read(&self, name: &ObjectName) -> Result<Vec<u8>, StorageError> {
+            let object = self.cached.open_copy(name, 1 << 20)?;
+            let mut bytes = vec![0; object.size_bytes() as usize];
+            object.read_at(0, &mut bytes)?;
+            Ok(bytes)
+        }
+
+        fn asked(&self) -> usize {
+            let reads = |verb: &Verb| matches!(verb, Verb::Read);
+            self.store
+                .log()
+                .iter()
+                .filter(|line| reads(&line.verb))
+                .count()
+        }
+
+        fn path(&self, name: &ObjectName) -> PathBuf {
+            self.folder.path().join("cache").join(name.as_str())
+        }
+    }
+
+    #[test]
+    fn a_copy_is_read_from_the_store_once_and_again_when_it_was_lost_or_has_rotted() {
+        let lab = Lab::new(1 << 20);
+        let name = named("customers/acme/index/1", b"a segment");
+        lab.cached.create(&name, b"a segment").unwrap();
+        for asked in [1, 1, 1] {
+            assert_eq!(lab.read(&name).unwrap(), b"a segment");
+            assert_eq!(lab.asked(), asked);
+        }
+        fs::write(lab.path(&name), b"a segmenT").unwrap();
+        assert_eq!(lab.read(&name).unwrap(), b"a segment");
+        assert_eq!(lab.asked(), 2);
+        fs::remove_dir_all(lab.folder.path().join("cache")).unwrap();
+        assert_eq!(lab.read(&name).unwrap(), b"a segment");
+        assert_eq!(lab.asked(), 3);
+        // Who asks for the object itself is answered by the store.
+        assert_eq!(lab.cached.read(&name, 100).unwrap(), b"a segment");
+        lab.cached.open(&name, 100).unwrap();
+        assert_eq!(lab.asked(), 5);
+        lab.cached.delete(&name).unwrap();
+        assert!(!lab.path(&name).exists());
+        assert!(lab.read(&name).is_err());
+    }
+
+    #[test]
+    fn no_copy_is_made_of_what_is_not_what_its_name_says() {
+        let lab = Lab::new(1 << 20);
+        let name = named("index/1", b"a segment");
+        lab.store.create(&name, b"another").unwrap();
+        let odd = ObjectName::new("index/odd").unwrap();
+        lab.store.create(&odd, b"odd").unwrap();
+        for _ in 0..2 {
+            assert_eq!(lab.read(&name).unwrap(), b"another");
+            assert_eq!(lab.read(&odd).unwrap(), b"odd");
+        }
+        assert!(!lab.path(&name).exists() && !lab.path(&odd).exists());
+    }
+
+    #[test]
+    fn the_oldest_copies_make_room_and_what_is_too_large_is_not_kept() {
+        let lab = Lab::new(10);
+        let contents = [&b"1234"[..], b"5678", b"9abc", b"larger than all"];
+        let names = contents.map(|content| named("index/1", content));
+        for (name, content) in names.iter().zip(contents) {
+            lab.store.create(name, content).unwrap();
+            assert_eq!(lab.read(name).unwrap(), content);
+            // Times of files can be as coarse as a tick.
+            let old = SystemTime::now() - std::time::Duration::from_secs(3600);
+            if let Ok(file) = File::open(lab.path(&names[0])) {
+                file.set_modified(old).unwrap();
+            }
+        }
+        let there = names.each_ref().map(|name| lab.path(name).exists());
+        assert_eq!(there, [false, true, true, false]);
+    }
+
+    #[test]
+    fn copies_go_that_nobody_names_and_those_of_others_stay() {
+        let lab = Lab::new(1 << 20);
+        let content = |prefix: &str| prefix.as_bytes().to_vec();
+        let names: Vec<ObjectName> = [
+            "customers/a/index/1",
+            "customers/a/index/2",
+            "customers/b/index/1",
+        ]
+        .iter()
+        .map(|prefix| {
+            let name = named(prefix, &content(prefix));
+            lab.store.create(&name, &content(prefix)).unwrap();
+            lab.read(&name).unwrap();
+            name
+        })
+        .collect();
+        // What a killed process left.
+        fs::write(
+            lab.folder.path().join("cache/customers/a/index/1/.77"),
+            "torn",
+        )
+        .unwrap();
+        let kept = BTreeSet::from([names[1].clone()]);
+        lab.cached.keep_only("customers/a", &kept).unwrap();
+        let there = |name: &ObjectName| lab.path(name).exists();
+        assert_eq!(
+            [&names[0], &names[1], &names[2]].map(there),
+            [false, true, true]
+        );
+        assert!(
+            !lab.folder
+                .path()
+                .join("cache/customers/a/index/1/.77")
+                .exists()
+        );
+        let prefixes = BTreeSet::from(["customers/b".to_string()]);
+        lab.cached.keep_only_below(&prefixes).unwrap();
+        assert_eq!([&names[1], &names[2]].map(there), [false, true]);
+    }
+}
