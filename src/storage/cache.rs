@@ -250,6 +250,10 @@ impl Storage for Cached {
         self.store.size_bytes(name)
     }
 
+    fn reads_at_once(&self) -> usize {
+        self.store.reads_at_once()
+    }
+
     fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
         self.store.created_at(name)
     }

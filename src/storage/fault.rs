@@ -91,6 +91,8 @@ struct Plan {
     freezes: Vec<Freeze>,
     log: Vec<Operation>,
     dead: bool,
+    /// 0: as the store below says.
+    reads_at_once: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,6 +242,11 @@ impl<S: Storage> Faulty<S> {
         faulty
     }
 
+    /// As a store that is far away says it.
+    pub fn read_at_once(&self, reads: usize) {
+        self.state.plan().reads_at_once = reads;
+    }
+
     pub fn add(&self, fault: Fault) {
         self.state.plan().faults.push(fault);
     }
@@ -375,6 +382,13 @@ impl<S: Storage> Storage for Faulty<S> {
             self.flip(name, offset, buffer);
             Ok(())
         })
+    }
+
+    fn reads_at_once(&self) -> usize {
+        match self.state.plan().reads_at_once {
+            0 => self.inner.reads_at_once(),
+            given => given,
+        }
     }
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {

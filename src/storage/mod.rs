@@ -198,6 +198,11 @@ pub trait Storage: Send + Sync {
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError>;
 
+    /// How many reads are worth having under way at once: of a far store, each waits most of its time.
+    fn reads_at_once(&self) -> usize {
+        1
+    }
+
     /// When the object was created by the store's own clock, to the second; `None` where the store has none
     /// but this host's.
     fn created_at(&self, _name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
@@ -281,6 +286,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
         (**self).size_bytes(name)
+    }
+
+    fn reads_at_once(&self) -> usize {
+        (**self).reads_at_once()
     }
 
     fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {

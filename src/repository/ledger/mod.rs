@@ -1,5 +1,6 @@
 //! The ledger of one customer: reading it to its end, and taking the next slot.
 
+mod ahead;
 mod audit;
 mod checkpoint;
 #[cfg(any(test, fuzzing))]
@@ -20,6 +21,7 @@ use crate::format::names::{CustomerNames, ObjectRole};
 use crate::format::wire::FormatError;
 use crate::model::{CustomerUid, EntryHash, ObjectName, Writers};
 use crate::storage::{Listed, Storage, StorageError, StorageErrorKind};
+use ahead::Ahead;
 use rivals::{Alone, named_as_listed, slots_of};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -46,6 +48,8 @@ pub struct Ledger {
     believed: u64,
     /// The entry after which a checkpoint was last kept.
     kept: u64,
+    /// Entries that were listed and read before their turn.
+    ahead: Ahead,
     /// Where one host writes.
     alone: Alone,
 }
@@ -98,6 +102,11 @@ impl Ledger {
         checkpoint: bool,
     ) -> Result<bool, RepositoryError> {
         let ledger = self;
+        ledger.ahead.listed = listed
+            .iter()
+            .filter_map(|object| ledger.number(object))
+            .max()
+            .unwrap_or(0);
         // What this host has seen is asked before the rest is read: other processes of it go on
         // meanwhile, and what they see later is no proof against an end that was read earlier.
         ledger.read_on(Some(1), |_, _| {})?;
@@ -148,6 +157,7 @@ impl Ledger {
             state: State::default(),
             believed: 0,
             kept: 0,
+            ahead: Ahead::default(),
             alone: Alone::default(),
         }
     }
@@ -357,8 +367,11 @@ impl Ledger {
         if self.names.writers() == Writers::One {
             return self.next_of_rivals();
         }
-        let name = self.names.ledger(self.state.seq + 1);
-        match self.storage.read(&name, MAX_ENTRY_BYTES) {
+        let seq = self.state.seq + 1;
+        if let Some(stored) = self.ahead.entries.get(&seq) {
+            return self.open_next(stored).map(Some);
+        }
+        match self.storage.read(&self.names.ledger(seq), MAX_ENTRY_BYTES) {
             Ok(stored) => self.open_next(&stored).map(Some),
             Err(error) if error.kind == StorageErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
@@ -366,6 +379,7 @@ impl Ledger {
     }
 
     fn take_in(&mut self, entry: &Entry, hash: EntryHash) -> Result<(), String> {
+        self.ahead.entries.remove(&entry.seq);
         if self.names.writers() == Writers::One {
             self.alone.trail.insert(entry.seq, hash);
         }
@@ -378,6 +392,9 @@ impl Ledger {
         mut each: impl FnMut(&Entry, Result<(), String>),
     ) -> Result<(), RepositoryError> {
         while until.is_none_or(|until| self.state.seq < until) {
+            if until.is_none() {
+                self.read_ahead();
+            }
             let Some((entry, hash)) = self.next()? else {
                 break;
             };

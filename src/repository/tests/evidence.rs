@@ -460,6 +460,43 @@ fn a_checkpoint_is_made_anew_after_some_entries_and_lends_no_belief_to_the_next(
 }
 
 #[test]
+fn a_far_ledger_is_read_many_entries_at_once_and_says_the_same() {
+    let (world, entries) = with_a_checkpoint();
+    let near = world.open().state();
+    let far = |fault: Option<u64>| {
+        world.host.forget();
+        let storage = Arc::new(Faulty::new(world.memory.clone()));
+        storage.read_at_once(4);
+        if let Some(at) = fault {
+            let kind = StorageErrorKind::Transient;
+            storage.add(Fault::FailBefore { at, kind });
+        }
+        let opened = world.open_unchecked(storage.clone(), &world.host);
+        (opened.map(|customer| customer.state()), storage.log())
+    };
+    let (state, log) = far(None);
+    assert_eq!(state.unwrap(), near);
+    // Each once, and the slot that is free.
+    let is_entry = |line: &&crate::storage::Operation| line.name.contains("/ledger/");
+    let reads = log
+        .iter()
+        .filter(is_entry)
+        .filter(|line| line.verb == Verb::Read);
+    assert_eq!(reads.count() as u64, entries + 1);
+    // One that fails on the way is read again in its turn.
+    for at in 3..2 + entries {
+        assert_eq!(far(Some(at)).0.unwrap(), near, "operation {at}");
+    }
+    // And one that is damaged is damaged.
+    let name = entry_name(entries - 2);
+    let mut stored = world.memory.read(&name, u64::MAX).unwrap();
+    stored[40] ^= 1;
+    world.memory.plant(&name, &stored);
+    let error = far(None).0.unwrap_err();
+    assert!(error.is_damage() && error.name == name.as_str(), "{error}");
+}
+
+#[test]
 fn a_store_that_fails_where_an_entry_is_read_is_not_the_end_of_the_ledger() {
     let world = with_points();
     let storage = Arc::new(Faulty::new(world.memory.clone()));

@@ -166,6 +166,10 @@ impl Storage for S3 {
         self.runtime.block_on(self.head(name))
     }
 
+    fn reads_at_once(&self) -> usize {
+        self.settings.connections
+    }
+
     fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
         refuse_own_names(name)?;
         self.runtime.block_on(self.last_modified(name)).map(Some)
