@@ -3,7 +3,9 @@
 mod support;
 
 use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use support::s3::{Bucket, Mishap, Passed, Proxy, server};
 use support::{Guest, Host, HostOptions, Random, path_text, time};
@@ -462,6 +464,22 @@ fn whatever_goes_wrong_between_vmkeep_and_its_bucket_no_point_is_lost_and_none_r
     lab.host.vmkeep(&["init", "--yes"], start()).exits(0);
     lab.host.vmkeep(&["run"], start()).exits(0);
     let mut happened = 0;
+    // What each point must restore to.
+    let mut contents: BTreeMap<String, u64> = BTreeMap::new();
+    let fingerprint = |bytes: &[u8]| {
+        let mut hasher = DefaultHasher::new();
+        bytes.hash(&mut hasher);
+        hasher.finish()
+    };
+    let taken_at = |point: &serde_json::Value| point["taken_at"].as_str().unwrap().to_string();
+    // Of one night all have the same: the guest works between the nights.
+    let note = |lab: &Lab, at, contents: &mut BTreeMap<String, u64>| {
+        let content = fingerprint(&lab.guest.content());
+        for point in lab.host.points(at) {
+            contents.entry(taken_at(&point)).or_insert(content);
+        }
+    };
+    note(&lab, start(), &mut contents);
     for (night, seed) in (first..end).enumerate() {
         let at = start() + days(night as i64 + 1);
         let mut random = Random::new(seed);
@@ -496,13 +514,17 @@ fn whatever_goes_wrong_between_vmkeep_and_its_bucket_no_point_is_lost_and_none_r
             lab.host.vmkeep(&["backup", "web01"], at).exits(0);
         }
         lab.newest_restores(at);
+        note(&lab, at, &mut contents);
         if night % 10 == 9 {
             lab.host.vmkeep(&["prune"], at).exits(0);
             lab.host.vmkeep(&["verify", "--read-data"], at).exits(0);
             lab.host.vmkeep(&["status"], at).exits(0);
             for point in lab.host.points(at) {
-                let taken = point["taken_at"].as_str().unwrap();
-                lab.host.restore("web01", taken, at);
+                let taken = taken_at(&point);
+                let target = lab.host.restore("web01", &taken, at);
+                let restored = fs::read(target.path().join("vda.raw")).unwrap();
+                let content = contents.get(&taken);
+                assert_eq!(content, Some(&fingerprint(&restored)), "{taken}");
             }
         }
     }

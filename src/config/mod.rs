@@ -341,8 +341,8 @@ fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Optio
     let name = section
         .text("name", problems)
         .map_or_else(hostname, str::to_string);
-    if name.is_empty() || name.len() > 255 || name.chars().any(char::is_control) {
-        problems.push(section.problem("name", "a host name has 1 to 255 printable characters"));
+    if !is_host_name(&name) {
+        problems.push(section.problem("name", HOST_NAME));
     }
     let clock = match section.text("clock", problems) {
         None | Some("verified") => ClockTrust::Verified,
@@ -403,6 +403,13 @@ fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Optio
         freeze_limit,
         libvirt_uri,
     })
+}
+
+/// What a host name is.
+pub const HOST_NAME: &str = "a host name has 1 to 255 printable characters";
+
+pub fn is_host_name(name: &str) -> bool {
+    (1..=255).contains(&name.len()) && !name.chars().any(char::is_control)
 }
 
 fn read_role(section: &mut Section<'_>, problems: &mut Vec<Problem>) -> HostRole {

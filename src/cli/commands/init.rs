@@ -166,6 +166,15 @@ fn find(config: &Config) -> Result<(Store, RepositoryFile, bool), Failure> {
     Ok((store, file, false))
 }
 
+/// As one word of a shell.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    match word.chars().all(is_plain) {
+        true => word.to_string(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
 /// A host that nobody has let in yet is told how.
 fn stranger(error: JobError, host: &LocalHost) -> Failure {
     if error.kind == JobErrorKind::Refused && !host.may_delete() {
@@ -184,7 +193,7 @@ fn stranger(error: JobError, host: &LocalHost) -> Failure {
         .hint("a new host beside others is let in by one of them that has the role admin:")
         .hint(format!(
             "vmkeep key admit --name {} --host-id {} --role backup --role restore{trusted} {}",
-            body.name, body.host, body.recipient
+            quoted(&body.name), body.host, body.recipient
         ))
         .hint("one in the place of another takes over its identity, or an escrow identity, in its state folder")
 }
@@ -259,4 +268,20 @@ fn escrow_advice(config: &Config, host: &LocalHost, missing: bool) -> String {
         identity.display()
     );
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn a_name_is_one_word_of_a_shell() {
+        for (name, word) in [
+            ("host1.example", "host1.example"),
+            ("the host", "'the host'"),
+            ("o'host; rm", "'o'\\''host; rm'"),
+        ] {
+            assert_eq!(quoted(name), word);
+        }
+    }
 }

@@ -5,6 +5,7 @@ use crate::cli::invocation::Invocation;
 use crate::cli::site::Site;
 use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
+use crate::config::{HOST_NAME, is_host_name};
 use crate::format::entry::{ClockDeclaration, HostBody, Role};
 use crate::jobs::{Admission, admit_host};
 use serde_json::json;
@@ -80,6 +81,9 @@ fn admit(site: &Site, args: &AdmitArgs) -> Result<Answer, Failure> {
             let message = format!("customer {name} is not in the configuration of this host");
             return Err(Failure::new(Exit::Usage, message));
         }
+    }
+    if !is_host_name(&args.name) {
+        return Err(Failure::new(Exit::Usage, format!("--name: {HOST_NAME}")));
     }
     let mut roles: Vec<Role> = args.roles.iter().map(|role| role_of(*role)).collect();
     roles.sort_unstable();
