@@ -68,7 +68,7 @@
 //! | `repository` | repository id |
 //! | `created_at` | time, for people |
 //! | `chunk_bytes` | default chunk size for new disks: a power of two, 65536 to 1048576 |
-//! | `features` | list of texts, each an ability that every program needs; version 1 defines none, so a reader refuses a list that is not empty |
+//! | `features` | list of texts, each an ability that every program needs; version 1 knows `one-writer` (14.1), and a reader refuses any other |
 //!
 //! It is not signed. The genesis entry of each customer names the repository too, and must agree.
 //!
@@ -544,18 +544,27 @@
 //! entry that a dead process left under way can land at any later time. A repository made for one host
 //! there has the feature `one-writer`, and its geneses say `writers`. An entry's name has its hash in it,
 //! so nothing is overwritten, and there may be several with one number, each with the `prev` of the same
-//! entry before: then the one that another entry follows counts, or, as long as none follows, the first
-//! by name. Two of one number that are both followed are damage: two hosts have written.
+//! entry before: then the one on which the longest chain stands counts; of those with equally long chains,
+//! the one whose name (its hash) comes first. Entries that do not count stay, and mean nothing. What is
+//! no sound entry, or of a later version, is passed over beside one that is sound and follows. A reader
+//! whose end loses to another one while it reads begins again at entry 1.
 //!
-//! The processes of the host take turns (a lock on the host). Whoever has the turn and does not know that
-//! every creation before it has ended (it keeps a mark for that) writes a `seal` and its own entry on it,
-//! and only then trusts, acts or acknowledges: what lands late beside the seal is followed by nothing.
+//! The processes of the host take turns (a lock on the host). Unless it goes on from the entry that it
+//! wrote last itself, no other process having begun a turn since, whoever has the turn writes a `seal` and
+//! its own entry on it, and only then trusts, acts or acknowledges. Why that is enough: whoever sends an
+//! entry has read what had landed, or read back what it sent, so whatever is under way is at most one
+//! longer than the longest chain that has landed; the entry on the seal is two longer. A genesis is not
+//! sealed; the first entry on a seal after it settles it. Nothing is deleted, and no end is remembered,
+//! that is not settled so.
+//!
 //! An installation that finds another one's id in the last `seal` writes nothing, unless an operator has
-//! said that it takes the other's place.
+//! said that it takes the other's place. Numbers of key files are random here, and `vmkeep.json` is kept on
+//! the host before it is sent, so that what is sent again is the same.
 //!
 //! # 15. Reading
 //!
-//! 1. Read `ledger/0000000000000001` and on, until a name is missing; check and apply each entry.
+//! 1. Read `ledger/0000000000000001` and on, until a name is missing; check and apply each entry. (Where one
+//!    host writes: 14.1.)
 //! 2. *Live* points are those of commits that were not void, neither expired nor erased. Others are not
 //!    restored.
 //! 3. Load the current segments; the bytes must hash to the name. Together they are the index.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Whoever holds a turn for so long hangs, or its store does.
-const LONGEST_WAIT: Duration = Duration::from_secs(3 * 60);
+const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// A turn of this process. A file says which process has begun the last one. It is written, and waited

@@ -155,7 +155,9 @@ impl Customer {
             let earlier = storage.list(&names.keys_prefix())?;
             let key = CustomerKey::generate(uid);
             let (object, hash) = write_key(&**storage, &names, &key, &new.recipients)?;
-            let outcome = ledger.append(host, uid, |state, _| match state.keys.is_empty() {
+            // The key is of this uid: where one host writes, another genesis may turn out to count.
+            let is_due = |state: &State| state.keys.is_empty() && state.uid == Some(uid);
+            let outcome = ledger.append(host, uid, |state, _| match is_due(state) {
                 true => Ok(Body::Key(KeyBody {
                     generation: key.generation(),
                     object,
@@ -227,6 +229,8 @@ impl Customer {
 
     /// Asked before anything is deleted on the word of the ledger's end: whether this version understands
     /// all of it, and whether it counts whatever lands late.
+    ///
+    /// What was read before still holds if [`SealedCustomer::readings`] is the same afterwards.
     pub fn settle(&self) -> Result<(), RepositoryError> {
         self.may_write()?;
         self.ledger().settle(&*self.host, self.uid())

@@ -123,9 +123,9 @@ impl SealedCustomer {
         self.ledger().may_write()
     }
 
-    /// Whether the ledger up to this entry counts whatever lands late.
-    pub(super) fn is_settled_at(&self, seq: u64) -> bool {
-        self.ledger().is_settled_at(seq)
+    /// How often the ledger was read anew because its end had lost to another one.
+    pub fn readings(&self) -> u64 {
+        self.ledger().readings()
     }
 
     /// The index as of the ledger's end now.

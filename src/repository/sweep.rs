@@ -213,11 +213,11 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
 /// As of an end that counts: what is not explained there is removed.
 fn settled_index_and_state(customer: &Customer) -> Result<(Arc<Index>, State), RepositoryError> {
     for _ in 0..LOAD_ATTEMPTS {
-        customer.refresh()?;
+        let readings = customer.readings();
+        let told = customer.index_and_state()?;
         customer.settle()?;
-        let (index, state) = customer.index_and_state()?;
-        if customer.is_settled_at(state.seq) {
-            return Ok((index, state));
+        if customer.readings() == readings {
+            return Ok(told);
         }
     }
     Err(customer.index_changes_too_fast())

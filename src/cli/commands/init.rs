@@ -134,20 +134,24 @@ fn found(
 ) -> Result<(Store, RepositoryFile, bool), Failure> {
     let store = store::create(config)?;
     store.refuse_unfit(config)?;
-    let repository = &config.repository;
-    let file = folder
-        .planned_repository(|| new_repository(now, repository.chunk_bytes, repository.writers))?;
-    match create_repository(&*store.storage, file) {
-        Ok(file) => {
-            folder.forget_planned_repository()?;
-            Ok((store, file, true))
-        }
-        Err(error) if error.kind == RepositoryErrorKind::AlreadyExists => {
-            let file = open_repository(&*store.storage)?;
-            Ok((store, file, false))
-        }
-        Err(error) => Err(error.into()),
+    match open_repository(&*store.storage) {
+        Ok(file) => return Ok((store, file, false)),
+        Err(error) if error.kind == RepositoryErrorKind::NoRepository => {}
+        Err(error) => return Err(error.into()),
     }
+    let repository = &config.repository;
+    let planned = folder
+        .planned_repository(|| new_repository(now, repository.chunk_bytes, repository.writers))?;
+    let (file, created) = match create_repository(&*store.storage, planned) {
+        Ok(file) => (file, true),
+        // Another one at the same time, or what an earlier attempt had left under way.
+        Err(error) if error.kind == RepositoryErrorKind::AlreadyExists => {
+            (open_repository(&*store.storage)?, false)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    folder.forget_planned_repository()?;
+    Ok((store, file, created))
 }
 
 /// As `found`, for an agent, which makes none: its key is not to be able to write what all others read.

@@ -197,7 +197,7 @@ impl Ledger {
         }
         if self.names.writers() == Writers::One && again.hash != self.state.hash {
             // What was the end has lost to a rival.
-            return self.read_anew();
+            return self.read_anew(memory);
         }
         if again != self.state {
             // The chain is whole and ends with the bytes that the checkpoint names, so the entries are
@@ -410,7 +410,7 @@ impl Ledger {
         match self.read_on(None, |_, _| {}) {
             // What was the end here may have been a rival that lost.
             Err(error) if error.is_damage() && self.names.writers() == Writers::One => {
-                self.read_anew()?;
+                self.read_anew(memory)?;
             }
             read => read?,
         }
@@ -526,7 +526,8 @@ impl Ledger {
         Entry {
             seq: self.state.seq + 1,
             prev: self.last_hash(),
-            customer: uid,
+            // Another process may have made the genesis since.
+            customer: self.state.uid.unwrap_or(uid),
             time: stamp.time,
             attestation: stamp.attestation,
             host: host.id(),

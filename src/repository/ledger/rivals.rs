@@ -7,12 +7,12 @@ use crate::format::entry::{Body, Entry, MAX_ENTRY_BYTES, SealBody};
 use crate::format::names::{CustomerNames, ObjectRole};
 use crate::model::{CustomerUid, EntryHash, Writers};
 use crate::repository::rule::{Rule, stands};
-use crate::repository::{Head, Host, RepositoryError, RepositoryErrorKind, Turn};
+use crate::repository::{Head, Host, HostMemory, RepositoryError, RepositoryErrorKind, Turn};
 use crate::storage::Listed;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// More entries with one number are not believed: each took a process that died.
-const MOST_RIVALS: usize = 64;
+const MOST_RIVALS: usize = 1024;
 
 /// The entries of each number, as a listing shows them.
 pub(super) type Slots = BTreeMap<u64, BTreeSet<EntryHash>>;
@@ -27,6 +27,8 @@ pub(super) struct Alone {
     /// The last entry that this process wrote on a seal, or on one of its own that stood so: it counts,
     /// and so does all before it, whatever lands.
     acknowledged: Option<Head>,
+    /// How often it was read anew.
+    readings: u64,
 }
 
 pub(super) fn slots_of(names: &CustomerNames, listed: &[Listed]) -> Slots {
@@ -165,19 +167,23 @@ impl Ledger {
         Ok(entry)
     }
 
-    /// Reads again from genesis, with another listing. What this process has written must be in it.
-    pub(super) fn read_anew(&mut self) -> Result<(), RepositoryError> {
+    /// Reads again from genesis, with another listing. What this host was told that it stands must be in it.
+    pub(super) fn read_anew(&mut self, memory: &dyn HostMemory) -> Result<(), RepositoryError> {
         let mut read = Err(self.two_hosts(self.state.seq));
         for _ in 0..READINGS {
             let listed = self.storage.list(&self.names.ledger_prefix())?;
             let mut again = Ledger::empty(self.storage.clone(), self.names.clone());
             again.alone.listed = slots_of(&self.names, &listed);
             again.alone.acknowledged = self.alone.acknowledged;
+            again.alone.readings = self.alone.readings + 1;
             read = again.read_on(None, |_, _| {});
             match &read {
                 Ok(()) => {
-                    if let Some(head) = self.alone.acknowledged {
-                        again.check_alone(&head)?;
+                    let remembered = self.state.uid.and_then(|uid| memory.head(&uid));
+                    for head in [self.alone.acknowledged, remembered].into_iter().flatten() {
+                        if again.alone.trail.get(&head.seq) != Some(&head.hash) {
+                            return Err(self.two_hosts(head.seq));
+                        }
                     }
                     *self = again;
                     break;
@@ -199,9 +205,13 @@ impl Ledger {
     }
 
     /// Whether the entries up to this one count whatever lands. Deleting needs it.
-    pub(in crate::repository) fn is_settled_at(&self, seq: u64) -> bool {
+    pub(super) fn is_settled_at(&self, seq: u64) -> bool {
         let settled = self.alone.acknowledged;
         self.names.writers() == Writers::Many || settled.is_some_and(|head| seq <= head.seq)
+    }
+
+    pub(in crate::repository) fn readings(&self) -> u64 {
+        self.alone.readings
     }
 
     /// Sees to it that the end counts.
@@ -287,20 +297,30 @@ impl Ledger {
                 self.alone.acknowledged = None;
                 turn.leave_open();
             }
-            Err(_) => {}
+            // Whoever went on from an entry of its own and was refused has sent nothing.
+            Err(_) if goes_on => {}
+            Err(_) => turn.leave_open(),
         }
         written
     }
 
     /// A store that does not list what it holds would hide entries from the next turn.
     pub(super) fn check_listed(&self, seq: u64, hash: &EntryHash) -> Result<(), RepositoryError> {
-        if self.names.writers() == Writers::Many || self.rivals(seq)?.contains(hash) {
+        if self.names.writers() == Writers::Many {
             return Ok(());
         }
+        // It stands: nothing that goes wrong from here on may be taken for its failure.
+        let detail = match self.rivals(seq) {
+            Ok(rivals) if rivals.contains(hash) => return Ok(()),
+            Ok(_) => "the store holds this entry and does not list it: it is no store to rely on"
+                .to_string(),
+            Err(error) => format!("it is not known whether the store lists this entry ({error})"),
+        };
+        let name = self.names.rival(seq, hash);
         Err(RepositoryError::new(
             RepositoryErrorKind::Uncertain,
-            self.names.rival(seq, hash),
-            "the store holds this entry and does not list it: it is no store to rely on",
+            name,
+            detail,
         ))
     }
 }

@@ -187,9 +187,10 @@ impl Pass<'_> {
     /// Of an end that counts: what is condemned there is deleted on its word.
     fn mark_settled(&self, force: bool) -> Result<Mark, RepositoryError> {
         for _ in 0..LOAD_ATTEMPTS {
-            self.customer.settle()?;
+            let readings = self.customer.readings();
             let mark = mark_now(self.customer, force)?;
-            if self.customer.is_settled_at(mark.index().seq()) {
+            self.customer.settle()?;
+            if self.customer.readings() == readings {
                 return Ok(mark);
             }
         }

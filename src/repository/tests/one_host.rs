@@ -391,6 +391,53 @@ fn without_the_seal_something_acknowledged_is_lost() {
 }
 
 #[test]
+fn two_that_make_the_customer_at_once_leave_one_that_is_whole() {
+    let time = Time::new();
+    let (memory, host) = (Memory::new(), TestHost::new(&time));
+    let storage: Arc<dyn Storage> = Arc::new(memory.clone());
+    let name = customer_name();
+    let terms = crate::policy::PolicyTerms::default();
+    let new = NewCustomer {
+        repository: crate::model::RepositoryId::from_bytes([1; 16]),
+        name: &name,
+        host: host.body(),
+        recipients: vec![host.identity.recipient()],
+        terms: &terms,
+        writers: crate::model::Writers::One,
+    };
+    // Both have seen that there is none; then each writes its genesis.
+    let names = crate::format::names::CustomerNames::new(&name);
+    let names = names.written_by(crate::model::Writers::One);
+    let mut late = Ledger::empty(storage.clone(), names);
+    Customer::create(&storage, &new, &*host).unwrap();
+    host.turns().process.fetch_add(1, Ordering::Relaxed);
+    let uid = crate::model::CustomerUid::from_bytes([2; 16]);
+    let error = late
+        .append(&*host, uid, |state, _| {
+            assert_ne!(state.seq, 0);
+            Err(RepositoryError::new(
+                RepositoryErrorKind::AlreadyExists,
+                "",
+                "",
+            ))
+        })
+        .unwrap_err();
+    assert_eq!(error.kind, RepositoryErrorKind::AlreadyExists);
+    Customer::create(&storage, &new, &*host).unwrap();
+    let settings = WriteSettings::default();
+    let repository = new.repository;
+    let opened = Customer::open(
+        storage,
+        &name,
+        repository,
+        &host.identity,
+        host.clone(),
+        settings,
+    );
+    assert_eq!(opened.unwrap().state().voids, []);
+}
+
+#[test]
 fn nobody_else_is_let_in_and_entries_of_the_other_kind_are_told() {
     let world = World::of_one_host();
     let customer = world.open();

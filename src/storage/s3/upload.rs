@@ -49,7 +49,13 @@ impl S3 {
                 Ok(version) => {
                     // Whatever comes of the question, this attempt may stand.
                     uncertain = true;
-                    self.stands_alone(name, data, version.as_deref()).await
+                    match self.stands_alone(name, data, version.as_deref()).await {
+                        // A right that is missing says nothing of what was created.
+                        Err(error) if error.kind == StorageErrorKind::Denied => {
+                            Err(transient(name, error.detail))
+                        }
+                        told => told,
+                    }
                 }
             }
         })

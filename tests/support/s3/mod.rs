@@ -136,6 +136,11 @@ impl Server {
         }
     }
 
+    /// The plain client.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// A new, empty bucket. Whether it keeps versions depends on the server.
     pub fn bucket(&'static self) -> Bucket {
         let bucket = self.next_bucket();
