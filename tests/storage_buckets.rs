@@ -260,7 +260,9 @@ fn the_probe_tells_what_the_server_makes_of_the_condition() {
     let with_versions = with_versions.map(|bucket| (bucket, kind.condition_with_versions()));
     let without = (server().bucket(), Some(kind.condition()));
     for (bucket, condition) in [Some(without), with_versions].into_iter().flatten() {
-        let store = bucket.open();
+        let mut settings = bucket.settings("root/of/vmkeep");
+        settings.ask_first = false;
+        let store = S3::open(settings).expect("open");
         let alone = probe(&store, "customers/c", 0, 1).expect("probed");
         let racing = probe(&store, "customers/c", 20, 8).expect("probed");
         let is_unsound = |probed: &Probe| match probed {
@@ -382,7 +384,6 @@ fn one_mishap_in_any_request_of_any_operation_is_outlived() {
     let mut settings = bucket.settings("root");
     settings.endpoint = Some(proxy.endpoint.clone());
     settings.part_bytes = 5 << 20;
-    settings.ask_first = server().kind.condition() == Condition::Ignored;
     let store = S3::open(settings).expect("open");
     let large = vec![5; 6 << 20];
     let mut number = 0;
@@ -465,6 +466,7 @@ fn a_name_that_is_wrongly_said_to_be_taken_is_not_there() {
     let proxy = Proxy::before(&server().endpoint);
     let mut settings = bucket.settings("root");
     settings.endpoint = Some(proxy.endpoint.clone());
+    settings.ask_first = false;
     let store = S3::open(settings).expect("open");
     proxy.start_over([(0, Mishap::Status(412))]);
     let object = name("customers/c/1");
