@@ -16,6 +16,8 @@ pub enum Mishap {
     LostBefore,
     /// The server does it, and the connection ends before its answer.
     LostAfter,
+    /// The connection ends, and the server is asked only together with the same request's repetition.
+    Late,
     /// The server's answer, without the second half of its body.
     Truncated,
     /// One bit in the middle of the answer's body.
@@ -52,6 +54,8 @@ struct Book {
     /// What was to be done before it has been done.
     stands_still: bool,
     first_answers: HashMap<(String, String), Vec<u8>>,
+    /// Requests on their way, by method and target.
+    late: HashMap<(String, String), Vec<u8>>,
 }
 
 /// Lives as long as the program.
@@ -298,8 +302,26 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::R
                 to_client.write_all(&body.as_bytes()[..length])?;
                 continue;
             }
+            Some(Mishap::Late) => {
+                let whole = [request.head("expect"), request.body].concat();
+                let mut book = shared.book.lock().unwrap();
+                book.late.insert((method, target), whole);
+                return Ok(());
+            }
             _ => {}
         }
+        let late = {
+            let mut book = shared.book.lock().unwrap();
+            book.late.remove(&(method.clone(), target.clone()))
+        };
+        let late = late.map(|whole| {
+            let server = server.to_string();
+            thread::spawn(move || {
+                let mut to_server = TcpStream::connect(server)?;
+                to_server.write_all(&whole)?;
+                read_head(&mut BufReader::new(to_server))
+            })
+        });
         let is_conditional = request.header("if-none-match").is_some();
         let turn = turn.as_ref().filter(|_| is_conditional);
         let turn = turn.map(|turn| turn.lock().unwrap());
@@ -317,6 +339,9 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::R
             read_body(&mut from_server, &mut answer)?;
         }
         drop(turn);
+        if let Some(late) = late {
+            late.join().unwrap()?;
+        }
         if is_last {
             shared.hold(true);
             return Ok(());
