@@ -1,7 +1,8 @@
 //! `kill -9` of the program at every request of a backup, of a prune, and of what cleans up after a dead backup,
 //! before the server does it and after.
 //!
-//! Here some of these moments, evenly; all of them with `VMKEEP_CRASHES=all`, as `scripts/servers` has it.
+//! Here some of these moments, evenly; `VMKEEP_CRASHES=60` tries so many of each step, and `VMKEEP_CRASHES=all`
+//! all of them, as `scripts/servers` has it.
 
 mod support;
 
@@ -12,7 +13,7 @@ use support::s3::{Bucket, Passed, Proxy, Standstill, server};
 use support::{Guest, Host, HostOptions, Picture, Random, path_text, time, tool};
 
 /// Tried of each step here.
-const CASES: usize = 8;
+const CRASHES: usize = 8;
 const NIGHTS: usize = 10;
 
 /// A repository some nights old, as it is before each crash: one host with what it remembers, and what is in
@@ -137,17 +138,11 @@ impl Scene {
     }
 
     #[track_caller]
-    fn restore_all(&self, listed: &BTreeSet<String>, what: &str) {
-        for id in listed {
-            let (taken_at, picture) = &self.pictures[id];
-            let target = self.host.path("restored");
-            let to = path_text(&target);
-            let arguments = ["restore", "web01", "--at", taken_at, "--to", to];
-            self.host.vmkeep(&arguments, self.at).exits(0);
-            let restored = Picture::of_file(&target.join("vda.raw"));
-            assert!(restored == *picture, "{what}: {id} differs");
-            tool("rm", &["-rf", to]);
-        }
+    fn restore(&self, id: &str, what: &str) {
+        let (taken_at, picture) = &self.pictures[id];
+        let target = self.host.restore("web01", taken_at, self.at);
+        let restored = Picture::of_file(&target.path().join("vda.raw"));
+        assert!(restored == *picture, "{what}: {id} differs");
     }
 
     /// Whatever happened: what was acknowledged restores, the next run and prune succeed, and then everything in
@@ -157,7 +152,11 @@ impl Scene {
         let listed = self.list();
         let lost: Vec<&String> = acknowledged.difference(&listed).collect();
         assert!(lost.is_empty(), "{what}: {lost:?} are not listed");
-        self.restore_all(&listed, what);
+        // One in turn, and the newest; all are read below.
+        let in_turn = listed.iter().nth(self.copies % listed.len()).unwrap();
+        let newest = listed.iter().max_by_key(|id| &self.pictures[*id].0);
+        self.restore(in_turn, what);
+        self.restore(newest.unwrap(), what);
         self.host.vmkeep(&["backup", "web01"], self.at).exits(0);
         self.host.vmkeep(&["prune"], self.at).exits(0);
         self.at += SignedDuration::from_hours(1);
@@ -182,18 +181,21 @@ impl Scene {
         let all: Vec<Standstill> = (first..requests.len())
             .flat_map(|at| [false, true].map(|applied| Standstill { at, applied }))
             .collect();
-        let stride = match std::env::var("VMKEEP_CRASHES").as_deref() {
-            Ok("all") => 1,
-            Ok(other) => panic!("VMKEEP_CRASHES={other}: it can be \"all\""),
-            // Odd, so that it is before the server acts and after it in turn.
-            Err(_) => (all.len() / CASES) | 1,
+        let wanted = match std::env::var("VMKEEP_CRASHES").as_deref() {
+            Ok("all") => all.len(),
+            Ok(number) => number.parse().expect("VMKEEP_CRASHES=NUMBER or all"),
+            Err(_) => CRASHES,
         };
+        // Odd, so that it is before the server acts and after it in turn.
+        let stride = (all.len() / wanted) | 1;
         let mut killed = 0;
         let mut tried = 0;
         for standstill in all.iter().step_by(stride) {
             tried += 1;
             self.rewind();
-            killed += usize::from(self.is_killed_at(*standstill, step));
+            let is_killed = self.is_killed_at(*standstill, step);
+            println!("{step:?}, {standstill:?}, killed {is_killed}");
+            killed += usize::from(is_killed);
             self.recovers(&acknowledged, &format!("{step:?}, {standstill:?}"));
         }
         println!(
