@@ -5,7 +5,7 @@ mod support;
 use aws_sdk_s3::types::BucketVersioningStatus;
 use std::sync::Barrier;
 use std::time::Duration;
-use support::s3::{ACCESS_KEY_ID, Bucket, Condition, Kind, Mishap, Proxy, server};
+use support::s3::{ACCESS_KEY_ID, Bucket, Condition, Kind, Mishap, Passed, Proxy, server};
 use vmkeep::model::{ObjectName, Versioning};
 use vmkeep::storage::{
     Leftover, Probe, S3, S3Credentials, Storage, StorageError, StorageErrorKind, probe,
@@ -260,7 +260,9 @@ fn the_probe_tells_what_the_server_makes_of_the_condition() {
     let with_versions = with_versions.map(|bucket| (bucket, kind.condition_with_versions()));
     let without = (server().bucket(), Some(kind.condition()));
     for (bucket, condition) in [Some(without), with_versions].into_iter().flatten() {
-        let store = bucket.open();
+        let mut settings = bucket.settings("root/of/vmkeep");
+        settings.ask_first = false;
+        let store = S3::open(settings).expect("open");
         let alone = probe(&store, "customers/c", 0, 1).expect("probed");
         let racing = probe(&store, "customers/c", 20, 8).expect("probed");
         let is_unsound = |probed: &Probe| match probed {
@@ -382,7 +384,6 @@ fn one_mishap_in_any_request_of_any_operation_is_outlived() {
     let mut settings = bucket.settings("root");
     settings.endpoint = Some(proxy.endpoint.clone());
     settings.part_bytes = 5 << 20;
-    settings.ask_first = server().kind.condition() == Condition::Ignored;
     let store = S3::open(settings).expect("open");
     let large = vec![5; 6 << 20];
     let mut number = 0;
@@ -465,6 +466,7 @@ fn a_name_that_is_wrongly_said_to_be_taken_is_not_there() {
     let proxy = Proxy::before(&server().endpoint);
     let mut settings = bucket.settings("root");
     settings.endpoint = Some(proxy.endpoint.clone());
+    settings.ask_first = false;
     let store = S3::open(settings).expect("open");
     proxy.start_over([(0, Mishap::Status(412))]);
     let object = name("customers/c/1");
@@ -475,4 +477,36 @@ fn a_name_that_is_wrongly_said_to_be_taken_is_not_there() {
     proxy.start_over([(0, Mishap::Status(412))]);
     assert_eq!(store.list(""), Ok(Vec::new()));
     assert_eq!(store.create(&object, b"x"), Ok(()));
+}
+
+/// Where the condition is ignored, both attempts land; what becomes of that must not be in the way of what comes
+/// after.
+#[test]
+fn an_attempt_that_lands_together_with_its_repetition_leaves_one_object_that_can_be_deleted() {
+    let bucket = versioned(BucketVersioningStatus::Enabled);
+    let bucket = bucket.unwrap_or_else(|| server().bucket());
+    let proxy = Proxy::before(&server().bare_endpoint);
+    let mut settings = bucket.settings("root");
+    settings.endpoint = Some(proxy.endpoint.clone());
+    settings.ask_first = true;
+    let store = S3::open(settings).expect("open");
+    let mut landed_twice = 0;
+    for number in 0..40 {
+        let object = name(&format!("customers/c/{number:04}"));
+        // The question first, then the attempt.
+        proxy.start_over([(1, Mishap::Late)]);
+        assert_eq!(store.create(&object, b"12345"), Ok(()), "{number}");
+        assert_eq!(proxy.happened(), [(1, Mishap::Late)]);
+        let deletes = |passed: &Passed| passed.method == "DELETE";
+        landed_twice += usize::from(proxy.passed().iter().any(deletes));
+        proxy.start_over([]);
+        assert_eq!(store.read(&object, PLENTY), Ok(b"12345".to_vec()));
+    }
+    println!("{landed_twice} landed twice");
+    store.sweep_leftovers("").expect("swept");
+    assert_eq!(store.leftovers(""), Ok(Vec::new()));
+    for object in store.list("").expect("listed") {
+        store.destroy(&object.name).expect("destroyed");
+    }
+    assert_eq!(bucket.versions(), []);
 }

@@ -18,7 +18,7 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 use support::s3::server;
 use tempfile::TempDir;
-use vmkeep::model::ObjectName;
+use vmkeep::model::{ObjectName, Writers};
 use vmkeep::storage::{
     Directory, Fault, Faulty, Leftover, Listed, Memory, Probe, S3, Storage, StorageError,
     StorageErrorKind, Survey, Verb, probe, probe_without_deleting,
@@ -224,32 +224,37 @@ fn an_object_and_a_folder_cannot_share_a_name(store: &dyn Storage) {
     assert_eq!(store.leftovers(""), Ok(Vec::new()));
 }
 
+/// Those that were told that they created it.
+fn winners_of_eight(store: &dyn Storage, object: &ObjectName) -> Vec<u8> {
+    let start = Barrier::new(8);
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..8u8)
+            .map(|writer| {
+                let start = &start;
+                scope.spawn(move || {
+                    let data = vec![writer; 10_000];
+                    start.wait();
+                    match store.create(object, &data) {
+                        Ok(()) => Some(writer),
+                        Err(error) => {
+                            assert_eq!(error.kind, StorageErrorKind::AlreadyExists);
+                            None
+                        }
+                    }
+                })
+            })
+            .collect();
+        writers
+            .into_iter()
+            .filter_map(|writer| writer.join().expect("a writer"))
+            .collect()
+    })
+}
+
 fn of_eight_racing_writers_exactly_one_wins(store: &dyn Storage) {
     for round in 0..20 {
         let object = name(&format!("race/{round}/slot"));
-        let start = Barrier::new(8);
-        let winners: Vec<u8> = thread::scope(|scope| {
-            let writers: Vec<_> = (0..8u8)
-                .map(|writer| {
-                    let (object, start) = (&object, &start);
-                    scope.spawn(move || {
-                        let data = vec![writer; 10_000];
-                        start.wait();
-                        match store.create(object, &data) {
-                            Ok(()) => Some(writer),
-                            Err(error) => {
-                                assert_eq!(error.kind, StorageErrorKind::AlreadyExists);
-                                None
-                            }
-                        }
-                    })
-                })
-                .collect();
-            writers
-                .into_iter()
-                .filter_map(|writer| writer.join().expect("a writer"))
-                .collect()
-        });
+        let winners = winners_of_eight(store, &object);
         let [winner] = winners.as_slice() else {
             panic!("round {round} was won by {winners:?}");
         };
@@ -257,6 +262,19 @@ fn of_eight_racing_writers_exactly_one_wins(store: &dyn Storage) {
         assert_eq!(stands, vec![*winner; 10_000]);
     }
     assert_eq!(store.leftovers(""), Ok(Vec::new()));
+}
+
+fn of_eight_racing_writers_one_stands_as_a_whole(store: &dyn Storage) {
+    let mut most = 0;
+    for round in 0..20 {
+        let object = name(&format!("race/{round}/slot"));
+        let winners = winners_of_eight(store, &object);
+        let stands = store.read(&object, PLENTY).expect("the object");
+        let is_whole = |winner: &u8| stands == vec![*winner; 10_000];
+        assert!(winners.iter().any(is_whole), "round {round}: {winners:?}");
+        most = most.max(winners.len());
+    }
+    assert!(most > 1, "the condition was kept after all");
 }
 
 fn the_probe_finds_it_sound_and_cleans_up(store: &dyn Storage) {
@@ -302,8 +320,6 @@ macro_rules! contract {
                 a_listing_is_sorted_by_name_and_keeps_to_whole_parts,
                 what_is_deleted_or_destroyed_is_gone_and_nothing_else,
                 names_that_the_store_keeps_for_itself_are_refused,
-                of_eight_racing_writers_exactly_one_wins,
-                the_probe_finds_it_sound_and_cleans_up,
                 creating_and_deleting_in_one_folder_never_fails,
             );
         })*
@@ -314,6 +330,29 @@ macro_rules! contract {
             let (_keep, store) = $make;
             super::$case(&store);
         })*
+    };
+}
+
+/// What only holds where the store orders several writers: of a bucket, the server decides.
+macro_rules! contract_of_many_writers {
+    ($($module:ident: $make:expr;)*) => {
+        mod many_writers {
+            use super::*;
+            $(mod $module {
+                use super::*;
+                #[test]
+                fn of_eight_racing_writers_exactly_one_wins() {
+                    let (_keep, store) = $make;
+                    super::super::of_eight_racing_writers_exactly_one_wins(&store);
+                }
+
+                #[test]
+                fn the_probe_finds_it_sound_and_cleans_up() {
+                    let (_keep, store) = $make;
+                    super::super::the_probe_finds_it_sound_and_cleans_up(&store);
+                }
+            })*
+        }
     };
 }
 
@@ -338,6 +377,43 @@ contract! {
     faulty_without_faults: ((), Faulty::new(Memory::new()));
     several_handles_of_one_directory: several_handles();
     bucket_of_a_server: in_a_bucket();
+}
+
+contract_of_many_writers! {
+    memory: ((), Memory::new());
+    directory_on_disk: on_disk();
+    directory_in_shared_memory: in_shared_memory();
+    faulty_without_faults: ((), Faulty::new(Memory::new()));
+    several_handles_of_one_directory: several_handles();
+}
+
+mod writers_of_a_bucket_of_a_server {
+    use super::*;
+
+    #[test]
+    fn of_eight_that_race_one_wins_or_where_the_condition_is_ignored_the_last() {
+        let ((), store) = in_a_bucket();
+        match server().kind.writers() {
+            Writers::Many => of_eight_racing_writers_exactly_one_wins(&store),
+            Writers::One => of_eight_racing_writers_one_stands_as_a_whole(&store),
+        }
+    }
+
+    #[test]
+    fn the_probe_finds_it_sound_or_where_the_condition_is_ignored_says_so_and_cleans_up() {
+        let ((), store) = in_a_bucket();
+        if server().kind.writers() == Writers::Many {
+            return the_probe_finds_it_sound_and_cleans_up(&store);
+        }
+        // To ask first helps one writer, and only one.
+        assert_eq!(probe(&store, "", 0, 1), Ok(Probe::Sound));
+        match probe(&store, "customers/c", 20, 8) {
+            Ok(Probe::Unsound { what }) => assert!(what.contains("racing writers"), "{what}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(store.list(""), Ok(Vec::new()));
+        assert_eq!(store.leftovers(""), Ok(Vec::new()));
+    }
 }
 
 contract_of_folders! {

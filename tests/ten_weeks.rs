@@ -3,6 +3,8 @@
 //! The dates lie far ahead of the real time: to vmkeep the images are then old enough for their
 //! marks to be kept, so that a disk nobody wrote to is not read again. (`erasure.rs` uses dates
 //! of the past, where no mark can be trusted and everything is read.)
+//!
+//! In a directory; with `VMKEEP_TEN_WEEKS=bucket`, as `scripts/servers` has it, in a bucket, which takes minutes.
 
 mod support;
 
@@ -12,6 +14,7 @@ use jiff::{SignedDuration, Timestamp, ToSpan};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
+use support::s3::{Bucket, server};
 use support::{
     Books, Customer, Guest, Host, HostOptions, Known, Picture, Random, Scan, Scanner, path_text,
     tool,
@@ -33,7 +36,11 @@ const RESTORE_ALL: [usize; 3] = [16, 45, 69];
 
 type Guests = BTreeMap<(&'static str, &'static str), Guest>;
 
+const PREFIX: &str = "vmkeep";
+
 struct Company {
+    /// Where the store is, if not in the folder.
+    bucket: Option<Bucket>,
     host: Host,
     zone: TimeZone,
     random: Random,
@@ -49,8 +56,24 @@ struct Company {
     destroyed: BTreeSet<PointId>,
 }
 
-fn options() -> HostOptions {
+/// Which of the two this is, is said.
+fn place() -> Option<Bucket> {
+    match std::env::var("VMKEEP_TEN_WEEKS").as_deref() {
+        Err(_) | Ok("directory") => {
+            println!("in a directory");
+            None
+        }
+        Ok("bucket") => {
+            println!("in a bucket of {:?}", server().kind);
+            Some(server().bucket())
+        }
+        Ok(other) => panic!("VMKEEP_TEN_WEEKS={other}: directory or bucket"),
+    }
+}
+
+fn options(bucket: Option<&Bucket>) -> HostOptions {
     HostOptions {
+        bucket: bucket.map(|bucket| bucket.config(PREFIX)),
         policy: "timezone = \"Europe/Amsterdam\"\n\
                  window = \"22:00-06:00\"\n\
                  restore_window = \"14 days\"\n\
@@ -72,10 +95,10 @@ fn options() -> HostOptions {
 }
 
 impl Company {
-    fn new() -> Self {
+    fn new(bucket: Option<Bucket>) -> Self {
         let zone = TimeZone::get("Europe/Amsterdam").unwrap();
         let mut random = Random::new(0x7e17_4ee6);
-        let host = Host::new(&options());
+        let host = Host::new(&options(bucket.as_ref()));
         let first_night: Date = "2031-02-10".parse().unwrap();
         let runs: Vec<Timestamp> = (0..NIGHTS)
             .map(|night| {
@@ -108,6 +131,7 @@ impl Company {
         host.vmkeep(&["init", "--yes"], start).exits(0);
         let scanner = Scanner::new(host.store(), &host.identity_file());
         Company {
+            bucket,
             host,
             zone,
             random,
@@ -203,6 +227,9 @@ impl Company {
     /// By hash, for all points; by the tools, for the certificates; and nothing that is overdue
     /// before the next run comes.
     fn scan(&mut self, night: usize, next_run: Timestamp) -> Scan {
+        if let Some(bucket) = &self.bucket {
+            bucket.mirror(PREFIX, self.host.store());
+        }
         let scan = self.scanner.scan();
         self.books.compare(&scan);
         for (id, walked) in &scan.points {
@@ -370,7 +397,7 @@ fn thinned(company: &Company, at: Timestamp) {
 
 #[test]
 fn ten_weeks_keep_every_promise() {
-    let mut company = Company::new();
+    let mut company = Company::new(place());
     println!("night  run                   points  store KiB  live KiB  dead frames");
     let mut largest = 0;
     for night in 0..NIGHTS {

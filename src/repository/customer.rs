@@ -484,7 +484,7 @@ fn write_key(
         // Where one host writes, what another process left under way must not land on it.
         let number = match names.writers() {
             Writers::Many => number,
-            Writers::One => u32::from_be_bytes(random_bytes()).max(1),
+            Writers::One => u32::from_ne_bytes(random_bytes()).max(1),
         };
         match storage.create(&names.key(number), &sealed) {
             Ok(()) => return Ok((number, hash_of(&sealed))),

@@ -11,7 +11,7 @@ use crate::config::{Config, HostRole};
 use crate::format::entry::ClockDeclaration;
 use crate::format::repository_file::RepositoryFile;
 use crate::jobs::{Admission, JobError, JobErrorKind, LocalHost, StateFolder, admit};
-use crate::model::Clock;
+use crate::model::{Clock, Writers};
 use crate::repository::{
     Host, RepositoryErrorKind, create_repository, new_repository, open_repository,
 };
@@ -55,7 +55,7 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
             &escrow,
             &customer.terms,
         )
-        .map_err(|error| stranger(error, &host))?;
+        .map_err(|error| stranger(error, &file, &host))?;
         admitted.push((customer, outcome, escrow.len()));
     }
 
@@ -180,13 +180,18 @@ fn quoted(word: &str) -> String {
 }
 
 /// A host that nobody has let in yet is told how.
-fn stranger(error: JobError, host: &LocalHost) -> Failure {
+fn stranger(error: JobError, file: &RepositoryFile, host: &LocalHost) -> Failure {
     if error.kind == JobErrorKind::Refused && !host.may_delete() {
         return Failure::from(error)
             .hint("vmkeep init on the keeper makes what was added to its configuration");
     }
     if error.kind != JobErrorKind::Repository(RepositoryErrorKind::WrongKey) {
         return error.into();
+    }
+    if file.writers() == Writers::One {
+        return Failure::new(Exit::WrongKey, error.message)
+            .hint("this repository is for one host alone (writers = \"one\"), which lets no other in")
+            .hint("if that host is gone for good: one in its place has its identity in its state folder, and says so with vmkeep init --take-over");
     }
     let body = host.body();
     let trusted = match body.clock {

@@ -231,12 +231,14 @@ fn two_hosts_that_write_at_once_are_noticed_by_the_one_whose_entries_do_not_coun
     assert!(error.detail.contains("two hosts"), "{}", error.detail);
 }
 
+type Creation = (ObjectName, Vec<u8>);
+
 /// A store whose next creation of an entry never answers, and may land at any time.
 #[derive(Clone)]
 struct Late {
     memory: Memory,
     is_lost: Arc<Mutex<bool>>,
-    on_its_way: Arc<Mutex<Vec<(ObjectName, Vec<u8>)>>>,
+    on_its_way: Arc<Mutex<Vec<Creation>>>,
 }
 
 impl Storage for Late {

@@ -24,6 +24,10 @@ impl Version {
     fn identity(&self) -> (&str, &str) {
         (&self.key, &self.id)
     }
+
+    fn has_bytes_of(&self, other: &Version) -> bool {
+        self.e_tag.is_some() && self.e_tag == other.e_tag && self.size_bytes == other.size_bytes
+    }
 }
 
 /// What a listing of versions is of.
@@ -298,18 +302,35 @@ impl S3 {
     }
 }
 
+/// What is told of the bytes of one key.
+struct Told<'v> {
+    last: &'v Version,
+    is_in_order: bool,
+    are_the_same: bool,
+}
+
 /// Sorts what two lists of one listing tell, the newest of each key first. `None`: something is told
-/// twice, or of one key the bytes are not told from the newest to the oldest.
+/// twice, or of one key the bytes are not told from the newest to the oldest. (Ceph 16 tells two attempts of one
+/// writer so if they landed together; of the same bytes, none is more the object than the others.)
 fn in_order(mut versions: Vec<Version>) -> Option<Vec<Version>> {
     let mut seen = HashSet::new();
-    let mut last: BTreeMap<&str, i128> = BTreeMap::new();
+    let mut of_keys: BTreeMap<&str, Told> = BTreeMap::new();
     for version in &versions {
-        let is_new = seen.insert(version.identity());
-        let is_older = version.is_marker
-            || last
-                .insert(&version.key, version.at_nanosecond)
-                .is_none_or(|newer| newer >= version.at_nanosecond);
-        if !is_new || !is_older {
+        if !seen.insert(version.identity()) {
+            return None;
+        }
+        if version.is_marker {
+            continue;
+        }
+        let told = of_keys.entry(&version.key).or_insert(Told {
+            last: version,
+            is_in_order: true,
+            are_the_same: true,
+        });
+        told.is_in_order &= told.last.at_nanosecond >= version.at_nanosecond;
+        told.are_the_same &= version.has_bytes_of(told.last);
+        told.last = version;
+        if !told.is_in_order && !told.are_the_same {
             return None;
         }
     }
@@ -370,11 +391,7 @@ fn beside_the_originals(versions: &[Version]) -> Vec<Beside<'_>> {
             if original == Some(version) {
                 return None;
             }
-            let is_repeated = original.is_some_and(|original| {
-                version.e_tag.is_some()
-                    && version.e_tag == original.e_tag
-                    && version.size_bytes == original.size_bytes
-            });
+            let is_repeated = original.is_some_and(|original| version.has_bytes_of(original));
             Some(Beside {
                 of: version,
                 is_safe_to_remove: version.is_marker || is_repeated,
@@ -446,6 +463,12 @@ mod tests {
         let (new, old) = (version("a", "2", 20, false), version("a", "1", 10, false));
         assert!(in_order(vec![new.clone(), old.clone()]).is_some());
         assert!(in_order(vec![old.clone(), new.clone()]).is_none());
+        // The same bytes, which landed together.
+        let again = version("a", "1b", 30, false);
+        let told = in_order(vec![old.clone(), again.clone()]);
+        assert_eq!(told, Some(vec![again.clone(), old.clone()]));
+        assert!(in_order(vec![old.clone(), again.clone(), new.clone()]).is_none());
+        assert!(in_order(vec![new.clone(), old.clone(), again]).is_none());
         assert!(in_order(vec![new.clone(), old.clone(), old]).is_none());
         assert!(in_order(vec![new.clone(), new]).is_none());
     }

@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use vmkeep::model::Writers;
 
 /// Debian's own, unless `VMKEEP_S3_SERVER` names another one; `scripts/servers` installs those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +55,14 @@ impl Kind {
             Kind::Ceph20 => Some(Condition::LostInRaces),
             Kind::Ceph20Versions => Some(Condition::Kept),
             Kind::Garage => None,
+        }
+    }
+
+    /// Who can write a repository in a bucket as the tests make it.
+    pub fn writers(self) -> Writers {
+        match self.condition() {
+            Condition::Kept => Writers::Many,
+            Condition::LostInRaces | Condition::Ignored => Writers::One,
         }
     }
 

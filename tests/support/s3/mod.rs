@@ -5,7 +5,7 @@ mod proxy;
 mod user;
 
 pub use kind::{Condition, Kind};
-pub use proxy::{Mishap, Passed, Proxy};
+pub use proxy::{Mishap, Passed, Proxy, Standstill};
 pub use user::{AGENT, KEEPER, User, Visit};
 
 use super::host::tool;
@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use vmkeep::model::Writers;
 use vmkeep::storage::{S3, S3Credentials, S3Settings};
 
 /// Of the form that Garage wants: the others take any.
@@ -268,7 +269,7 @@ pub struct Version {
 }
 
 impl Bucket {
-    /// What opens it, with all keys below `prefix`.
+    /// What opens it, with all keys below `prefix`, as the program does for the writers that it can have.
     pub fn settings(&self, prefix: &str) -> S3Settings {
         S3Settings {
             bucket: self.name.clone(),
@@ -286,15 +287,20 @@ impl Bucket {
             download_bytes_per_second: None,
             part_bytes: 8 << 20,
             patience: Duration::from_secs(60),
-            ask_first: false,
+            ask_first: self.server.kind.writers() == Writers::One,
             may_delete: true,
         }
     }
 
-    /// `[repository]` of a configuration.
+    /// `[repository]` of a configuration, for the writers that it can have.
     pub fn config(&self, prefix: &str) -> String {
+        self.config_for(self.server.kind.writers(), prefix)
+    }
+
+    pub fn config_for(&self, writers: Writers, prefix: &str) -> String {
         format!(
-            "[repository]\nurl = \"s3://{}/{prefix}\"\n[repository.s3]\nendpoint = \"{}\"\n\
+            "[repository]\nurl = \"s3://{}/{prefix}\"\nwriters = \"{writers}\"\n\
+             [repository.s3]\nendpoint = \"{}\"\n\
              allow_http = true\naccess_key_id = \"{ACCESS_KEY_ID}\"\n\
              secret_access_key_command = [\"echo\", \"{SECRET_ACCESS_KEY}\"]\n",
             self.name, self.server.endpoint
@@ -361,6 +367,23 @@ impl Bucket {
         }
     }
 
+    /// Everything below `prefix`: what follows it in the key, and the bytes.
+    pub fn content(&self, prefix: &str) -> Vec<(String, Vec<u8>)> {
+        let prefix = format!("{prefix}/");
+        let objects = self.objects().into_iter();
+        let objects = objects.filter_map(|one| {
+            let place = one.key.strip_prefix(&prefix)?.to_string();
+            let get = self.server.client.get_object().bucket(&self.name);
+            let get = get.key(one.key).send();
+            let bytes = self.server.runtime.block_on(async {
+                let object = get.await.expect("an object");
+                object.body.collect().await.expect("its bytes").into_bytes()
+            });
+            Some((place, bytes.to_vec()))
+        });
+        objects.collect()
+    }
+
     pub fn open(&self) -> S3 {
         S3::open(self.settings("root/of/vmkeep")).expect("the bucket opens")
     }
@@ -386,6 +409,14 @@ impl Bucket {
             .versioning_configuration(enabled.build());
         let told = self.server.runtime.block_on(put.send());
         let error = told.expect_err("a server without versions");
+        assert_eq!(error.code(), Some("NotImplemented"), "{error:?}");
+    }
+
+    /// That the server says it cannot.
+    pub fn takes_no_lock(&self) {
+        let put = self.server.client.put_object_lock_configuration();
+        let told = self.server.runtime.block_on(put.bucket(&self.name).send());
+        let error = told.expect_err("a server without locks");
         assert_eq!(error.code(), Some("NotImplemented"), "{error:?}");
     }
 

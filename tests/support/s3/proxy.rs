@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
 
 /// What happens to one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum Mishap {
     LostBefore,
     /// The server does it, and the connection ends before its answer.
     LostAfter,
+    /// The connection ends, and the server is asked only together with the same request's repetition.
+    Late,
     /// The server's answer, without the second half of its body.
     Truncated,
     /// One bit in the middle of the answer's body.
@@ -32,20 +35,41 @@ pub struct Passed {
     pub body_bytes: usize,
 }
 
+/// From one request on nothing reaches the server, but that one if it is to, and nothing is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standstill {
+    /// The number of the request, from 0.
+    pub at: usize,
+    /// Whether the server does it.
+    pub applied: bool,
+}
+
 #[derive(Default)]
 struct Book {
     passed: Vec<Passed>,
     /// By the number of the request, from 0.
     plan: HashMap<usize, Mishap>,
     happened: Vec<(usize, Mishap)>,
+    standstill: Option<Standstill>,
+    /// What was to be done before it has been done.
+    stands_still: bool,
     first_answers: HashMap<(String, String), Vec<u8>>,
+    /// Requests on their way, by method and target.
+    late: HashMap<(String, String), Vec<u8>>,
 }
 
 /// Lives as long as the program.
 #[derive(Clone)]
 pub struct Proxy {
     pub endpoint: String,
-    book: Arc<Mutex<Book>>,
+    book: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    book: Mutex<Book>,
+    /// It stands still, or no more.
+    turned: Condvar,
 }
 
 /// Held by a conditional request until it is answered.
@@ -85,19 +109,41 @@ impl Proxy {
 
     /// Forgets what passed; requests count from 0 again.
     pub fn start_over(&self, plan: impl IntoIterator<Item = (usize, Mishap)>) {
-        let mut book = self.book.lock().unwrap();
+        let mut book = self.book.book.lock().unwrap();
         book.passed.clear();
         book.happened.clear();
         book.plan = plan.into_iter().collect();
+        book.standstill = None;
+        book.stands_still = false;
+        self.book.turned.notify_all();
+    }
+
+    /// The same; from a request on, everything stands still until this starts over again.
+    pub fn start_over_until(&self, standstill: Standstill) {
+        self.start_over([]);
+        self.book.book.lock().unwrap().standstill = Some(standstill);
+    }
+
+    /// Waits a moment for the standstill to be reached; whether it is.
+    pub fn stands_still(&self) -> bool {
+        let moment = Duration::from_millis(20);
+        let book = self.book.book.lock().unwrap();
+        let moving = |book: &mut Book| !book.stands_still;
+        let (book, _) = self
+            .book
+            .turned
+            .wait_timeout_while(book, moment, moving)
+            .unwrap();
+        book.stands_still
     }
 
     pub fn passed(&self) -> Vec<Passed> {
-        self.book.lock().unwrap().passed.clone()
+        self.book.book.lock().unwrap().passed.clone()
     }
 
     /// What of the plan has come to pass.
     pub fn happened(&self) -> Vec<(usize, Mishap)> {
-        self.book.lock().unwrap().happened.clone()
+        self.book.book.lock().unwrap().happened.clone()
     }
 }
 
@@ -190,7 +236,20 @@ fn read_body(from: &mut impl BufRead, message: &mut Message) -> io::Result<()> {
     from.read_exact(&mut message.body)
 }
 
-fn serve(client: TcpStream, server: &str, book: &Mutex<Book>, turn: &Turn) -> io::Result<()> {
+impl Shared {
+    /// Holds a request until it starts over, and for good: its connection ends then.
+    fn hold(&self, has_reached_it: bool) {
+        let mut book = self.book.lock().unwrap();
+        if has_reached_it {
+            book.stands_still = true;
+            self.turned.notify_all();
+        }
+        let lasts = |book: &mut Book| book.standstill.is_some();
+        drop(self.turned.wait_while(book, lasts).unwrap());
+    }
+}
+
+fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::Result<()> {
     client.set_nodelay(true)?;
     let mut to_client = client.try_clone()?;
     let mut from_client = BufReader::new(client);
@@ -206,8 +265,8 @@ fn serve(client: TcpStream, server: &str, book: &Mutex<Book>, turn: &Turn) -> io
         let mut words = request.first.split(' ');
         let method = words.next().unwrap_or_default().to_string();
         let target = words.next().unwrap_or_default().to_string();
-        let mishap = {
-            let mut book = book.lock().unwrap();
+        let (number, mishap, standstill) = {
+            let mut book = shared.book.lock().unwrap();
             let number = book.passed.len();
             book.passed.push(Passed {
                 method: method.clone(),
@@ -216,8 +275,17 @@ fn serve(client: TcpStream, server: &str, book: &Mutex<Book>, turn: &Turn) -> io
             });
             let mishap = book.plan.get(&number).copied();
             book.happened.extend(mishap.map(|mishap| (number, mishap)));
-            mishap
+            (
+                number,
+                mishap,
+                book.standstill.filter(|still| number >= still.at),
+            )
         };
+        let is_last = standstill.is_some_and(|still| number == still.at && still.applied);
+        if let (Some(still), false) = (standstill, is_last) {
+            shared.hold(number == still.at);
+            return Ok(());
+        }
         match mishap {
             Some(Mishap::LostBefore) => return Ok(()),
             Some(Mishap::Status(status)) => {
@@ -234,8 +302,26 @@ fn serve(client: TcpStream, server: &str, book: &Mutex<Book>, turn: &Turn) -> io
                 to_client.write_all(&body.as_bytes()[..length])?;
                 continue;
             }
+            Some(Mishap::Late) => {
+                let whole = [request.head("expect"), request.body].concat();
+                let mut book = shared.book.lock().unwrap();
+                book.late.insert((method, target), whole);
+                return Ok(());
+            }
             _ => {}
         }
+        let late = {
+            let mut book = shared.book.lock().unwrap();
+            book.late.remove(&(method.clone(), target.clone()))
+        };
+        let late = late.map(|whole| {
+            let server = server.to_string();
+            thread::spawn(move || {
+                let mut to_server = TcpStream::connect(server)?;
+                to_server.write_all(&whole)?;
+                read_head(&mut BufReader::new(to_server))
+            })
+        });
         let is_conditional = request.header("if-none-match").is_some();
         let turn = turn.as_ref().filter(|_| is_conditional);
         let turn = turn.map(|turn| turn.lock().unwrap());
@@ -253,8 +339,16 @@ fn serve(client: TcpStream, server: &str, book: &Mutex<Book>, turn: &Turn) -> io
             read_body(&mut from_server, &mut answer)?;
         }
         drop(turn);
+        if let Some(late) = late {
+            late.join().unwrap()?;
+        }
+        if is_last {
+            shared.hold(true);
+            return Ok(());
+        }
         let whole = [answer.head(""), answer.body.clone()].concat();
-        let first = book
+        let first = shared
+            .book
             .lock()
             .unwrap()
             .first_answers
