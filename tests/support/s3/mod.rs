@@ -6,7 +6,7 @@ mod user;
 
 pub use kind::{Condition, Kind};
 pub use proxy::{Mishap, Passed, Proxy};
-pub use user::{AGENT, KEEPER, User, Visit};
+pub use user::{AGENT, KEEPER, OWNER, User, Visit};
 
 use super::host::tool;
 use super::live::{command_that_dies_with_us, spawn};
@@ -17,7 +17,8 @@ use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::types::{
     BucketLifecycleConfiguration, BucketVersioningStatus, DefaultRetention, ExpirationStatus,
     LifecycleExpiration, LifecycleRule, LifecycleRuleFilter, ObjectLockConfiguration,
-    ObjectLockEnabled, ObjectLockRetentionMode, ObjectLockRule, VersioningConfiguration,
+    ObjectLockEnabled, ObjectLockRetention, ObjectLockRetentionMode, ObjectLockRule,
+    VersioningConfiguration,
 };
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
@@ -147,12 +148,18 @@ impl Server {
         bucket
     }
 
-    /// One with Object Lock, which locks every new object for so many days.
-    pub fn bucket_with_lock(&'static self, days: i32) -> Bucket {
+    /// One with Object Lock, in which nothing is locked unless it is asked for.
+    pub fn lockable_bucket(&'static self) -> Bucket {
         let bucket = self.next_bucket();
         let create = self.client.create_bucket().bucket(&bucket.name);
         let create = create.object_lock_enabled_for_bucket(true);
         self.runtime.block_on(create.send()).expect("a bucket");
+        bucket
+    }
+
+    /// One that locks every new object for so many days.
+    pub fn bucket_with_lock(&'static self, days: i32) -> Bucket {
+        let bucket = self.lockable_bucket();
         let retention = DefaultRetention::builder()
             .mode(ObjectLockRetentionMode::Governance)
             .days(days);
@@ -283,6 +290,7 @@ impl Bucket {
             patience: Duration::from_secs(60),
             ask_first: false,
             may_delete: true,
+            lock: None,
         }
     }
 
@@ -472,6 +480,27 @@ impl Bucket {
             }
             found
         })
+    }
+
+    /// Until when a version is locked, in seconds.
+    pub fn locked_until(&self, version: &Version) -> Option<i64> {
+        let head = self.server.client.head_object().bucket(&self.name);
+        let head = head.key(&version.key).version_id(&version.id).send();
+        let told = self.server.runtime.block_on(head).expect("an object");
+        told.object_lock_retain_until_date()
+            .map(|until| until.secs())
+    }
+
+    /// Ends a lock before its time, as the owner of the bucket can in governance mode.
+    pub fn ends_lock(&self, version: &Version) {
+        let put = self.server.client.put_object_retention();
+        let put = put.bucket(&self.name).key(&version.key);
+        let put = put
+            .version_id(&version.id)
+            .bypass_governance_retention(true);
+        let retention = ObjectLockRetention::builder().build();
+        let sent = put.retention(retention).send();
+        self.server.runtime.block_on(sent).expect("no lock");
     }
 
     pub fn uploads(&self) -> Vec<String> {
