@@ -14,6 +14,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::ResponseChecksumValidation;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation};
 use aws_sdk_s3::error::ProvideErrorMetadata;
+use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{
     BucketLifecycleConfiguration, BucketVersioningStatus, DefaultRetention, ExpirationStatus,
     LifecycleExpiration, LifecycleRule, LifecycleRuleFilter, ObjectLockConfiguration,
@@ -491,16 +492,21 @@ impl Bucket {
             .map(|until| until.secs())
     }
 
-    /// Ends a lock before its time, as the owner of the bucket can in governance mode.
-    pub fn ends_lock(&self, version: &Version) {
+    /// Makes a lock end at once, as the owner of the bucket can in governance mode. Tells when, in seconds.
+    pub fn ends_lock(&self, version: &Version) -> i64 {
+        // A time that has passed is refused, and so is none.
+        let until = jiff::Timestamp::now().as_second() + 2;
         let put = self.server.client.put_object_retention();
         let put = put.bucket(&self.name).key(&version.key);
         let put = put
             .version_id(&version.id)
             .bypass_governance_retention(true);
-        let retention = ObjectLockRetention::builder().build();
-        let sent = put.retention(retention).send();
-        self.server.runtime.block_on(sent).expect("no lock");
+        let retention = ObjectLockRetention::builder()
+            .mode(ObjectLockRetentionMode::Governance)
+            .retain_until_date(DateTime::from_secs(until));
+        let sent = put.retention(retention.build()).send();
+        self.server.runtime.block_on(sent).expect("a shorter lock");
+        until
     }
 
     pub fn uploads(&self) -> Vec<String> {
