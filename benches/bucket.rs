@@ -123,7 +123,7 @@ fn main() {
         .expect("a runtime");
     let data: Arc<Vec<u8>> = Arc::new(
         (0..OBJECT_BYTES)
-            .map(|at| (at * 2_654_435_761 >> 13) as u8)
+            .map(|at| ((at * 2_654_435_761) >> 13) as u8)
             .collect(),
     );
     let name = |round: usize, number: usize| {

@@ -494,7 +494,7 @@ fn whatever_goes_wrong_between_vmkeep_and_its_bucket_no_point_is_lost_and_none_r
     let taken_at = |point: &serde_json::Value| point["taken_at"].as_str().unwrap().to_string();
     // Of one night all have the same: the guest works between the nights.
     let note = |lab: &Lab, at, contents: &mut BTreeMap<String, u64>| {
-        let content = fingerprint(&lab.guest.content());
+        let content = fingerprint(lab.guest.content());
         for point in lab.host.points(at) {
             contents.entry(taken_at(&point)).or_insert(content);
         }

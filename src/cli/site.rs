@@ -458,6 +458,8 @@ fn storage_failure(kind: StorageErrorKind, message: String) -> Failure {
         StorageErrorKind::Denied => Failure::new(Exit::Failed, message)
             .hint("a directory: vmkeep runs as root, or as its owner; is it mounted read-only?")
             .hint("a bucket: may this key read, write and list there, and delete unless [host] role = \"agent\"?"),
+        StorageErrorKind::Locked => Failure::new(Exit::Failed, message)
+            .hint("nobody can delete it before; a prune after that time does"),
         StorageErrorKind::Transient => Failure::new(Exit::Failed, message).hint(
             "look at the disk and its cables, or at the way to the server, then run it again",
         ),

@@ -2,11 +2,13 @@
 
 use super::exit::{Exit, Failure};
 use crate::config::{Bucket, BucketCredentials, Config, HostRole, Place, SecretSource};
-use crate::format::names::{CustomerNames, segment_hash};
+use crate::format::names::{CustomerNames, repository_file, segment_hash};
 use crate::model::{CustomerName, ObjectName, Writers};
-use crate::policy::judge_bucket;
+use crate::policy::{judge_bucket, lock_term};
 use crate::repository::SealedCustomer;
-use crate::storage::{Cached, Directory, S3, S3Credentials, S3Settings, Storage, StorageErrorKind};
+use crate::storage::{
+    Cached, Directory, S3, S3Credentials, S3Lock, S3Settings, Storage, StorageErrorKind,
+};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
@@ -85,7 +87,8 @@ impl Store {
             .collect();
         let facts = s3.facts()?;
         let key_prefix = s3.key_prefix("");
-        let refusals = judge_bucket(&facts, &key_prefix, &bucket.allowed_regions, &policies);
+        let (regions, locks) = (&bucket.allowed_regions, bucket.lock.is_some());
+        let refusals = judge_bucket(&facts, &key_prefix, regions, locks, &policies);
         let Some(first) = refusals.first() else {
             return Ok(());
         };
@@ -173,6 +176,10 @@ fn open_bucket(bucket: &Bucket, config: &Config) -> Result<Store, Failure> {
         patience: PATIENCE,
         ask_first: config.repository.writers == Writers::One,
         may_delete: config.host.role == HostRole::Keeper,
+        lock: bucket.lock.map(|mode| S3Lock {
+            mode,
+            days_below: lock_days(config),
+        }),
     })?;
     let s3 = Arc::new(s3);
     let mut store = Store {
@@ -192,6 +199,25 @@ fn open_bucket(bucket: &Bucket, config: &Config) -> Result<Store, Failure> {
         store.tidy(|cache| cache.keep_only_below(&prefixes.collect()));
     }
     Ok(store)
+}
+
+/// How long what is created is locked. A customer whose policy bears no lock is refused before it gets more
+/// ([`Store::refuse_unfit`]); what a prune writes for it is not locked.
+fn lock_days(config: &Config) -> Vec<(String, u32)> {
+    let mut days_below = Vec::new();
+    let mut longest = 0;
+    for customer in &config.customers {
+        let Ok(term) = lock_term(&customer.policy) else {
+            continue;
+        };
+        let names = CustomerNames::new(&customer.name);
+        days_below.push((names.probes_prefix(), 0));
+        days_below.push((names.points_prefix(), term.record_days));
+        days_below.push((names.prefix().to_string(), term.days));
+        longest = longest.max(term.days);
+    }
+    days_below.push((repository_file().to_string(), longest));
+    days_below
 }
 
 /// Reads a secret from where the configuration says it is.

@@ -3,7 +3,8 @@
 use super::customer::check_path;
 use super::problem::Problem;
 use super::section::Section;
-use crate::model::ObjectName;
+use super::spelling;
+use crate::model::{LockMode, ObjectName};
 use std::path::PathBuf;
 
 const DEFAULT_CONNECTIONS: usize = 8;
@@ -28,6 +29,8 @@ pub struct Bucket {
     pub credentials: BucketCredentials,
     /// The bucket is in one of these, or nothing is written; empty: anywhere.
     pub allowed_regions: Vec<String>,
+    /// What is created is locked in this way, so that no stolen key can delete it.
+    pub lock: Option<LockMode>,
     /// Requests under way at once.
     pub connections: usize,
     pub upload_bytes_per_second: Option<u64>,
@@ -79,6 +82,7 @@ pub(super) fn read_bucket(
         ca_file: None,
         credentials: BucketCredentials::Found { profile: None },
         allowed_regions: Vec::new(),
+        lock: None,
         connections: DEFAULT_CONNECTIONS,
         upload_bytes_per_second: None,
         download_bytes_per_second: None,
@@ -155,6 +159,7 @@ fn read_s3(mut section: Section<'_>, bucket: &mut Bucket, problems: &mut Vec<Pro
         ));
     }
     bucket.allowed_regions = allowed.into_iter().map(str::to_string).collect();
+    bucket.lock = read_lock(&mut section, problems);
     match section.integer("connections", problems) {
         None => {}
         Some(connections @ 1..=MAX_CONNECTIONS) => {
@@ -185,6 +190,21 @@ fn read_s3(mut section: Section<'_>, bucket: &mut Bucket, problems: &mut Vec<Pro
         ],
         problems,
     );
+}
+
+fn read_lock(section: &mut Section<'_>, problems: &mut Vec<Problem>) -> Option<LockMode> {
+    let modes = [LockMode::Governance, LockMode::Compliance];
+    let text = section.text("lock", problems)?;
+    let mode = modes.into_iter().find(|mode| mode.as_str() == text);
+    if mode.is_none() {
+        let message = format!("{text:?} is not \"governance\" or \"compliance\"");
+        let meant = spelling::nearest(text, &modes.map(LockMode::as_str));
+        problems.push(Problem {
+            hint: meant.map(|meant| format!("did you mean {meant:?}?")),
+            ..section.problem("lock", message)
+        });
+    }
+    mode
 }
 
 /// Bytes a second.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::LockMode;
 
 const POLICY: &str = "[repository]\nurl = \"/srv/store\"\n[policy]\ntimezone = \"UTC\"\n";
 
@@ -95,6 +96,7 @@ fn the_example_of_a_bucket_shows_every_key_and_its_defaults() {
     ];
     let limits = [
         "allowed_regions",
+        "lock",
         "upload_limit",
         "download_limit",
         "ca_file",
@@ -227,6 +229,21 @@ fn in_bucket(url: &str, s3: &str) -> Result<Bucket, Vec<String>> {
 }
 
 #[test]
+fn a_lock_is_one_of_two_words() {
+    let with = |lock: &str| in_bucket("s3://backups", &format!("region = \"eu\"\nlock = {lock}"));
+    for mode in [LockMode::Governance, LockMode::Compliance] {
+        let bucket = with(&format!("{:?}", mode.as_str())).unwrap();
+        assert_eq!(bucket.lock, Some(mode));
+    }
+    let told = format!("{:?}", with("\"complaince\"").expect_err("a slip"));
+    assert!(
+        told.contains("is not") && told.contains("compliance"),
+        "{told}"
+    );
+    with("true").expect_err("not a word");
+}
+
+#[test]
 fn a_bucket_has_an_endpoint_or_a_region_and_sensible_defaults() {
     let given = in_bucket(
         "s3://backups/vmkeep/eu/",
@@ -244,6 +261,7 @@ fn a_bucket_has_an_endpoint_or_a_region_and_sensible_defaults() {
             secret_access_key: SecretSource::File("/etc/vmkeep/s3".into()),
         },
         allowed_regions: Vec::new(),
+        lock: None,
         connections: 8,
         upload_bytes_per_second: Some(20 << 20),
         download_bytes_per_second: None,

@@ -119,6 +119,11 @@ impl CustomerNames {
         object(format!("{}/points/{point}", self.prefix))
     }
 
+    /// What a probe of the store leaves carries nothing.
+    pub fn probes_prefix(&self) -> String {
+        format!("{}/probe", self.prefix)
+    }
+
     pub fn points_prefix(&self) -> String {
         format!("{}/points", self.prefix)
     }

@@ -30,6 +30,8 @@ and found to hold nothing that the ledger does not explain.";
 /// Signs a certificate for what was erased and destroyed since the last one; `None`: nothing was.
 /// The caller has listed the store (`objects_listed`) and found all of it explained.
 ///
+/// `is_something_left`: what is over and locked is listed; then nothing is said of last bytes.
+///
 /// The files come before the entry that names them, inside of a session that explains them: a
 /// crash between leaves files that the next prune removes.
 pub(super) fn certify(
@@ -37,13 +39,14 @@ pub(super) fn certify(
     host: &LocalHost,
     now: Timestamp,
     objects_listed: u64,
+    is_something_left: bool,
 ) -> Result<Option<Certified>, JobError> {
     let state = customer.state();
-    if !is_due(&state) {
+    let destroyed = destroyed(&state, is_something_left);
+    let erased = newly_erased(&state);
+    if destroyed.is_empty() && erased.is_empty() {
         return Ok(None);
     }
-    let destroyed = state.destroyed();
-    let erased = newly_erased(&state);
     let begun = customer.begin(Purpose::Prove, None)?;
     let written = write(
         customer,
@@ -53,6 +56,7 @@ pub(super) fn certify(
         &state,
         &erased,
         &destroyed,
+        is_something_left,
         begun.id,
     );
     match written {
@@ -74,6 +78,13 @@ pub(super) fn is_due(state: &State) -> bool {
     !(state.destroyed().is_empty() && newly_erased(state).is_empty())
 }
 
+fn destroyed(state: &State, is_something_left: bool) -> Vec<PointId> {
+    match is_something_left {
+        true => Vec::new(),
+        false => state.destroyed(),
+    }
+}
+
 fn newly_erased(state: &State) -> Vec<PointId> {
     state
         .points
@@ -93,6 +104,7 @@ fn write(
     state: &State,
     erased: &[PointId],
     destroyed: &[PointId],
+    is_something_left: bool,
     session: SessionId,
 ) -> Result<Option<Certified>, JobError> {
     let refused = |detail: String| JobError::new(JobErrorKind::Refused, detail);
@@ -156,7 +168,7 @@ fn write(
             && end.marked_at == state.marked_at
             && end.uncertified_packs == state.uncertified_packs
             && newly_erased(end) == erased
-            && end.destroyed() == destroyed;
+            && self::destroyed(end, is_something_left) == destroyed;
         if !same {
             return Err(RepositoryError::new(
                 RepositoryErrorKind::Superseded,

@@ -19,6 +19,7 @@ mod error;
 #[cfg(test)]
 mod fake_vm;
 mod host;
+mod lock;
 mod points;
 mod prune;
 mod report;

@@ -4,16 +4,16 @@
 //! does it, and can be repeated by anybody: a prune that was killed is gone on with by the next.
 
 use super::certificate::{Certified, certify, is_due};
-use super::{JobError, JobErrorKind, LocalHost, Watch};
+use super::{JobError, JobErrorKind, LocalHost, Watch, lock};
 use crate::format::entry::{Body, ClockBody, ClockEvent, HostBody, PointReason, PointsBody, Role};
 use crate::format::names::ObjectRole;
 use crate::model::{PointId, PointState};
 use crate::policy::{Action, Decision, Deletion, PointFacts, next_prune_ends, plan};
 use crate::repository::reclaim::{Reclaimed, merge_segments, reclaim};
 use crate::repository::{
-    Customer, Host, RepositoryError, RepositoryErrorKind, State, Swept, sweep,
+    Customer, Host, Locked, RepositoryError, RepositoryErrorKind, State, Swept, sweep,
 };
-use crate::storage::StorageErrorKind;
+use crate::storage::{StorageErrorKind, gone_or_locked};
 use jiff::{SignedDuration, Timestamp};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -44,6 +44,8 @@ pub struct Pruned {
     pub reclaimed: Reclaimed,
     pub swept: Swept,
     pub certificate: Option<Certified>,
+    /// Objects that are locked for longer than before.
+    pub locks_renewed: u64,
     /// Damage that stands in the way of reclaiming; what was expired and erased stays so.
     pub damage: Option<RepositoryError>,
     /// What an administrator should know.
@@ -232,6 +234,8 @@ fn pass(
         }
         go_on()?;
     }
+    lock::renew(customer, host, now, pruned)?;
+    go_on()?;
     prove(customer, host, now, request, pruned)
 }
 
@@ -306,7 +310,8 @@ fn erase(
 ) -> Result<Vec<PointId>, JobError> {
     let erased = enter(customer, now, request, Action::Erase, Body::Erase)?;
     for point in &erased {
-        customer.storage().destroy(&customer.names().point(point))?;
+        // One that is locked is tried again, and shown until it is gone.
+        gone_or_locked(customer.storage().destroy(&customer.names().point(point)))?;
     }
     Ok(erased)
 }
@@ -325,7 +330,7 @@ fn destroy_erased_records(customer: &Customer) -> Result<(), JobError> {
         if let ObjectRole::Point(point) = customer.names().role(&object.name)
             && erased(&point)
         {
-            customer.storage().destroy(&object.name)?;
+            gone_or_locked(customer.storage().destroy(&object.name))?;
         }
     }
     Ok(())
@@ -358,6 +363,9 @@ fn prove(
             .notes
             .push(format!("not explained by the ledger: {problem}"));
     }
+    if let Some(note) = note_of_locked(&pruned.swept.locked) {
+        pruned.notes.push(note);
+    }
     if !clean {
         pruned.notes.push(
             "no deletion certificate was signed: the store holds what the ledger does not explain"
@@ -381,8 +389,34 @@ fn prove(
         }
         return Ok(());
     }
-    pruned.certificate = certify(customer, host, now, pruned.swept.listed)?;
+    // A record that is still there was not destroyed, whatever the ledger says.
+    let is_record = |locked: &Locked| locked.is_record;
+    if pruned.swept.locked.iter().any(is_record) {
+        if is_due(&customer.state()) {
+            pruned.notes.push(
+                "no deletion certificate was signed: the record of an erased point is locked"
+                    .to_string(),
+            );
+        }
+        return Ok(());
+    }
+    let is_left = !pruned.swept.locked.is_empty();
+    pruned.certificate = certify(customer, host, now, pruned.swept.listed, is_left)?;
     Ok(())
+}
+
+/// What is over and waits for its lock.
+fn note_of_locked(locked: &[Locked]) -> Option<String> {
+    let first = locked.first()?;
+    let bytes: u64 = locked.iter().map(|one| one.object.size_bytes).sum();
+    Some(format!(
+        "{} objects of {bytes} bytes are over and locked, and go at the first prune after their time; \
+         until then nothing is certified as destroyed to the last byte: {} ({}; {})",
+        locked.len(),
+        first.object.name,
+        first.reason,
+        first.lock
+    ))
 }
 
 /// Brings an expired point back. Refused when it is erased, or its time is over.

@@ -333,6 +333,16 @@ impl StateFolder {
         self.path.join("heads").join(customer.to_string())
     }
 
+    pub(super) fn locks_renewed_at(&self, customer: &CustomerUid) -> Option<Timestamp> {
+        let text = read_small(&self.path.join(renewed(customer))).ok()?;
+        text.trim().parse().ok()
+    }
+
+    pub(super) fn remember_locks_renewed(&self, customer: &CustomerUid, at: Timestamp) {
+        // Without it they are renewed once more.
+        let _kept = replace(&self.path, &renewed(customer), format!("{at}\n").as_bytes());
+    }
+
     pub(super) fn clock_mark(&self) -> Option<LocalMark> {
         let text = read_small(&self.path.join(CLOCK)).ok()?;
         let mut fields = text.trim().split(' ');
@@ -421,6 +431,10 @@ fn take_lock(path: PathBuf, once: bool) -> Result<Option<Lock>, StateError> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(StateError::new(&path, error.into())),
     }
+}
+
+fn renewed(customer: &CustomerUid) -> String {
+    format!("renewed-{customer}")
 }
 
 /// Writes a file beside its name first, so that a crash leaves the old one or the new one.

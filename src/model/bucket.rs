@@ -11,11 +11,31 @@ pub enum Versioning {
     Suspended,
 }
 
+/// Who can end a lock before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockMode {
+    /// Whoever has a right of its own for that; no key of vmkeep should have it.
+    Governance,
+    /// Nobody.
+    Compliance,
+}
+
+impl LockMode {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            LockMode::Governance => "governance",
+            LockMode::Compliance => "compliance",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BucketFacts {
     pub versioning: Versioning,
     /// No version can be deleted without a person's code.
     pub needs_code_to_delete: bool,
+    /// Objects can be locked, one by one.
+    pub can_lock: bool,
     /// Days for which every new object is locked, unless said otherwise with it.
     pub default_lock_days: u32,
     /// Copies of every object are made elsewhere, and stay when it is deleted.

@@ -9,7 +9,7 @@ mod piece;
 mod point;
 mod writers;
 
-pub use bucket::{BucketFacts, LifecycleRule, Versioning};
+pub use bucket::{BucketFacts, LifecycleRule, LockMode, Versioning};
 pub use clock::{BootMark, Clock, ClockReading};
 pub use extent::Extent;
 pub use id::{

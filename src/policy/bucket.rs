@@ -1,6 +1,6 @@
 //! Whether the promises can be kept in a bucket that is set up as it is.
 
-use super::Policy;
+use super::{Policy, lock_term};
 use crate::model::{BucketFacts, CustomerName, LifecycleRule, Versioning};
 use std::fmt;
 
@@ -18,11 +18,13 @@ impl fmt::Display for BucketRefusal {
 }
 
 /// Everything that stands against the bucket. `key_prefix` is the beginning of all keys of the
-/// repository (`""`, or one that ends with a slash); `allowed_regions` is empty where any will do.
+/// repository (`""`, or one that ends with a slash); `allowed_regions` is empty where any will do;
+/// `locks`: what is created shall be locked.
 pub fn judge_bucket(
     facts: &BucketFacts,
     key_prefix: &str,
     allowed_regions: &[String],
+    locks: bool,
     policies: &[(&CustomerName, &Policy)],
 ) -> Vec<BucketRefusal> {
     let mut refusals = Vec::new();
@@ -52,8 +54,22 @@ pub fn judge_bucket(
             "remove the replication of this bucket; a second store is a second repository",
         );
     }
+    if locks && !facts.can_lock {
+        refuse(
+            "objects shall be locked, and the bucket does not say that it has Object Lock"
+                .to_string(),
+            "make a bucket with Object Lock (it cannot be had later everywhere), or remove lock",
+        );
+    }
     for (customer, policy) in policies {
         let effective = policy.effective();
+        if locks && let Err(why) = lock_term(policy) {
+            refuse(
+                format!("the objects of customer {customer} cannot be locked: {why}"),
+                "a longer max_retention gives a longer erase budget (28 days at most); or shorten \
+                 restore_window, or remove lock",
+            );
+        }
         // What is written at some time can hold pieces of a point whose erasure is under way; they
         // must be deletable again before the deadline, with time for the deleting.
         let longest = effective.erase_budget_days / 2;
@@ -202,16 +218,30 @@ mod tests {
     use super::*;
     use crate::policy::PolicyTerms;
 
-    fn judged(facts: &BucketFacts, allowed: &[&str]) -> Vec<String> {
+    fn policy(max_retention: &str) -> Policy {
         let terms = PolicyTerms {
             timezone: "UTC".to_string(),
+            max_retention: max_retention.to_string(),
             ..PolicyTerms::default()
         };
-        let policy = Policy::parse(&terms).unwrap();
+        Policy::parse(&terms).unwrap()
+    }
+
+    fn judged(facts: &BucketFacts, allowed: &[&str]) -> Vec<String> {
+        let policy = policy("2 months");
         assert_eq!(policy.effective().erase_budget_days, 22);
-        let acme = CustomerName::new("acme").unwrap();
         let allowed: Vec<String> = allowed.iter().map(ToString::to_string).collect();
-        judge_bucket(facts, "vmkeep/", &allowed, &[(&acme, &policy)])
+        judged_by(&policy, facts, &allowed, false)
+    }
+
+    fn judged_by(
+        policy: &Policy,
+        facts: &BucketFacts,
+        allowed: &[String],
+        locks: bool,
+    ) -> Vec<String> {
+        let acme = CustomerName::new("acme").unwrap();
+        judge_bucket(facts, "vmkeep/", allowed, locks, &[(&acme, policy)])
             .iter()
             .map(ToString::to_string)
             .collect()
@@ -260,6 +290,21 @@ mod tests {
         };
         assert_eq!(judged(&with_lock(11), &[]), [] as [&str; 0]);
         one(&judged(&with_lock(12), &[]), "at most half, 11 days");
+    }
+
+    #[test]
+    fn objects_are_locked_where_the_bucket_can_and_every_erase_budget_bears_it() {
+        let mut facts = BucketFacts::default();
+        let two_months = policy("2 months");
+        one(
+            &judged_by(&two_months, &facts, &[], true),
+            "does not say that it has Object Lock",
+        );
+        facts.can_lock = true;
+        assert_eq!(judged_by(&two_months, &facts, &[], true), [] as [&str; 0]);
+        let month = policy("1 month");
+        one(&judged_by(&month, &facts, &[], true), "(erase budget) − 2");
+        assert_eq!(judged_by(&month, &facts, &[], false), [] as [&str; 0]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! - `schedule`: nights, what is due, which nights of the restore window are covered.
 //! - `retention`: when a point expires, what a prune does with each point and why.
 //! - `bucket`: whether the promises can be kept in a bucket that is set up as it is.
+//! - `lock`: for how long objects can be locked there against everybody, ourselves included.
 //! - `clock`: whether the host's time may be written down as witnessed, and whether it may delete.
 //!
 //! *Absent:* any store, key, chunk, file, environment or print; any clock (`now` is an argument of each
@@ -17,6 +18,7 @@
 
 mod bucket;
 mod clock;
+mod lock;
 mod night;
 mod period;
 mod retention;
@@ -28,6 +30,7 @@ pub use clock::{
     Attestation, ClockRefusal, Deletion, HostClock, Judgement, LocalMark, judge, next_mark,
     silence_before,
 };
+pub use lock::{LockTerm, lock_term};
 pub use night::{IsoWeek, night_of, window_of};
 pub use period::{Period, PeriodUnit};
 pub use retention::{

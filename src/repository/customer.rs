@@ -19,7 +19,7 @@ use crate::model::{
     CustomerName, CustomerUid, ObjectHash, PointId, RepositoryId, SessionId, VmName, Writers,
 };
 use crate::policy::{PolicyTerms, expiry};
-use crate::storage::Storage;
+use crate::storage::{Storage, gone_or_locked};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -173,12 +173,12 @@ impl Customer {
             match outcome {
                 Ok(_) => {
                     for object in earlier {
-                        storage.destroy(&object.name)?;
+                        gone_or_locked(storage.destroy(&object.name))?;
                     }
                 }
                 Err(error) if error.kind == RepositoryErrorKind::Uncertain => return Err(error),
                 Err(error) => {
-                    storage.destroy(&names.key(object))?;
+                    gone_or_locked(storage.destroy(&names.key(object)))?;
                     if error.kind != RepositoryErrorKind::AlreadyExists {
                         return Err(error);
                     }
@@ -357,10 +357,10 @@ impl Customer {
             return Ok(());
         }
         if let Some(point) = point {
-            self.storage().destroy(&self.names().point(&point))?;
+            gone_or_locked(self.storage().destroy(&self.names().point(&point)))?;
         }
         for name in session_objects(&**self.storage(), self.names(), session)? {
-            self.storage().delete(&name)?;
+            gone_or_locked(self.storage().delete(&name))?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::sealed::LOAD_ATTEMPTS;
 use crate::format::entry::Purpose;
 use crate::format::names::ObjectRole;
 use crate::model::{PackName, PointState, Writers};
-use crate::storage::{Leftover, Listed, MAX_PROBE_BYTES};
+use crate::storage::{Leftover, Listed, MAX_PROBE_BYTES, gone_or_locked};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -38,8 +38,22 @@ pub struct Swept {
     /// What is in the store beside all customers, no listing shows it, and it was not removed: a
     /// living writer's temporary file, or what somebody put there. Whose it is cannot be told.
     pub leftovers: Vec<Leftover>,
+    /// What is over and stays until its lock has ended.
+    pub locked: Vec<Locked>,
     /// What is left and could not be explained or removed.
     pub unexplained: Vec<String>,
+}
+
+/// An object that the store lets nobody delete yet.
+#[derive(Debug, Clone)]
+pub struct Locked {
+    pub object: Listed,
+    /// Why it goes.
+    pub reason: &'static str,
+    /// Until when it stays.
+    pub lock: String,
+    /// It is the record of a point, which must not be there.
+    pub is_record: bool,
 }
 
 /// Judges an object by the state of a ledger that was read to its end *after* the listing.
@@ -179,12 +193,20 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
         match explain(&role, &state, &packs) {
             Explained::Yes => {}
             Explained::Spent => {
-                storage.delete(&object.name)?;
+                gone_or_locked(storage.delete(&object.name))?;
                 swept.listed -= 1;
             }
-            Explained::Condemned => swept
-                .unexplained
-                .push(format!("{} (condemned, not deleted yet)", object.name)),
+            Explained::Condemned => match storage.locked_until(&object.name)? {
+                Some(until) => swept.locked.push(Locked {
+                    object,
+                    reason: "condemned",
+                    lock: format!("until {until}"),
+                    is_record: false,
+                }),
+                None => swept
+                    .unexplained
+                    .push(format!("{} (condemned, not deleted yet)", object.name)),
+            },
             Explained::No(reason) => match role {
                 // Evidence: a person must look at it. A key file may be named by its maker's entry
                 // in a moment, and no session says so: removed, it would lock out whom it is for.
@@ -196,13 +218,21 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
                         .unexplained
                         .push(format!("{} ({reason})", object.name));
                 }
-                ObjectRole::Point(_) => {
-                    storage.destroy(&object.name)?;
-                    swept.removed.push((object, reason));
-                }
                 _ => {
-                    storage.delete(&object.name)?;
-                    swept.removed.push((object, reason));
+                    let is_record = matches!(role, ObjectRole::Point(_));
+                    let removed = match is_record {
+                        true => storage.destroy(&object.name),
+                        false => storage.delete(&object.name),
+                    };
+                    match gone_or_locked(removed)? {
+                        None => swept.removed.push((object, reason)),
+                        Some(locked) => swept.locked.push(Locked {
+                            object,
+                            reason,
+                            lock: locked.detail,
+                            is_record,
+                        }),
+                    }
                 }
             },
         }

@@ -6,7 +6,7 @@
 //! as sealed as the objects. They go when whoever knows says so ([`Cached::keep_only`]), which has to be
 //! in time: what is erased must be gone here too.
 
-use super::{Leftover, Listed, OpenObject, Storage, StorageError, Survey};
+use super::{Latest, Leftover, Listed, OpenObject, Storage, StorageError, Survey};
 use crate::model::ObjectName;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
@@ -270,6 +270,18 @@ impl Storage for Cached {
     fn destroy(&self, name: &ObjectName) -> Result<(), StorageError> {
         let _gone = remove(&self.folder.join(name.as_str()));
         self.store.destroy(name)
+    }
+
+    fn locked_until(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
+        self.store.locked_until(name)
+    }
+
+    fn locks(&self) -> bool {
+        self.store.locks()
+    }
+
+    fn renew_locks(&self, place: &str, latest: &Latest<'_>) -> Result<u64, StorageError> {
+        self.store.renew_locks(place, latest)
     }
 
     fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {

@@ -15,7 +15,7 @@ pub use directory::Directory;
 pub use fault::{Fault, Faulty, Frozen, Operation, Verb};
 pub use memory::{Memory, Snapshot};
 pub use probe::{MAX_PROBE_BYTES, Probe, probe, probe_and_time, probe_without_deleting, time_of};
-pub use s3::{S3, S3Credentials, S3Settings};
+pub use s3::{S3, S3Credentials, S3Lock, S3Settings};
 
 use crate::model::ObjectName;
 use jiff::Timestamp;
@@ -44,6 +44,8 @@ pub enum StorageErrorKind {
     Transient,
     /// Permission, read-only file system.
     Denied,
+    /// Not yet: the store lets nobody delete the object before its time.
+    Locked,
     /// No space, quota.
     Full,
     /// The store cannot do what is needed (no create-if-absent, no such folder).
@@ -68,6 +70,7 @@ impl fmt::Display for StorageError {
             StorageErrorKind::Corrupt => "damaged",
             StorageErrorKind::Transient => "failed, perhaps for now",
             StorageErrorKind::Denied => "permission denied",
+            StorageErrorKind::Locked => "locked",
             StorageErrorKind::Full => "no space left",
             StorageErrorKind::Unsupported => "not supported by this store",
         };
@@ -158,6 +161,9 @@ fn too_large(name: &ObjectName, size_bytes: u64, max_bytes: u64) -> StorageError
     )
 }
 
+/// Until when an object may be locked at the most, if at all.
+pub type Latest<'a> = dyn Fn(&ObjectName) -> Option<Timestamp> + Sync + 'a;
+
 /// Named immutable objects. All calls may come from several threads and several processes.
 pub trait Storage: Send + Sync {
     /// Creates `name` with exactly `data`, durably, if and only if the name is free.
@@ -218,6 +224,22 @@ pub trait Storage: Send + Sync {
 
     /// As `delete`, but the bytes are first made unreadable where the medium allows it.
     fn destroy(&self, name: &ObjectName) -> Result<(), StorageError>;
+
+    /// Until when, by its own clock, the store lets nobody delete the object; `None`: it would now.
+    fn locked_until(&self, _name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
+        Ok(None)
+    }
+
+    /// Whether the store locks what is created.
+    fn locks(&self) -> bool {
+        false
+    }
+
+    /// Locks what is called `place` and what is below it as if it were created now, but none for longer than
+    /// `latest` says; `None`: not at all. No lock becomes shorter. Returns how many were made longer.
+    fn renew_locks(&self, _place: &str, _latest: &Latest<'_>) -> Result<u64, StorageError> {
+        Ok(0)
+    }
 
     /// Removes what dead writers left below `prefix`, or outside of any, under names that no listing
     /// shows (temporary files, unfinished uploads, what hides an object). A living
@@ -308,6 +330,18 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
         (**self).destroy(name)
     }
 
+    fn locked_until(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
+        (**self).locked_until(name)
+    }
+
+    fn locks(&self) -> bool {
+        (**self).locks()
+    }
+
+    fn renew_locks(&self, place: &str, latest: &Latest<'_>) -> Result<u64, StorageError> {
+        (**self).renew_locks(place, latest)
+    }
+
     fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
         (**self).sweep_leftovers(prefix)
     }
@@ -334,6 +368,17 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn location(&self) -> String {
         (**self).location()
+    }
+}
+
+/// After a deletion: the reason why it is not yet done, if that is a lock.
+pub fn gone_or_locked(
+    deleted: Result<(), StorageError>,
+) -> Result<Option<StorageError>, StorageError> {
+    match deleted {
+        Ok(()) => Ok(None),
+        Err(error) if error.kind == StorageErrorKind::Locked => Ok(Some(error)),
+        Err(error) => Err(error),
     }
 }
 

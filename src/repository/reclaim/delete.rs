@@ -5,6 +5,7 @@ use super::super::mark::Mark;
 use super::super::rule::{Rule, stands};
 use super::{Directory, Pass, directory, entries_in_index};
 use crate::model::{PackName, Tag};
+use crate::storage::gone_or_locked;
 
 impl Pass<'_> {
     /// Deletes condemned packs, ours and those of others that died, after finding each live tag of
@@ -40,7 +41,9 @@ impl Pass<'_> {
             }
             let object = self.customer.names().pack(&name);
             let freed = self.customer.storage().size_bytes(&object);
-            self.customer.storage().delete(&object)?;
+            if gone_or_locked(self.customer.storage().delete(&object))?.is_some() {
+                continue;
+            }
             self.result.freed_bytes += freed.unwrap_or_default();
             self.result.removed.push(name);
         }

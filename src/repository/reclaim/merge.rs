@@ -7,6 +7,7 @@ use super::super::{RepositoryError, RepositoryErrorKind};
 use crate::format::entry::{Body, MergeBody, Purpose};
 use crate::format::segment::{PackRow, Record};
 use crate::model::{PackName, SegmentName, SessionId, Tag};
+use crate::storage::gone_or_locked;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::iter::Peekable;
@@ -95,7 +96,7 @@ pub fn merge_segments(customer: &Customer) -> Result<bool, RepositoryError> {
     match merged {
         Ok(_) => {
             for name in &taken {
-                customer.storage().delete(&customer.names().segment(name))?;
+                gone_or_locked(customer.storage().delete(&customer.names().segment(name)))?;
             }
             Ok(true)
         }

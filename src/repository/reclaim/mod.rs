@@ -41,6 +41,8 @@ pub struct Reclaimed {
     pub marks: Vec<PackMark>,
     /// Packs that are condemned and could not be deleted, because something live is only there.
     pub withheld: Vec<PackName>,
+    /// Packs with nothing live that the store lets nobody delete yet.
+    pub dead_and_locked: Vec<PackName>,
     /// Live frames that did not open; noted in the ledger. Their packs stay, unless what does not
     /// open was given up (`force`).
     pub damaged: Vec<(PackName, Tag)>,
@@ -54,8 +56,10 @@ struct Pass<'a> {
     result: Reclaimed,
     /// Condemned by this very pass, after their survivors were opened.
     own: BTreeSet<PackName>,
-    /// Packs that hold something live that did not open: not tried again in this pass.
+    /// Packs that hold something live that did not open, or are locked: not tried again in this pass.
     stuck: BTreeSet<PackName>,
+    /// Packs that are known not to be locked.
+    free: BTreeSet<PackName>,
     /// Frames that were read, did not open, and are given up.
     given_up: BTreeSet<(PackName, Tag)>,
 }
@@ -79,6 +83,7 @@ pub fn reclaim(
         result: Reclaimed::default(),
         own: BTreeSet::new(),
         stuck: BTreeSet::new(),
+        free: BTreeSet::new(),
         given_up: BTreeSet::new(),
     };
     let most_bytes = PACKS_IN_SESSION * customer.settings().pack_bytes as u64;
@@ -88,6 +93,7 @@ pub fn reclaim(
         pass.delete_condemned(&mark)?;
         let mut decisions = plan(&survey(customer, &mark, now)?, now, budget);
         decisions.extend(pass.rescues(&mark));
+        pass.leave_locked(&decisions)?;
         decisions.retain(|decision| !pass.stuck.contains(&decision.facts.name));
         let batch = plan::next_batch(&decisions, most_bytes);
         if batch.is_empty() || fruitless >= FRUITLESS_SESSIONS {
@@ -171,6 +177,28 @@ pub fn survey(
 }
 
 impl Pass<'_> {
+    /// What nobody can delete yet is not condemned either: it would be neither of use nor gone. Its lock ends
+    /// early enough before the deadline of what is in it.
+    fn leave_locked(&mut self, decisions: &[PackDecision]) -> Result<(), RepositoryError> {
+        for decision in decisions {
+            let name = decision.facts.name;
+            let goes = decision.action != PackAction::Keep && !decision.facts.rescue;
+            if !goes || self.stuck.contains(&name) || self.free.contains(&name) {
+                continue;
+            }
+            let object = self.customer.names().pack(&name);
+            if self.customer.storage().locked_until(&object)?.is_none() {
+                self.free.insert(name);
+                continue;
+            }
+            self.stuck.insert(name);
+            if decision.action == PackAction::Remove {
+                self.result.dead_and_locked.push(name);
+            }
+        }
+        Ok(())
+    }
+
     /// A complete mark; what did not open on the way leaves the index, so that the next backup
     /// that meets its content heals it.
     fn mark(&mut self) -> Result<Mark, RepositoryError> {

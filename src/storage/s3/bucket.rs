@@ -4,7 +4,7 @@ use super::{S3, StorageError};
 use crate::model::{BucketFacts, LifecycleRule, Versioning};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::types::{
-    BucketVersioningStatus, DefaultRetention, ExpirationStatus, MfaDeleteStatus,
+    BucketVersioningStatus, DefaultRetention, ExpirationStatus, MfaDeleteStatus, ObjectLockEnabled,
     ReplicationRuleStatus,
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -60,13 +60,13 @@ impl S3 {
                 ask.bucket(bucket).send().await
             })
             .await?;
-        facts.default_lock_days = lock
+        let lock = lock
             .as_ref()
-            .and_then(|told| {
-                told.object_lock_configuration()?
-                    .rule()?
-                    .default_retention()
-            })
+            .and_then(|told| told.object_lock_configuration());
+        facts.can_lock = lock
+            .is_some_and(|lock| lock.object_lock_enabled() == Some(&ObjectLockEnabled::Enabled));
+        facts.default_lock_days = lock
+            .and_then(|lock| lock.rule()?.default_retention())
             .map_or(0, lock_days);
         facts.is_replicated = self.replication_fact().await?;
         let lifecycle = self

@@ -1,6 +1,7 @@
 //! The client of a bucket: transport, trust, credentials, limits.
 
 use super::error::{shown, unsupported};
+use super::lock::{S3Lock, ServerClock};
 use crate::storage::{StorageError, StorageErrorKind};
 use aws_config::BehaviorVersion;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -53,6 +54,8 @@ pub struct S3Settings {
     pub ask_first: bool,
     /// Whether anything is ever deleted. A key that need not delete is worth less to who steals it.
     pub may_delete: bool,
+    /// Whether what is created is locked.
+    pub lock: Option<S3Lock>,
 }
 
 /// Who we are to the server.
@@ -98,7 +101,10 @@ pub(super) fn runtime(settings: &S3Settings) -> Result<Runtime, StorageError> {
         .map_err(|error| unsupported(settings.location(), format!("starting threads: {error}")))
 }
 
-pub(super) async fn client(settings: &S3Settings) -> Result<Client, StorageError> {
+pub(super) async fn client(
+    settings: &S3Settings,
+    clock: ServerClock,
+) -> Result<Client, StorageError> {
     let http = transport(settings)?;
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
@@ -108,6 +114,7 @@ pub(super) async fn client(settings: &S3Settings) -> Result<Client, StorageError
         .region(Region::new(settings.region.clone()))
         .force_path_style(settings.path_style)
         .http_client(http.clone())
+        .interceptor(clock)
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts)
         // The payload's signature is what every server checks; trailing checksums are what some

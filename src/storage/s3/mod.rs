@@ -12,6 +12,8 @@
 //! that needs the right to: deletions are refused here, an upload that failed is not aborted, and what was
 //! put over another version stays there and is an error. A store that may delete sweeps it.
 //!
+//! What is created can be locked ([`S3Settings::lock`]): then a deletion before its time is `Locked`.
+//!
 //! Requests are repeated only after errors that may pass, within a deadline, with a pause that grows
 //! and is random. The client's own repetitions are off: it would hide that an earlier attempt may have
 //! landed, and report our own success as somebody else's.
@@ -19,19 +21,22 @@
 mod bucket;
 mod connection;
 mod error;
+mod lock;
 mod requests;
 mod upload;
 mod versions;
 
 pub use connection::{S3Credentials, S3Settings};
+pub use lock::S3Lock;
 
-use super::{Leftover, Listed, Storage, StorageError, StorageErrorKind, Survey};
+use super::{Latest, Leftover, Listed, Storage, StorageError, StorageErrorKind, Survey};
 use super::{checked_prefix, is_own_name, name_from_outside, refuse_own_names};
 use super::{too_large, too_short};
 use crate::model::{BucketFacts, ObjectName, Versioning};
 use aws_sdk_s3::Client;
 use connection::Rate;
 use jiff::Timestamp;
+use lock::ServerClock;
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::AtomicBool;
@@ -50,6 +55,9 @@ pub struct S3 {
     known: BucketFacts,
     /// Whether the client knows how far the server's clock is from this host's.
     knows_time: AtomicBool,
+    clock: ServerClock,
+    /// Whether the server was seen to lock what it was told to.
+    knows_locks: AtomicBool,
     permits: Semaphore,
     upload_rate: Rate,
     download_rate: Rate,
@@ -61,13 +69,16 @@ impl S3 {
     /// Connects and reads whether the bucket keeps versions. Nothing is written.
     pub fn open(settings: S3Settings) -> Result<Self, StorageError> {
         let runtime = connection::runtime(&settings)?;
-        let client = runtime.block_on(connection::client(&settings))?;
+        let clock = ServerClock::default();
+        let client = runtime.block_on(connection::client(&settings, clock.clone()))?;
         let mut s3 = S3 {
             client,
             runtime,
             location: settings.location(),
             known: BucketFacts::default(),
             knows_time: AtomicBool::new(false),
+            clock,
+            knows_locks: AtomicBool::new(false),
             permits: Semaphore::new(settings.connections),
             upload_rate: Rate::new(settings.upload_bytes_per_second),
             download_rate: Rate::new(settings.download_bytes_per_second),
@@ -209,6 +220,24 @@ impl Storage for S3 {
     /// sealed, and the key to them was in the point record.
     fn destroy(&self, name: &ObjectName) -> Result<(), StorageError> {
         self.delete(name)
+    }
+
+    fn locked_until(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
+        refuse_own_names(name)?;
+        self.runtime.block_on(async {
+            let _permit = self.permit(name).await?;
+            self.still_locked(&self.key(name.as_str()), None).await
+        })
+    }
+
+    fn locks(&self) -> bool {
+        self.settings.lock.is_some()
+    }
+
+    fn renew_locks(&self, place: &str, latest: &Latest<'_>) -> Result<u64, StorageError> {
+        let place = checked_prefix(place)?;
+        let place = place.as_ref().map_or("", ObjectName::as_str);
+        self.renew_below(place, latest)
     }
 
     /// Aborts unfinished uploads that are not of this process. A living writer elsewhere whose upload

@@ -4,8 +4,9 @@ use super::error::{taken, transient, unsupported};
 use super::versions::{Extent, below};
 use super::{S3, StorageError, StorageErrorKind};
 use crate::model::{ObjectName, Versioning};
-use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
+use jiff::Timestamp;
 
 /// The server said that it created the object, and put it over another one (which is back).
 const CONDITION_IGNORED: &str = "an existing object was overwritten: the condition is ignored";
@@ -19,15 +20,18 @@ impl S3 {
         if !self.settings.may_delete {
             self.refuse_hidden(name).await?;
         }
+        let locked_until = self.lock_of(name.as_str())?;
+        // A single put takes five gigabytes. In parts, each part would need a checksum of its own kind.
+        let in_parts = data.len() > self.settings.part_bytes && locked_until.is_none();
         let mut uncertain = false;
         self.repeated_briefly(name, async || {
             if self.settings.ask_first && !uncertain {
                 self.refuse_taken(name).await?;
             }
             self.upload_rate.wait(data.len() as u64).await;
-            let outcome = match data.len() > self.settings.part_bytes {
+            let outcome = match in_parts {
                 true => self.put_in_parts(name, data).await,
-                false => self.put(name, data).await,
+                false => self.put(name, data, locked_until).await,
             };
             match outcome {
                 Err(error) if error.kind == StorageErrorKind::AlreadyExists && uncertain => {
@@ -49,13 +53,15 @@ impl S3 {
                 Ok(version) => {
                     // Whatever comes of the question, this attempt may stand.
                     uncertain = true;
-                    match self.stands_alone(name, data, version.as_deref()).await {
+                    let version = version.as_deref();
+                    match self.stands_alone(name, data, version).await {
                         // A right that is missing says nothing of what was created.
                         Err(error) if error.kind == StorageErrorKind::Denied => {
-                            Err(transient(name, error.detail))
+                            return Err(transient(name, error.detail));
                         }
-                        told => told,
+                        told => told?,
                     }
+                    self.refuse_unlocked(name, version, locked_until).await
                 }
             }
         })
@@ -115,7 +121,11 @@ impl S3 {
         if !self.settings.may_delete {
             return Err(unsupported(name, CONDITION_IGNORED));
         }
-        self.delete_version(own).await?;
+        match self.delete_version(own).await {
+            // It stays beside the object until its time is over, as what a sweep shows.
+            Err(error) if error.kind == StorageErrorKind::Locked => {}
+            deleted => deleted?,
+        }
         // If nothing hid what was there before, the condition was not kept.
         match is_hidden {
             true => Err(transient(name, "an object was hidden under this name")),
@@ -135,9 +145,21 @@ impl S3 {
     }
 
     /// The version that was created, where the server tells.
-    async fn put(&self, name: &ObjectName, data: &[u8]) -> Result<Option<String>, StorageError> {
+    async fn put(
+        &self,
+        name: &ObjectName,
+        data: &[u8],
+        locked_until: Option<Timestamp>,
+    ) -> Result<Option<String>, StorageError> {
         let put = self.client.put_object().bucket(&self.settings.bucket);
-        let put = put.key(self.key(name.as_str())).if_none_match("*");
+        let mut put = put.key(self.key(name.as_str())).if_none_match("*");
+        if let Some(until) = locked_until {
+            // AWS takes no lock without a checksum of one of its kinds.
+            put = put
+                .set_object_lock_mode(self.lock_mode())
+                .object_lock_retain_until_date(DateTime::from_secs(until.as_second()))
+                .checksum_algorithm(ChecksumAlgorithm::Crc32);
+        }
         let sent = put.body(ByteStream::from(data.to_vec())).send();
         let put = self.answer_if_free(name, data.len() as u64, sent).await?;
         Ok(put.version_id().map(str::to_string))

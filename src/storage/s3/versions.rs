@@ -49,10 +49,15 @@ impl S3 {
     pub(super) async fn delete_all_versions(&self, name: &ObjectName) -> Result<(), StorageError> {
         let key = self.key(name.as_str());
         let _permit = self.permit(name).await?;
+        let mut locked = None;
         for version in self.versions_of(&key, Extent::OneKey).await? {
-            self.delete_version(&version).await?;
+            match self.delete_version(&version).await {
+                // The others go all the same.
+                Err(error) if error.kind == StorageErrorKind::Locked => locked = Some(error),
+                deleted => deleted?,
+            }
         }
-        Ok(())
+        locked.map_or(Ok(()), Err)
     }
 
     pub(super) async fn delete_version(&self, version: &Version) -> Result<(), StorageError> {
@@ -67,6 +72,9 @@ impl S3 {
         match deleted {
             Ok(_) => Ok(()),
             Err(error) if error.kind == StorageErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind == StorageErrorKind::Denied => {
+                Err(self.why_denied(version, error).await)
+            }
             Err(error) => Err(error),
         }
     }
@@ -106,8 +114,12 @@ impl S3 {
             for version in beside_the_originals(&versions) {
                 // Other bytes under the name of an object: which are the right ones cannot be told here.
                 if version.is_safe_to_remove && object_of(self.place(&version.of.key)).is_some() {
-                    self.delete_version(version.of).await?;
-                    swept.push(self.leftover_of_version(version.of));
+                    match self.delete_version(version.of).await {
+                        Ok(()) => swept.push(self.leftover_of_version(version.of)),
+                        // What is left is told by the survey.
+                        Err(error) if error.kind == StorageErrorKind::Locked => {}
+                        Err(error) => return Err(error),
+                    }
                 }
             }
         }
@@ -376,14 +388,20 @@ struct Beside<'v> {
     is_safe_to_remove: bool,
 }
 
-/// Everything but the oldest bytes of each key: names are used once, so these are the object, unless
-/// somebody was there before. Other bytes above them are shown and never removed.
-fn beside_the_originals(versions: &[Version]) -> Vec<Beside<'_>> {
+/// The oldest bytes of each key.
+pub(super) fn originals(versions: &[Version]) -> BTreeMap<&str, &Version> {
     let mut originals: BTreeMap<&str, &Version> = BTreeMap::new();
     for version in versions.iter().filter(|version| !version.is_marker) {
         // The newest of each key come first, so the last is the oldest.
         originals.insert(&version.key, version);
     }
+    originals
+}
+
+/// Everything but the oldest bytes of each key: names are used once, so these are the object, unless
+/// somebody was there before. Other bytes above them are shown and never removed.
+fn beside_the_originals(versions: &[Version]) -> Vec<Beside<'_>> {
+    let originals = originals(versions);
     versions
         .iter()
         .filter_map(|version| {

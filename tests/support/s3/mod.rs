@@ -6,7 +6,7 @@ mod user;
 
 pub use kind::{Condition, Kind};
 pub use proxy::{Mishap, Passed, Proxy, Standstill};
-pub use user::{AGENT, KEEPER, User, Visit};
+pub use user::{AGENT, KEEPER, OWNER, User, Visit};
 
 use super::host::tool;
 use super::live::{command_that_dies_with_us, spawn};
@@ -14,10 +14,12 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::ResponseChecksumValidation;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation};
 use aws_sdk_s3::error::ProvideErrorMetadata;
+use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{
     BucketLifecycleConfiguration, BucketVersioningStatus, DefaultRetention, ExpirationStatus,
     LifecycleExpiration, LifecycleRule, LifecycleRuleFilter, ObjectLockConfiguration,
-    ObjectLockEnabled, ObjectLockRetentionMode, ObjectLockRule, VersioningConfiguration,
+    ObjectLockEnabled, ObjectLockRetention, ObjectLockRetentionMode, ObjectLockRule,
+    VersioningConfiguration,
 };
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
@@ -153,12 +155,18 @@ impl Server {
         bucket
     }
 
-    /// One with Object Lock, which locks every new object for so many days.
-    pub fn bucket_with_lock(&'static self, days: i32) -> Bucket {
+    /// One with Object Lock, in which nothing is locked unless it is asked for.
+    pub fn lockable_bucket(&'static self) -> Bucket {
         let bucket = self.next_bucket();
         let create = self.client.create_bucket().bucket(&bucket.name);
         let create = create.object_lock_enabled_for_bucket(true);
         self.runtime.block_on(create.send()).expect("a bucket");
+        bucket
+    }
+
+    /// One that locks every new object for so many days.
+    pub fn bucket_with_lock(&'static self, days: i32) -> Bucket {
+        let bucket = self.lockable_bucket();
         let retention = DefaultRetention::builder()
             .mode(ObjectLockRetentionMode::Governance)
             .days(days);
@@ -289,6 +297,7 @@ impl Bucket {
             patience: Duration::from_secs(60),
             ask_first: self.server.kind.writers() == Writers::One,
             may_delete: true,
+            lock: None,
         }
     }
 
@@ -508,6 +517,32 @@ impl Bucket {
             }
             found
         })
+    }
+
+    /// Until when a version is locked, in seconds.
+    pub fn locked_until(&self, version: &Version) -> Option<i64> {
+        let head = self.server.client.head_object().bucket(&self.name);
+        let head = head.key(&version.key).version_id(&version.id).send();
+        let told = self.server.runtime.block_on(head).expect("an object");
+        told.object_lock_retain_until_date()
+            .map(|until| until.secs())
+    }
+
+    /// Makes a lock end at once, as the owner of the bucket can in governance mode. Tells when, in seconds.
+    pub fn ends_lock(&self, version: &Version) -> i64 {
+        // A time that has passed is refused, and so is none.
+        let until = jiff::Timestamp::now().as_second() + 2;
+        let put = self.server.client.put_object_retention();
+        let put = put.bucket(&self.name).key(&version.key);
+        let put = put
+            .version_id(&version.id)
+            .bypass_governance_retention(true);
+        let retention = ObjectLockRetention::builder()
+            .mode(ObjectLockRetentionMode::Governance)
+            .retain_until_date(DateTime::from_secs(until));
+        let sent = put.retention(retention.build()).send();
+        self.server.runtime.block_on(sent).expect("a shorter lock");
+        until
     }
 
     pub fn uploads(&self) -> Vec<String> {

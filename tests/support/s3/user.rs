@@ -19,6 +19,13 @@ pub struct User {
     secret_access_key: &'static str,
 }
 
+/// Whose the buckets are.
+pub const OWNER: User = User {
+    name: "owner",
+    access_key_id: super::ACCESS_KEY_ID,
+    secret_access_key: super::SECRET_ACCESS_KEY,
+};
+
 pub const AGENT: User = User {
     name: "agent",
     access_key_id: "VMKEEP-agent",
