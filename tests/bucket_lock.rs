@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::fs;
 use support::s3::{Bucket, OWNER, Version, server};
 use support::{Guest, Host, HostOptions, Random, time};
-use vmkeep::model::{LockMode, ObjectName};
+use vmkeep::model::{LockMode, ObjectName, Writers};
 use vmkeep::storage::{S3, S3Lock, Storage, StorageErrorKind};
 
 const PREFIX: &str = "backups/vmkeep";
@@ -23,8 +23,7 @@ fn start() -> Timestamp {
 
 /// `[repository]` of one host, with locks.
 fn repository(bucket: &Bucket, mode: &str) -> String {
-    let config = bucket.config(PREFIX);
-    let config = config.replace("[repository]\n", "[repository]\nwriters = \"one\"\n");
+    let config = bucket.config_for(Writers::One, PREFIX);
     format!("{config}lock = \"{mode}\"\n")
 }
 
