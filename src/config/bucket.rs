@@ -3,7 +3,6 @@
 use super::customer::check_path;
 use super::problem::Problem;
 use super::section::Section;
-use super::spelling;
 use crate::model::{LockMode, ObjectName};
 use std::path::PathBuf;
 
@@ -159,7 +158,8 @@ fn read_s3(mut section: Section<'_>, bucket: &mut Bucket, problems: &mut Vec<Pro
         ));
     }
     bucket.allowed_regions = allowed.into_iter().map(str::to_string).collect();
-    bucket.lock = read_lock(&mut section, problems);
+    let modes = [LockMode::Governance, LockMode::Compliance].map(|mode| (mode.as_str(), mode));
+    bucket.lock = section.one_of("lock", modes, problems);
     match section.integer("connections", problems) {
         None => {}
         Some(connections @ 1..=MAX_CONNECTIONS) => {
@@ -190,21 +190,6 @@ fn read_s3(mut section: Section<'_>, bucket: &mut Bucket, problems: &mut Vec<Pro
         ],
         problems,
     );
-}
-
-fn read_lock(section: &mut Section<'_>, problems: &mut Vec<Problem>) -> Option<LockMode> {
-    let modes = [LockMode::Governance, LockMode::Compliance];
-    let text = section.text("lock", problems)?;
-    let mode = modes.into_iter().find(|mode| mode.as_str() == text);
-    if mode.is_none() {
-        let message = format!("{text:?} is not \"governance\" or \"compliance\"");
-        let meant = spelling::nearest(text, &modes.map(LockMode::as_str));
-        problems.push(Problem {
-            hint: meant.map(|meant| format!("did you mean {meant:?}?")),
-            ..section.problem("lock", message)
-        });
-    }
-    mode
 }
 
 /// Bytes a second.

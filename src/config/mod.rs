@@ -344,16 +344,10 @@ fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Optio
     if !is_host_name(&name) {
         problems.push(section.problem("name", HOST_NAME));
     }
-    let clock = match section.text("clock", problems) {
-        None | Some("verified") => ClockTrust::Verified,
-        Some("trusted") => ClockTrust::Trusted,
-        Some(other) => {
-            let message = format!("{other:?} is not \"verified\" or \"trusted\"");
-            problems.push(section.problem("clock", message));
-            ClockTrust::Verified
-        }
-    };
-    let role = read_role(&mut section, problems);
+    let clocks = [ClockTrust::Verified, ClockTrust::Trusted].map(|clock| (clock.as_str(), clock));
+    let clock = section.one_of("clock", clocks, problems);
+    let roles = [HostRole::Agent, HostRole::Keeper].map(|role| (role.as_str(), role));
+    let role = section.one_of("role", roles, problems);
     let state_dir = PathBuf::from(
         section
             .text("state_dir", problems)
@@ -394,8 +388,8 @@ fn read_host(section: Option<Section<'_>>, problems: &mut Vec<Problem>) -> Optio
     section.finish(&[], problems);
     (problems.len() == found).then_some(Host {
         name,
-        clock,
-        role,
+        clock: clock.unwrap_or(ClockTrust::Verified),
+        role: role.unwrap_or(HostRole::Keeper),
         state_dir,
         threads,
         overlay_dir,
@@ -410,23 +404,6 @@ pub const HOST_NAME: &str = "a host name has 1 to 255 printable characters";
 
 pub fn is_host_name(name: &str) -> bool {
     (1..=255).contains(&name.len()) && !name.chars().any(char::is_control)
-}
-
-fn read_role(section: &mut Section<'_>, problems: &mut Vec<Problem>) -> HostRole {
-    let roles = [HostRole::Agent, HostRole::Keeper];
-    let Some(text) = section.text("role", problems) else {
-        return HostRole::Keeper;
-    };
-    if let Some(role) = roles.into_iter().find(|role| role.as_str() == text) {
-        return role;
-    }
-    let message = format!("{text:?} is not \"agent\" or \"keeper\"");
-    let meant = spelling::nearest(text, &roles.map(HostRole::as_str));
-    problems.push(Problem {
-        hint: meant.map(|meant| format!("did you mean {meant:?}?")),
-        ..section.problem("role", message)
-    });
-    HostRole::Keeper
 }
 
 fn read_repository(mut section: Section<'_>, problems: &mut Vec<Problem>) -> Option<Repository> {

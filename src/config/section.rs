@@ -83,6 +83,30 @@ impl<'t> Section<'t> {
         }
     }
 
+    /// One of a few words; `None` also after a problem.
+    pub fn one_of<T: Copy, const N: usize>(
+        &mut self,
+        key: &'static str,
+        words: [(&'static str, T); N],
+        problems: &mut Vec<Problem>,
+    ) -> Option<T> {
+        let text = self.text(key, problems)?;
+        let found = words.iter().find(|(word, _)| *word == text);
+        if found.is_none() {
+            let known = words.map(|(word, _)| word);
+            let message = format!(
+                "{text:?} is not {}",
+                known.map(|word| format!("{word:?}")).join(" or ")
+            );
+            let meant = spelling::nearest(text, &known);
+            problems.push(Problem {
+                hint: meant.map(|meant| format!("did you mean {meant:?}?")),
+                ..self.problem(key, message)
+            });
+        }
+        found.map(|(_, meaning)| *meaning)
+    }
+
     /// A text that must be there.
     pub fn required(&mut self, key: &'static str, problems: &mut Vec<Problem>) -> Option<&'t str> {
         if !self.table.contains_key(key) {

@@ -215,13 +215,9 @@ impl StateFolder {
     }
 
     /// The repository that an earlier attempt meant to make and may have left under way, or the one that
-    /// `make` makes; kept before it is used.
-    pub fn planned_repository(
-        &self,
-        make: impl FnOnce() -> RepositoryFile,
-    ) -> Result<RepositoryFile, StateError> {
+    /// was just made up; kept before it is used.
+    pub fn planned_repository(&self, made: RepositoryFile) -> Result<RepositoryFile, StateError> {
         let path = self.path.join(PLANNED);
-        let made = make();
         let invalid = |detail: String| StateError {
             path: path.clone(),
             kind: io::ErrorKind::InvalidData,
@@ -235,7 +231,7 @@ impl StateFolder {
                     .to_bytes()
                     .map_err(|error| invalid(error.to_string()))?;
                 write_new(&self.path, PLANNED, &bytes)?;
-                made.clone()
+                return Ok(made);
             }
             Err(error) => return Err(error),
         };
@@ -253,7 +249,11 @@ impl StateFolder {
     /// It is made.
     pub fn forget_planned_repository(&self) -> Result<(), StateError> {
         let path = self.path.join(PLANNED);
-        fs::remove_file(&path).map_err(|error| StateError::new(&path, error))
+        match fs::remove_file(&path) {
+            // Two of this host made it at once.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(|error| StateError::new(&path, error)),
+        }
     }
 
     /// `None` if somebody holds it.
@@ -521,6 +521,30 @@ mod tests {
         fs::write(state.session_path(&session), "").unwrap();
         assert!(state.session_is_free(&session));
         assert!(!state.session_path(&session).exists());
+    }
+
+    #[test]
+    fn a_repository_is_planned_once_and_forgotten_by_whoever_comes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::create(folder.path()).unwrap();
+        let with = |id: u8, chunk_bytes| RepositoryFile {
+            format: 1,
+            repository: RepositoryId::from_bytes([id; 16]),
+            created_at: "2025-03-02T01:00:00Z".parse().unwrap(),
+            chunk_bytes,
+            features: Vec::new(),
+        };
+        let first = with(1, 65536);
+        assert_eq!(state.planned_repository(first.clone()).unwrap(), first);
+        assert_eq!(state.planned_repository(with(2, 65536)).unwrap(), first);
+        let other = state.planned_repository(with(3, 131_072)).unwrap_err();
+        assert!(other.detail.contains("another chunk_size"), "{other}");
+        state.forget_planned_repository().unwrap();
+        state.forget_planned_repository().unwrap();
+        assert_eq!(
+            state.planned_repository(with(4, 65536)).unwrap(),
+            with(4, 65536)
+        );
     }
 
     #[test]

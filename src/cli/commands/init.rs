@@ -140,8 +140,8 @@ fn found(
         Err(error) => return Err(error.into()),
     }
     let repository = &config.repository;
-    let planned = folder
-        .planned_repository(|| new_repository(now, repository.chunk_bytes, repository.writers))?;
+    let made = new_repository(now, repository.chunk_bytes, repository.writers);
+    let planned = folder.planned_repository(made)?;
     let (file, created) = match create_repository(&*store.storage, planned) {
         Ok(file) => (file, true),
         // Another one at the same time, or what an earlier attempt had left under way.

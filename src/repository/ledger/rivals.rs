@@ -223,16 +223,13 @@ impl Ledger {
         if self.is_settled_at(self.state.seq) {
             return Ok(());
         }
-        let seal = |turn: &dyn Turn| {
-            let installation = turn.installation();
-            Body::Seal(SealBody { installation })
-        };
         let mut turn = host.take_turn(self.names.prefix())?;
         self.refresh(host)?;
         if self.is_settled_at(self.state.seq) {
             return Ok(());
         }
-        let body = seal(&*turn);
+        let installation = turn.installation();
+        let body = Body::Seal(SealBody { installation });
         self.write_in(&mut *turn, host, uid, |ledger| {
             ledger.append_next(host, uid, true, &mut |_, _| Ok(body.clone()))
         })?;

@@ -36,7 +36,7 @@ impl S3 {
             match outcome {
                 Err(error) if error.kind == StorageErrorKind::AlreadyExists && uncertain => {
                     match self.holds(name, data).await {
-                        Ok(true) => self.stands_alone(name, data, None).await,
+                        Ok(true) => self.is_left_alone(name, data, None).await,
                         Ok(false) => Err(error),
                         // What cannot be compared is not decided.
                         Err(unread) => Err(transient(name, unread.detail)),
@@ -54,13 +54,7 @@ impl S3 {
                     // Whatever comes of the question, this attempt may stand.
                     uncertain = true;
                     let version = version.as_deref();
-                    match self.stands_alone(name, data, version).await {
-                        // A right that is missing says nothing of what was created.
-                        Err(error) if error.kind == StorageErrorKind::Denied => {
-                            return Err(transient(name, error.detail));
-                        }
-                        told => told?,
-                    }
+                    self.is_left_alone(name, data, version).await?;
                     self.refuse_unlocked(name, version, locked_until).await
                 }
             }
@@ -83,6 +77,21 @@ impl S3 {
         match is_hidden {
             true => Err(taken(name)),
             false => Ok(()),
+        }
+    }
+
+    /// As [`Self::stands_alone`], of what was created: a right that is missing there says nothing of it.
+    async fn is_left_alone(
+        &self,
+        name: &ObjectName,
+        data: &[u8],
+        version: Option<&str>,
+    ) -> Result<(), StorageError> {
+        match self.stands_alone(name, data, version).await {
+            Err(error) if error.kind == StorageErrorKind::Denied => {
+                Err(transient(name, error.detail))
+            }
+            told => told,
         }
     }
 
