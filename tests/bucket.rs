@@ -278,20 +278,6 @@ fn credentials_that_are_nowhere_are_missed_at_once() {
         .says("environment");
 }
 
-/// The command that `init` prints on a host which nobody has let in, for one that may.
-fn admission(newcomer: &Host, at: Timestamp) -> Vec<String> {
-    let ran = newcomer.vmkeep(&["init", "--yes"], at);
-    ran.exits(12).one_error();
-    let line = ran
-        .stderr
-        .lines()
-        .find_map(|line| line.split_once("vmkeep key admit "))
-        .expect("the command is printed")
-        .1;
-    let words = ["key", "admit"].into_iter().chain(line.split(' '));
-    words.map(str::to_string).collect()
-}
-
 #[test]
 fn hosts_share_a_bucket_each_with_its_roles_and_a_vm_moves_between_them() {
     let bucket = server().bucket();
@@ -314,8 +300,8 @@ fn hosts_share_a_bucket_each_with_its_roles_and_a_vm_moves_between_them() {
         words.extend(roles.iter().flat_map(|role| ["--role", role]));
         first.host.vmkeep(&words, start()).exits(0);
     };
-    admit(admission(&second.host, start()), &[]);
-    admit(admission(&keeper.host, start()), &["prune"]);
+    admit(second.host.admission(start()), &[]);
+    admit(keeper.host.admission(start()), &["prune"]);
     for lab in [&second, &keeper] {
         lab.host.vmkeep(&["init", "--yes"], start()).exits(0);
     }

@@ -9,8 +9,8 @@ mod support;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use support::s3::{Bucket, Passed, Proxy, Standstill, server};
-use support::{Guest, Host, HostOptions, Picture, Random, path_text, time, tool};
+use support::s3::{Bucket, Passed, Proxy, Replay, Standstill, server};
+use support::{Guest, Host, HostOptions, Picture, Random, time};
 
 /// Tried of each step here.
 const CRASHES: usize = 8;
@@ -27,18 +27,12 @@ struct Scene {
     at: Timestamp,
     /// When each point was taken, and what the disk held, by its id.
     pictures: BTreeMap<String, (String, Picture)>,
-    stored: Vec<(String, Vec<u8>)>,
-    /// Copies of the scene so far.
-    copies: usize,
+    replay: Replay,
 }
 
 fn config(bucket: &Bucket, proxy: &Proxy, prefix: &str) -> String {
     let config = bucket.config(prefix);
     config.replace(&bucket.server.endpoint, &proxy.endpoint)
-}
-
-fn copy_name(number: usize) -> String {
-    format!("copy/{number}")
 }
 
 impl Scene {
@@ -49,7 +43,7 @@ impl Scene {
         let mut random = Random::new(0xc4a5_4e50);
         let host = Host::new(&HostOptions {
             policy: "timezone = \"UTC\"\nwindow = \"22:00-06:00\"\nmax_retention = \"7 days\"",
-            bucket: Some(config(&bucket, &proxy, &copy_name(0))),
+            bucket: Some(config(&bucket, &proxy, Replay::FIRST_PREFIX)),
             ..HostOptions::default()
         });
         let guest = Guest::new(host.image("web01", "vda"), 2 << 20, &mut random);
@@ -62,8 +56,7 @@ impl Scene {
             random,
             at,
             pictures: BTreeMap::new(),
-            stored: Vec::new(),
-            copies: 0,
+            replay: Replay::default(),
         };
         scene.host.vmkeep(&["init", "--yes"], at).exits(0);
         for night in 0..NIGHTS {
@@ -93,27 +86,11 @@ impl Scene {
 
     /// From here on, every copy is what there is now.
     fn keep(&mut self) {
-        self.stored = self.bucket.content(&copy_name(self.copies));
-        let (state, kept) = (self.host.state(), self.host.path("kept"));
-        tool("rm", &["-rf", path_text(&kept)]);
-        tool("cp", &["-a", path_text(&state), path_text(&kept)]);
+        self.replay.keep(&self.bucket, &[&self.host]);
     }
 
-    /// What was kept, below a prefix of its own.
     fn rewind(&mut self) {
-        let before = copy_name(self.copies);
-        self.copies += 1;
-        let prefix = copy_name(self.copies);
-        for (place, bytes) in &self.stored {
-            self.bucket.put(&format!("{prefix}/{place}"), bytes);
-        }
-        let text = self.host.config_text();
-        let (from, to) = (format!("/{before}\""), format!("/{prefix}\""));
-        assert!(text.contains(&from));
-        self.host.write_config(&text.replace(&from, &to));
-        let (state, kept) = (self.host.state(), self.host.path("kept"));
-        tool("rm", &["-rf", path_text(&state)]);
-        tool("cp", &["-a", path_text(&kept), path_text(&state)]);
+        self.replay.rewind(&self.bucket, &[&self.host]);
     }
 
     /// What a step asks and sends undisturbed.
@@ -153,7 +130,10 @@ impl Scene {
         let lost: Vec<&String> = acknowledged.difference(&listed).collect();
         assert!(lost.is_empty(), "{what}: {lost:?} are not listed");
         // One in turn, and the newest; all are read below.
-        let in_turn = listed.iter().nth(self.copies % listed.len()).unwrap();
+        let in_turn = listed
+            .iter()
+            .nth(self.replay.copies() % listed.len())
+            .unwrap();
         let newest = listed.iter().max_by_key(|id| &self.pictures[*id].0);
         self.restore(in_turn, what);
         self.restore(newest.unwrap(), what);

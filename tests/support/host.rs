@@ -259,6 +259,18 @@ impl Host {
         }
     }
 
+    /// A host that may not read the repository yet is told by `init` what another one has to run; that command.
+    #[track_caller]
+    pub fn admission(&self, at: Timestamp) -> Vec<String> {
+        let ran = self.vmkeep(&["init", "--yes"], at);
+        ran.exits(12).one_error();
+        let mut lines = ran.stderr.lines();
+        let line = lines.find_map(|line| line.split_once("vmkeep key admit "));
+        let words = line.expect("the command is printed").1.split(' ');
+        let words = ["key", "admit"].into_iter().chain(words);
+        words.map(str::to_string).collect()
+    }
+
     /// Restores a VM into a new folder, whose path is returned.
     #[track_caller]
     pub fn restore(&self, vm: &str, when: &str, at: Timestamp) -> TempDir {

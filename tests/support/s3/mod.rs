@@ -2,10 +2,12 @@
 
 mod kind;
 mod proxy;
+mod replay;
 mod user;
 
 pub use kind::{Condition, Kind};
 pub use proxy::{Mishap, Passed, Proxy, Standstill};
+pub use replay::Replay;
 pub use user::{AGENT, KEEPER, OWNER, User, Visit};
 
 use super::host::tool;

@@ -53,6 +53,8 @@ struct Book {
     standstill: Option<Standstill>,
     /// What was to be done before it has been done.
     stands_still: bool,
+    /// What stood still is passed on.
+    goes_on: bool,
     first_answers: HashMap<(String, String), Vec<u8>>,
     /// Requests on their way, by method and target.
     late: HashMap<(String, String), Vec<u8>>,
@@ -115,6 +117,7 @@ impl Proxy {
         book.plan = plan.into_iter().collect();
         book.standstill = None;
         book.stands_still = false;
+        book.goes_on = false;
         self.book.turned.notify_all();
     }
 
@@ -122,6 +125,14 @@ impl Proxy {
     pub fn start_over_until(&self, standstill: Standstill) {
         self.start_over([]);
         self.book.book.lock().unwrap().standstill = Some(standstill);
+    }
+
+    /// What stands still is passed on, and all that comes.
+    pub fn go_on(&self) {
+        let mut book = self.book.book.lock().unwrap();
+        book.standstill = None;
+        book.goes_on = true;
+        self.book.turned.notify_all();
     }
 
     /// Waits a moment for the standstill to be reached; whether it is.
@@ -237,15 +248,15 @@ fn read_body(from: &mut impl BufRead, message: &mut Message) -> io::Result<()> {
 }
 
 impl Shared {
-    /// Holds a request until it starts over, and for good: its connection ends then.
-    fn hold(&self, has_reached_it: bool) {
+    /// Holds a request until all goes on; whether it does. Where it starts over, the connection ends.
+    fn hold(&self, has_reached_it: bool) -> bool {
         let mut book = self.book.lock().unwrap();
         if has_reached_it {
             book.stands_still = true;
             self.turned.notify_all();
         }
         let lasts = |book: &mut Book| book.standstill.is_some();
-        drop(self.turned.wait_while(book, lasts).unwrap());
+        self.turned.wait_while(book, lasts).unwrap().goes_on
     }
 }
 
@@ -282,8 +293,9 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::R
             )
         };
         let is_last = standstill.is_some_and(|still| number == still.at && still.applied);
-        if let (Some(still), false) = (standstill, is_last) {
-            shared.hold(number == still.at);
+        if let (Some(still), false) = (standstill, is_last)
+            && !shared.hold(number == still.at)
+        {
             return Ok(());
         }
         match mishap {
@@ -342,8 +354,7 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::R
         if let Some(late) = late {
             late.join().unwrap()?;
         }
-        if is_last {
-            shared.hold(true);
+        if is_last && !shared.hold(true) {
             return Ok(());
         }
         let whole = [answer.head(""), answer.body.clone()].concat();
