@@ -70,21 +70,13 @@ pub struct CustomerRun {
 }
 
 /// What is due for a VM now, by the ledger's policy.
-pub fn due_now(customer: &Customer, state: &State, vm: &VmName, now: Timestamp) -> Option<Due> {
+pub fn due_now(state: &State, vm: &VmName, now: Timestamp) -> Option<Due> {
     let policy = state.policy.as_ref()?;
     let tracking = match state.is_distrusted(vm) {
         true => Tracking::Distrusted,
         false => Tracking::Trusted,
     };
-    Some(due(
-        customer.uid(),
-        vm,
-        &facts(state),
-        tracking,
-        policy,
-        now,
-        false,
-    ))
+    Some(due(vm, &facts(state), tracking, policy, now, false))
 }
 
 /// Brings the configured policy into the ledger. A shortening that would expire more than one
@@ -193,7 +185,7 @@ fn run_vm(
 ) -> Result<VmRun, JobError> {
     let vm = &task.vm;
     customer.refresh()?;
-    let due = customer.with_state(|state| due_now(customer, state, vm, host.now()));
+    let due = customer.with_state(|state| due_now(state, vm, host.now()));
     let Some(due) = due else {
         return Err(JobError::new(
             JobErrorKind::Refused,

@@ -3,6 +3,7 @@
 //! - [`PolicyTerms`] are the strings of the configuration and of the ledger; [`Policy::parse`] turns them into
 //!   numbers that hold both promises (two weeks back, never over the maximum), or refuses with the arithmetic.
 //! - `schedule`: nights, what is due, which nights of the restore window are covered.
+//! - `spread`: how a host's work is spread over the nights and over a night's window.
 //! - `retention`: when a point expires, what a prune does with each point and why.
 //! - `bucket`: whether the promises can be kept in a bucket that is set up as it is.
 //! - `lock`: for how long objects can be locked there against everybody, ourselves included.
@@ -23,6 +24,7 @@ mod night;
 mod period;
 mod retention;
 mod schedule;
+mod spread;
 mod terms;
 
 pub use bucket::{BucketRefusal, judge_bucket};
@@ -39,8 +41,9 @@ pub use retention::{
     prune_needs_confirmation, shortening_impact,
 };
 pub use schedule::{
-    Coverage, Due, DueReason, Night, NightState, Tracking, What, coverage, due, full_day_of,
+    Coverage, Due, DueReason, Night, NightState, Tracking, What, coverage, due, nights_to_full,
 };
+pub use spread::{FULL_EVERY_NIGHTS, NextFull, early_fulls, start_times};
 pub use terms::{
     Effective, FullDay, KeepAfterWindow, Override, Policy, PolicyError, PolicyErrors, PolicyTerms,
     expected_rewriting,

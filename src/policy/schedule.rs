@@ -7,12 +7,13 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use jiff::Timestamp;
-use jiff::civil::{Date, Weekday};
+use jiff::civil::Date;
 
-use crate::model::{CustomerUid, PointKind, PointState, VmName};
+use crate::model::{PointKind, PointState, VmName};
 
 use super::night::{days_after, night_of, window_of};
 use super::retention::PointFacts;
+use super::spread::FULL_EVERY_NIGHTS;
 use super::terms::{FullDay, Policy};
 
 /// What to do for a VM now.
@@ -49,6 +50,8 @@ pub enum DueReason {
     FullDay { night: Date, since: Date },
     /// A point is suspect and no good full was taken after it.
     Suspect { night: Date },
+    /// The full that is due later in the week comes tonight, when less is to be done.
+    Early { night: Date },
     /// Tracking hid changes, so an incremental would lack what it hides next.
     Distrusted { night: Date },
     /// The newest committed point is expired or erased, so it cannot be a base.
@@ -71,6 +74,10 @@ impl fmt::Display for DueReason {
             DueReason::FullDay { since, .. } => {
                 write!(f, "catches up the weekly full of {since}")
             }
+            DueReason::Early { night } => write!(
+                f,
+                "the weekly full, in the night of {night} already, which has fewer than others"
+            ),
             DueReason::Suspect { .. } => {
                 f.write_str("a full repairs what a suspect restore point may lack")
             }
@@ -91,21 +98,47 @@ pub struct Due {
     pub reason: DueReason,
 }
 
-/// The weekday of the night of this VM's weekly full. With `full_day = "auto"` it follows from a hash, so that fulls
-/// are spread over the week, the same on all hosts and after a customer was renamed.
-pub fn full_day_of(customer: CustomerUid, vm: &VmName, policy: &Policy) -> Weekday {
-    match policy.full_day() {
-        FullDay::On(day) => day,
-        FullDay::Auto => {
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(customer.as_bytes());
-            hasher.update(vm.as_str().as_bytes());
-            // Two bytes, so that no day is favoured by more than one in ten thousand.
-            let [first, second, ..] = *hasher.finalize().as_bytes();
-            let day = u16::from_be_bytes([first, second]) % 7;
-            (0..day).fold(Weekday::Monday, |weekday, _| weekday.next())
-        }
+/// The night for which the full of this week is due, if one is: of a given weekday, the last such night, until a
+/// full was taken; else the seventh night after the last full. `points` are those of the VM with their nights.
+fn full_since(points: &[(&PointFacts, Date)], policy: &Policy, night: Date) -> Option<Date> {
+    // A full of a night to come was taken by a wrong clock and promises nothing.
+    let newest = points
+        .iter()
+        .filter(|(point, of)| point.kind == PointKind::Full && !point.suspect && *of <= night)
+        .map(|(_, of)| *of)
+        .max();
+    let since = match policy.full_day() {
+        FullDay::On(weekday) => days_after(night, -i64::from(weekday.until(night.weekday()))),
+        FullDay::Auto => newest.map_or(night, |newest| {
+            days_after(newest, i64::from(FULL_EVERY_NIGHTS))
+        }),
+    };
+    (since <= night && newest.is_none_or(|newest| newest < since)).then_some(since)
+}
+
+/// In how many nights the full of a VM with `full_day = "auto"` is due, 0 for tonight; `None` where a weekday is
+/// given. A host with several of them can level its nights ([`super::early_fulls`]).
+pub fn nights_to_full(
+    vm: &VmName,
+    points: &[PointFacts],
+    policy: &Policy,
+    now: Timestamp,
+) -> Option<u8> {
+    if policy.full_day() != FullDay::Auto {
+        return None;
     }
+    let night = night_of(now, policy);
+    let newest = points
+        .iter()
+        .filter(|point| point.vm == *vm && point.kind == PointKind::Full && !point.suspect)
+        .map(|point| night_of(point.taken_at, policy))
+        .filter(|of| *of <= night)
+        .max();
+    let Some(newest) = newest else {
+        return Some(0);
+    };
+    let due = days_after(newest, i64::from(FULL_EVERY_NIGHTS));
+    (0..=FULL_EVERY_NIGHTS).find(|nights| days_after(night, i64::from(*nights)) >= due)
 }
 
 /// What is due for a VM at `now`. `points` are all its committed points, in every state; those of other VMs are
@@ -116,7 +149,6 @@ pub fn full_day_of(customer: CustomerUid, vm: &VmName, policy: &Policy) -> Weekd
 ///
 /// `force_full` asks for a full now, even where the night has its point.
 pub fn due(
-    customer: CustomerUid,
     vm: &VmName,
     points: &[PointFacts],
     tracking: Tracking,
@@ -164,13 +196,7 @@ pub fn due(
     if newest.is_some_and(|(point, _)| point.state != PointState::Live) {
         return full(DueReason::NoBase { night });
     }
-    let weekday = full_day_of(customer, vm, policy);
-    let since = days_after(night, -i64::from(weekday.until(night.weekday())));
-    // A full of a night to come was taken by a wrong clock and promises nothing.
-    let had_full = mine.iter().any(|(point, of)| {
-        point.kind == PointKind::Full && !point.suspect && (since..=night).contains(of)
-    });
-    if !had_full {
+    if let Some(since) = full_since(&mine, policy, night) {
         return full(DueReason::FullDay { night, since });
     }
     Due {
@@ -287,8 +313,6 @@ mod tests {
     use jiff::SignedDuration;
     use jiff::civil::date;
 
-    const CUSTOMER: CustomerUid = CustomerUid::from_bytes([7; 16]);
-
     fn policy(full_day: &str) -> Policy {
         Policy::parse(&PolicyTerms {
             timezone: "Europe/Amsterdam".into(),
@@ -336,7 +360,7 @@ mod tests {
 
     fn what_with(tracking: Tracking, points: &[PointFacts], now: &str) -> (What, String) {
         let policy = policy("sunday");
-        let due = due(CUSTOMER, &vm(), points, tracking, &policy, at(now), false);
+        let due = due(&vm(), points, tracking, &policy, at(now), false);
         (due.what, due.reason.to_string())
     }
 
@@ -470,33 +494,37 @@ mod tests {
         let points = [point("2026-11-08T23:00", PointKind::Full)];
         let now = at("2026-11-08T23:30");
         let policy = policy("auto");
-        let due = due(
-            CUSTOMER,
-            &vm(),
-            &points,
-            Tracking::Trusted,
-            &policy,
-            now,
-            true,
-        );
+        let due = due(&vm(), &points, Tracking::Trusted, &policy, now, true);
         assert_eq!((due.what, due.reason), (What::Full, DueReason::Asked));
     }
 
     #[test]
-    fn fulls_are_spread_over_the_week() {
+    fn without_a_weekday_a_full_comes_seven_nights_after_the_last() {
         let policy = policy("auto");
-        let mut days = [0_u32; 7];
-        for number in 0..700 {
-            let vm = VmName::new(&format!("vm{number}")).expect("a name");
-            let day = full_day_of(CUSTOMER, &vm, &policy);
-            days[usize::try_from(day.to_monday_zero_offset()).expect("0 to 6")] += 1;
-        }
-        assert!(
-            days.iter().all(|count| (60..=140).contains(count)),
-            "{days:?}"
-        );
-        // Stable: a change here moves the fulls of every installation.
-        assert_eq!(full_day_of(CUSTOMER, &vm(), &policy), Weekday::Saturday);
+        let mut points = vec![point("2026-11-03T23:00", PointKind::Full)];
+        let now = |day: &str| at(&format!("2026-11-{day}T23:00"));
+        let due_at = |points: &[PointFacts], day| {
+            let due = due(&vm(), points, Tracking::Trusted, &policy, now(day), false);
+            (due.what, nights_to_full(&vm(), points, &policy, now(day)))
+        };
+        assert_eq!(due_at(&points, "04"), (What::Incremental, Some(6)));
+        assert_eq!(due_at(&points, "09"), (What::Incremental, Some(1)));
+        assert_eq!(due_at(&points, "10"), (What::Full, Some(0)));
+        assert_eq!(due_at(&points, "12"), (What::Full, Some(0)));
+        points.push(point("2026-11-12T23:00", PointKind::Full));
+        assert_eq!(due_at(&points, "18"), (What::Incremental, Some(1)));
+        assert_eq!(due_at(&points, "19"), (What::Full, Some(0)));
+        // A suspect full is none, and one of the future promises nothing.
+        points[1].suspect = true;
+        points.push(point("2036-11-12T23:00", PointKind::Full));
+        assert_eq!(due_at(&points, "18").1, Some(0));
+        assert_eq!(nights_to_full(&vm(), &[], &policy, now("18")), Some(0));
+    }
+
+    #[test]
+    fn a_weekday_leaves_nothing_to_be_levelled() {
+        let now = at("2026-11-04T23:00");
+        assert_eq!(nights_to_full(&vm(), &[], &policy("sunday"), now), None);
     }
 
     #[test]

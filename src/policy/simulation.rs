@@ -7,12 +7,10 @@ use jiff::civil::{Date, date};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
-use crate::model::{CustomerUid, PointId, PointKind, PointState, VmName};
+use crate::model::{PointId, PointKind, PointState, VmName};
 
 use super::night::{days_after, start_of};
 use super::*;
-
-const CUSTOMER: CustomerUid = CustomerUid::from_bytes([9; 16]);
 
 /// What may go wrong in a run of the simulation.
 #[derive(Debug, Clone, Copy)]
@@ -106,15 +104,7 @@ impl Simulation {
     }
 
     fn back_up(&mut self, vm: &VmName, night: Date, at: Timestamp) {
-        let due = due(
-            CUSTOMER,
-            vm,
-            &self.points,
-            Tracking::Trusted,
-            &self.policy,
-            at,
-            false,
-        );
+        let due = due(vm, &self.points, Tracking::Trusted, &self.policy, at, false);
         let kind = match due.what {
             What::Nothing => panic!("{vm} owes the night of {night}: {due:?}"),
             What::Full => PointKind::Full,

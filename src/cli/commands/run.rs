@@ -221,7 +221,7 @@ fn dry_run(site: &Site) -> Result<Answer, Failure> {
         let mut vms = Vec::new();
         let removed = open.customer.with_state(|state| {
             for vm in &customer.vms {
-                let Some(due) = due_now(&open.customer, state, &vm.name, now) else {
+                let Some(due) = due_now(state, &vm.name, now) else {
                     continue;
                 };
                 let what = match due.what {

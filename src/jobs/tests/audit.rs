@@ -63,7 +63,7 @@ impl Nights {
         let now = self.world.now().checked_add(DAY).unwrap();
         let due = self
             .customer
-            .with_state(|state| due_now(&self.customer, state, &web01(), now))
+            .with_state(|state| due_now(state, &web01(), now))
             .unwrap();
         (due.what, due.reason)
     }
