@@ -513,6 +513,8 @@ fn whatever_goes_wrong_between_vmkeep_and_its_bucket_no_point_is_lost_and_none_r
             Mishap::Truncated,
             Mishap::Flipped,
             Mishap::Stale,
+            Mishap::HalfTold,
+            Mishap::Undone,
         ];
         let plan: Vec<(usize, Mishap)> = (0..1 + random.below(2))
             .map(|_| {

@@ -4,6 +4,7 @@
 //! decades, and nothing for no time. Some servers take a lock and do nothing: the first object that is
 //! locked is looked at again.
 
+use super::delete::Line;
 use super::error::unsupported;
 use super::versions::{Extent, Version, originals};
 use super::{S3, StorageError, StorageErrorKind, object_of};
@@ -182,9 +183,9 @@ impl S3 {
         }
     }
 
-    /// What it means that deleting a version was denied.
-    pub(super) async fn why_denied(&self, version: &Version, denied: StorageError) -> StorageError {
-        match self.still_locked(&version.key, Some(&version.id)).await {
+    /// What it means that a deletion was denied.
+    pub(super) async fn why_denied(&self, line: &Line, denied: StorageError) -> StorageError {
+        match self.still_locked(line.key(), line.version()).await {
             Ok(Some(until)) => StorageError::new(
                 StorageErrorKind::Locked,
                 denied.name,

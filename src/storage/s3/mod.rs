@@ -20,6 +20,7 @@
 
 mod bucket;
 mod connection;
+mod delete;
 mod error;
 mod lock;
 mod requests;
@@ -39,6 +40,7 @@ use jiff::Timestamp;
 use lock::ServerClock;
 use std::collections::HashSet;
 use std::fmt;
+use std::slice;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Runtime;
@@ -58,6 +60,8 @@ pub struct S3 {
     clock: ServerClock,
     /// Whether the server was seen to lock what it was told to.
     knows_locks: AtomicBool,
+    /// Whether the server has refused a request to delete many.
+    refuses_many: AtomicBool,
     permits: Semaphore,
     upload_rate: Rate,
     download_rate: Rate,
@@ -79,6 +83,7 @@ impl S3 {
             knows_time: AtomicBool::new(false),
             clock,
             knows_locks: AtomicBool::new(false),
+            refuses_many: AtomicBool::new(false),
             permits: Semaphore::new(settings.connections),
             upload_rate: Rate::new(settings.upload_bytes_per_second),
             download_rate: Rate::new(settings.download_bytes_per_second),
@@ -206,14 +211,12 @@ impl Storage for S3 {
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
-        refuse_own_names(name)?;
-        self.refuse_to_delete(name)?;
-        match self.known.versioning {
-            Versioning::Never => self.runtime.block_on(self.delete_key(name)),
-            Versioning::Enabled | Versioning::Suspended => {
-                self.runtime.block_on(self.delete_all_versions(name))
-            }
-        }
+        self.delete_all(slice::from_ref(name)).into_iter().collect()
+    }
+
+    /// In as few requests as the server allows.
+    fn delete_all(&self, names: &[ObjectName]) -> Vec<Result<(), StorageError>> {
+        self.runtime.block_on(self.delete_names(names))
     }
 
     /// As `delete`: what a server does with the bytes of a deleted object is out of reach. They are

@@ -24,6 +24,12 @@ pub enum Mishap {
     Flipped,
     /// What the same request was answered the first time.
     Stale,
+    /// To a request that deletes many: the server does it, but of the lines of its answer one in three says
+    /// that it failed, and one in three is missing. To others: nothing.
+    HalfTold,
+    /// To a request that deletes many: nothing is forwarded, and an answer that is otherwise good says of one line
+    /// in two that it failed, and of the others nothing. To others: nothing.
+    Undone,
 }
 
 /// A request as it passed.
@@ -33,6 +39,19 @@ pub struct Passed {
     /// Path and query, as sent.
     pub target: String,
     pub body_bytes: usize,
+}
+
+impl Passed {
+    /// `DeleteObjects`.
+    pub fn deletes_many(&self) -> bool {
+        passed_deletes_many(&self.method, &self.target)
+    }
+}
+
+fn passed_deletes_many(method: &str, target: &str) -> bool {
+    let query = target.split_once('?').map(|(_, query)| query);
+    let is_delete = |part: &str| part.split('=').next() == Some("delete");
+    method == "POST" && query.is_some_and(|query| query.split('&').any(is_delete))
 }
 
 /// From one request on nothing reaches the server, but that one if it is to, and nothing is answered.
@@ -70,6 +89,39 @@ struct Shared {
     book: Mutex<Book>,
     /// It stands still, or no more.
     turned: Condvar,
+}
+
+/// What stands between the tags.
+fn parts(text: &str, tag: &str) -> Vec<String> {
+    let (start, end) = (format!("<{tag}>"), format!("</{tag}>"));
+    let parts = text.split(&start).skip(1);
+    parts
+        .map(|part| part.split(&end).next().unwrap_or_default().to_string())
+        .collect()
+}
+
+/// An answer to a request that deletes many, of these lines: those of which `is_told` says so were deleted, and
+/// of the rest one in two failed.
+fn half_told(lines: &[String], is_told: impl Fn(usize) -> bool) -> String {
+    let mut answer = String::from("<DeleteResult>");
+    let mut rest = 0;
+    for (at, line) in lines.iter().enumerate() {
+        if is_told(at) {
+            answer.push_str(&format!("<Deleted>{line}</Deleted>"));
+            continue;
+        }
+        rest += 1;
+        if rest % 2 == 1 {
+            answer.push_str("<Error>");
+            for tag in ["Key", "VersionId"] {
+                for value in parts(line, tag) {
+                    answer.push_str(&format!("<{tag}>{value}</{tag}>"));
+                }
+            }
+            answer.push_str("<Code>InternalError</Code><Message>on purpose</Message></Error>");
+        }
+    }
+    answer + "</DeleteResult>"
 }
 
 /// Held by a conditional request until it is answered.
@@ -155,6 +207,17 @@ struct Message {
 }
 
 impl Message {
+    fn set_body(&mut self, body: String) {
+        let is_length = |line: &String| line.to_ascii_lowercase().starts_with("content-length:");
+        self.lines.retain(|line| !is_length(line));
+        self.lines.push(format!("Content-Length: {}", body.len()));
+        self.body = body.into_bytes();
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
     fn header(&self, name: &str) -> Option<&str> {
         self.lines.iter().find_map(|line| {
             let (key, value) = line.split_once(':')?;
@@ -281,6 +344,7 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::R
                 book.standstill.filter(|still| number >= still.at),
             )
         };
+        let deletes_many = passed_deletes_many(&method, &target);
         let is_last = standstill.is_some_and(|still| number == still.at && still.applied);
         if let (Some(still), false) = (standstill, is_last) {
             shared.hold(number == still.at);
@@ -300,6 +364,18 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::R
                 );
                 to_client.write_all(head.as_bytes())?;
                 to_client.write_all(&body.as_bytes()[..length])?;
+                continue;
+            }
+            Some(Mishap::Undone) if deletes_many => {
+                let lines = parts(&request.text(), "Object");
+                let mut answer = Message {
+                    first: "HTTP/1.1 200 OK".to_string(),
+                    lines: vec!["Content-Type: application/xml".to_string()],
+                    body: Vec::new(),
+                };
+                answer.set_body(half_told(&lines, |_| false));
+                to_client.write_all(&answer.head(""))?;
+                to_client.write_all(&answer.body)?;
                 continue;
             }
             Some(Mishap::Late) => {
@@ -345,6 +421,10 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::R
         if is_last {
             shared.hold(true);
             return Ok(());
+        }
+        if mishap == Some(Mishap::HalfTold) && deletes_many {
+            let lines = parts(&answer.text(), "Deleted");
+            answer.set_body(half_told(&lines, |at| at % 3 == 0));
         }
         let whole = [answer.head(""), answer.body.clone()].concat();
         let first = shared
