@@ -42,7 +42,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::slice;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
@@ -58,8 +58,8 @@ pub struct S3 {
     /// Whether the client knows how far the server's clock is from this host's.
     knows_time: AtomicBool,
     clock: ServerClock,
-    /// Whether the server was seen to lock what it was told to.
-    knows_locks: AtomicBool,
+    /// Whether the server was seen to lock what it was told to; else why not.
+    first_lock: OnceLock<Result<(), String>>,
     /// Whether the server has refused a request to delete many.
     refuses_many: AtomicBool,
     permits: Semaphore,
@@ -82,7 +82,7 @@ impl S3 {
             known: BucketFacts::default(),
             knows_time: AtomicBool::new(false),
             clock,
-            knows_locks: AtomicBool::new(false),
+            first_lock: OnceLock::new(),
             refuses_many: AtomicBool::new(false),
             permits: Semaphore::new(settings.connections),
             upload_rate: Rate::new(settings.upload_bytes_per_second),

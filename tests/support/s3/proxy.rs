@@ -124,21 +124,41 @@ fn half_told(lines: &[String], is_told: impl Fn(usize) -> bool) -> String {
     answer + "</DeleteResult>"
 }
 
-/// Held by a conditional request until it is answered.
-type Turn = Option<Arc<Mutex<()>>>;
+/// What a proxy does to all requests alike.
+#[derive(Clone, Default)]
+struct Habits {
+    /// Held by a conditional request until it is answered.
+    turn: Option<Arc<Mutex<()>>>,
+    /// No answer tells of a lock.
+    hides_locks: bool,
+}
 
 impl Proxy {
     /// Before `endpoint`, which is `http://host:port`.
     pub fn before(endpoint: &str) -> Self {
-        Proxy::start(endpoint, None)
+        Proxy::start(endpoint, Habits::default())
     }
 
     /// One that lets conditional requests pass one at a time.
     pub fn in_turn(endpoint: &str) -> Self {
-        Proxy::start(endpoint, Some(Arc::default()))
+        let turn = Some(Arc::default());
+        let habits = Habits {
+            turn,
+            ..Habits::default()
+        };
+        Proxy::start(endpoint, habits)
     }
 
-    fn start(endpoint: &str, turn: Turn) -> Self {
+    /// One that makes a server that locks look like one that takes a lock and does nothing.
+    pub fn hiding_locks(endpoint: &str) -> Self {
+        let habits = Habits {
+            hides_locks: true,
+            ..Habits::default()
+        };
+        Proxy::start(endpoint, habits)
+    }
+
+    fn start(endpoint: &str, habits: Habits) -> Self {
         let server = endpoint.strip_prefix("http://").unwrap().to_string();
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let proxy = Proxy {
@@ -148,10 +168,10 @@ impl Proxy {
         let book = proxy.book.clone();
         thread::spawn(move || {
             for client in listener.incoming() {
-                let (book, server, turn) = (book.clone(), server.clone(), turn.clone());
+                let (book, server, habits) = (book.clone(), server.clone(), habits.clone());
                 thread::spawn(move || {
                     // A connection that ends, ends.
-                    let _ = serve(client?, &server, &book, &turn);
+                    let _ = serve(client?, &server, &book, &habits);
                     io::Result::Ok(())
                 });
             }
@@ -312,7 +332,7 @@ impl Shared {
     }
 }
 
-fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::Result<()> {
+fn serve(client: TcpStream, server: &str, shared: &Shared, habits: &Habits) -> io::Result<()> {
     client.set_nodelay(true)?;
     let mut to_client = client.try_clone()?;
     let mut from_client = BufReader::new(client);
@@ -399,7 +419,7 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::R
             })
         });
         let is_conditional = request.header("if-none-match").is_some();
-        let turn = turn.as_ref().filter(|_| is_conditional);
+        let turn = habits.turn.as_ref().filter(|_| is_conditional);
         let turn = turn.map(|turn| turn.lock().unwrap());
         to_server.write_all(&request.head("expect"))?;
         to_server.write_all(&request.body)?;
@@ -421,6 +441,10 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::R
         if is_last {
             shared.hold(true);
             return Ok(());
+        }
+        if habits.hides_locks {
+            let tells = |line: &String| line.to_ascii_lowercase().starts_with("x-amz-object-lock-");
+            answer.lines.retain(|line| !tells(line));
         }
         if mishap == Some(Mishap::HalfTold) && deletes_many {
             let lines = parts(&answer.text(), "Deleted");
