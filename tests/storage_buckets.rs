@@ -520,6 +520,46 @@ fn one_mishap_in_any_request_that_deletes_many_leaves_no_version_and_no_marker()
 }
 
 #[test]
+fn versions_of_many_are_found_by_listing_their_folder_and_of_few_in_a_large_one_by_their_names() {
+    let Some(bucket) = versioned(BucketVersioningStatus::Enabled) else {
+        return;
+    };
+    let proxy = Proxy::before(&server().endpoint);
+    let mut settings = bucket.settings("root");
+    settings.endpoint = Some(proxy.endpoint.clone());
+    let store = S3::open(settings).expect("open");
+    let all: Vec<ObjectName> = (0..2_100)
+        .map(|n| name(&format!("packs/s/{n:04}")))
+        .collect();
+    std::thread::scope(|scope| {
+        for some in all.chunks(300) {
+            let bucket = &bucket;
+            scope.spawn(move || {
+                for object in some {
+                    bucket.put(&format!("root/{object}"), b"x");
+                }
+            });
+        }
+    });
+    let (two, rest) = all.split_at(2);
+    let deleted = |names: &[ObjectName]| {
+        proxy.start_over([]);
+        assert_eq!(store.delete_all(names), vec![Ok(()); names.len()]);
+        let passed = proxy.passed();
+        let lists = passed.iter().filter(|one| one.method == "GET").count();
+        let deletes = passed.iter().filter(|one| one.deletes_many()).count();
+        assert_eq!(lists + deletes, passed.len());
+        (lists, deletes)
+    };
+    // Two of three pages, and then each of them.
+    assert_eq!(deleted(two), (2 + 2, 1));
+    assert_eq!(bucket.versions().len(), 2_098);
+    // What is left of them is three pages, two, and one.
+    assert_eq!(deleted(rest), (3 + 2 + 1, 3));
+    assert_eq!(bucket.versions(), []);
+}
+
+#[test]
 fn many_are_deleted_in_few_requests_and_each_for_itself_where_the_server_takes_none_for_many() {
     let bucket = server().bucket();
     let proxy = Proxy::before(&server().endpoint);

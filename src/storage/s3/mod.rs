@@ -3,7 +3,8 @@
 //! Objects are keys below `<prefix>/`. *Created if absent* is a conditional put (`If-None-Match: *`),
 //! which several servers accept and ignore: [`super::probe`] asks before anybody relies on it. Where
 //! versions are kept, deleting means deleting every version and every delete marker by its id; the
-//! oldest version of a name is the object, because names are used once.
+//! oldest version of a name is the object, because names are used once. Many are deleted in one request, whose
+//! answer is believed line by line.
 //!
 //! Payloads are signed: of the checks on uploads that S3 knows, the only one that every server tried
 //! enforces. What comes down is checked for its length here and by its hash or seal above.
