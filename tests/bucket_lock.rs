@@ -5,10 +5,10 @@ mod support;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use std::fs;
-use support::s3::{Bucket, OWNER, Version, server};
+use support::s3::{AGENT, Bucket, Condition, KEEPER, OWNER, Passed, Proxy, User, Version, server};
 use support::{Guest, Host, HostOptions, Random, time};
 use vmkeep::model::{LockMode, ObjectName, Writers};
-use vmkeep::storage::{S3, S3Lock, Storage, StorageErrorKind};
+use vmkeep::storage::{S3, S3Lock, S3Settings, Storage, StorageErrorKind};
 
 const PREFIX: &str = "backups/vmkeep";
 const DAY_SECONDS: i64 = 24 * 60 * 60;
@@ -21,14 +21,51 @@ fn start() -> Timestamp {
     time("2025-03-03T23:00:00Z")
 }
 
-/// `[repository]` of one host, with locks.
+/// A bucket with locks keeps versions, where not every server orders several writers.
+fn writers() -> Writers {
+    match server().kind.condition_with_versions() {
+        Some(Condition::Kept) => Writers::Many,
+        _ => Writers::One,
+    }
+}
+
+/// `[repository]`, with locks.
 fn repository(bucket: &Bucket, mode: &str) -> String {
-    let config = bucket.config_for(Writers::One, PREFIX);
+    let config = bucket.config_for(writers(), PREFIX);
     format!("{config}lock = \"{mode}\"\n")
+}
+
+/// The policy for keys that lock as it is shipped, for this bucket and its users.
+fn policy(bucket: &Bucket) -> String {
+    fs::read_to_string("config/bucket-policy-locks.json")
+        .expect("config/bucket-policy-locks.json")
+        .replace("BUCKET", &bucket.name)
+        .replace("PREFIX", PREFIX)
+        .replace("DAYS", "22")
+        .replace("\"AGENT\"", &format!("\"{}\"", AGENT.principal()))
+        .replace("\"KEEPER\"", &format!("\"{}\"", KEEPER.principal()))
+}
+
+fn name(name: &str) -> ObjectName {
+    ObjectName::new(name).unwrap()
+}
+
+/// What is below `some` is locked for so many days, and nothing else.
+fn with_locks(settings: S3Settings, days: u32) -> S3Settings {
+    let lock = S3Lock {
+        mode: LockMode::Governance,
+        days_below: vec![("none".to_string(), 0), ("some".to_string(), days)],
+    };
+    S3Settings {
+        lock: Some(lock),
+        ..settings
+    }
 }
 
 struct Lab {
     bucket: Bucket,
+    /// Whose objects these are: on some servers the owner of the bucket may not look at them.
+    user: User,
     host: Host,
     guest: Guest,
     random: Random,
@@ -36,15 +73,21 @@ struct Lab {
 
 impl Lab {
     fn new(bucket: Bucket, mode: &str) -> Self {
+        let repository = repository(&bucket, mode);
+        Lab::with(bucket, OWNER, repository)
+    }
+
+    fn with(bucket: Bucket, user: User, repository: String) -> Self {
         let host = Host::new(&HostOptions {
             name: "host1",
-            bucket: Some(repository(&bucket, mode)),
+            bucket: Some(repository),
             ..HostOptions::default()
         });
         let mut random = Random::new(0x10c4);
         let guest = Guest::new(host.image("web01", "vda"), 6 << 20, &mut random);
         Lab {
             bucket,
+            user,
             host,
             guest,
             random,
@@ -81,11 +124,12 @@ impl Lab {
     #[track_caller]
     fn locked_for(&self, part: &str) -> (i64, i64) {
         let now = Timestamp::now().as_second();
+        let visit = self.bucket.visited_by(&self.user);
         let locks: Vec<i64> = self
             .versions()
             .iter()
             .filter(|version| version.key.contains(part))
-            .map(|version| self.bucket.locked_until(version).expect("a lock") - now)
+            .map(|version| visit.locked_until(version).expect("a lock") - now)
             .collect();
         let rounded = |seconds: Option<&i64>| (seconds.unwrap() + DAY_SECONDS / 2) / DAY_SECONDS;
         (rounded(locks.iter().min()), rounded(locks.iter().max()))
@@ -238,15 +282,7 @@ fn a_server_that_does_not_lock_is_refused() {
 #[test]
 fn an_object_is_locked_for_the_days_of_its_place_and_then_longer_but_never_shorter() {
     let bucket = server().lockable_bucket();
-    let open = |days: u32| {
-        let mut settings = bucket.settings("root");
-        settings.lock = Some(S3Lock {
-            mode: LockMode::Governance,
-            days_below: vec![("none".to_string(), 0), ("some".to_string(), days)],
-        });
-        S3::open(settings).unwrap()
-    };
-    let name = |name: &str| ObjectName::new(name).unwrap();
+    let open = |days: u32| S3::open(with_locks(bucket.settings("root"), days)).unwrap();
     let (some, other) = (name("some/a"), name("some/b"));
     let store = open(2);
     store.create(&name("none/a"), b"gone").unwrap();
@@ -276,4 +312,210 @@ fn an_object_is_locked_for_the_days_of_its_place_and_then_longer_but_never_short
     let long_over = |_: &ObjectName| Some(start());
     assert_eq!(longer.renew_locks("some", &long_over).unwrap(), 0);
     assert_eq!(store.read(&some, 100).unwrap(), b"locked");
+}
+
+#[test]
+fn of_many_that_are_deleted_together_those_that_are_locked_stay_and_are_told_so() {
+    let bucket = server().lockable_bucket();
+    let proxy = Proxy::before(&server().endpoint);
+    let mut settings = with_locks(bucket.settings("root"), 2);
+    settings.endpoint = Some(proxy.endpoint.clone());
+    let store = S3::open(settings).unwrap();
+    let names = ["some/1", "none/1", "some/2", "none/2", "none/3"].map(name);
+    for name in &names {
+        store.create(name, b"bytes").unwrap();
+    }
+    // Put over a locked one: that goes.
+    bucket.put("root/some/1", b"other bytes");
+    proxy.start_over([]);
+    let told = store.delete_all(&names);
+    for (name, told) in names.iter().zip(&told) {
+        match name.as_str().starts_with("some/") {
+            true => {
+                let locked = told.as_ref().unwrap_err();
+                assert_eq!(locked.kind, StorageErrorKind::Locked, "{locked}");
+                assert!(locked.detail.contains("until 20"), "{locked}");
+            }
+            false => assert_eq!(told, &Ok(())),
+        }
+    }
+    let passed = proxy.passed();
+    assert_eq!(passed.iter().filter(|one| one.deletes_many()).count(), 1);
+    let left = bucket.versions().into_iter().map(|version| version.key);
+    let left: Vec<String> = left.collect();
+    assert_eq!(left, ["root/some/1", "root/some/2"]);
+    assert_eq!(store.read(&names[0], 100).unwrap(), b"bytes");
+}
+
+#[test]
+fn a_server_that_shows_no_lock_is_refused_and_what_stands_already_is_not_told_as_failed() {
+    let bucket = server().lockable_bucket();
+    let proxy = Proxy::hiding_locks(&server().endpoint);
+    let mut settings = with_locks(bucket.settings("root"), 2);
+    settings.endpoint = Some(proxy.endpoint.clone());
+    let store = S3::open(settings).unwrap();
+    let (first, second) = (name("some/1"), name("some/2"));
+    let told = store.create(&first, b"first").unwrap_err();
+    assert_eq!(told.kind, StorageErrorKind::Transient);
+    assert!(
+        told.detail
+            .contains("it stands, but the server took a lock"),
+        "{told}"
+    );
+    assert_eq!(store.read(&first, 100).unwrap(), b"first");
+    // From then on nothing is created, this one or another.
+    proxy.start_over([]);
+    for refused in [&first, &second] {
+        let told = store.create(refused, b"first").unwrap_err();
+        assert_eq!(told.kind, StorageErrorKind::Unsupported);
+        assert!(told.detail.contains("shows none"), "{told}");
+    }
+    assert_eq!(proxy.passed(), [] as [Passed; 0]);
+    assert_eq!(bucket.versions().len(), 1);
+    store.create(&name("none/1"), b"not to be locked").unwrap();
+
+    // A whole run: its first entry stands, and the next run knows what to make of it.
+    let mut lab = Lab::new(server().lockable_bucket(), "governance");
+    lab.host.vmkeep(&["init", "--yes"], start()).exits(0);
+    lab.night(start());
+    let before = lab.versions().len();
+    let config = lab.host.config_text();
+    let through = config.replace(&server().endpoint, &proxy.endpoint);
+    assert_ne!(through, config);
+    lab.host.write_config(&through);
+    lab.host
+        .vmkeep(&["backup", "web01"], start() + days(1))
+        .exits(1)
+        .says("it is not known whether this entry stands")
+        .says("took a lock and shows none");
+    assert_eq!(lab.versions().len(), before + 1);
+    lab.host.write_config(&config);
+    lab.night(start() + days(1));
+    lab.host
+        .vmkeep(&["ledger", "verify"], start() + days(1))
+        .exits(0);
+    lab.newest_restores(start() + days(1));
+    assert_eq!(lab.host.points(start() + days(1)).len(), 2);
+}
+
+#[test]
+fn the_policy_for_keys_that_lock_is_enough_for_a_keeper_and_ends_no_lock() {
+    let bucket = server().lockable_bucket();
+    bucket.apply_policy(&policy(&bucket));
+    let config = bucket.config_of(&KEEPER, PREFIX).replacen(
+        "writers = \"many\"",
+        &format!("writers = \"{}\"", writers()),
+        1,
+    );
+    let mut lab = Lab::with(bucket, KEEPER, format!("{config}lock = \"governance\"\n"));
+    lab.host.vmkeep(&["init", "--yes"], start()).exits(0);
+    for night in 0..2 {
+        lab.night(start() + days(night));
+    }
+    assert_eq!(lab.locked_for("/points/"), (16, 16));
+    assert_eq!(lab.locked_for("/packs/"), (17, 17));
+    // All of it anew, as after some nights.
+    let mut settings = lab.bucket.settings_of(&KEEPER, PREFIX);
+    settings.lock = Some(S3Lock {
+        mode: LockMode::Governance,
+        days_below: vec![("customers".to_string(), 20)],
+    });
+    let keeper = S3::open(settings).unwrap();
+    let latest = |_: &ObjectName| Some(Timestamp::MAX);
+    assert!(keeper.renew_locks("customers", &latest).unwrap() > 0);
+    assert_eq!(lab.locked_for("/customers/acme/packs/"), (20, 20));
+    let at = start() + days(2);
+    lab.host.vmkeep(&["prune"], at).exits(0);
+    lab.host.vmkeep(&["verify", "--read-data"], at).exits(0);
+    lab.newest_restores(at);
+    // With neither key is a lock ended, or made shorter, or a rule changed.
+    let denied = Err("AccessDenied".to_string());
+    let before = lab.bucket.versions();
+    for user in [&AGENT, &KEEPER] {
+        let thief = lab.bucket.visited_by(user);
+        for version in lab.versions() {
+            let (key, id) = (&version.key, &version.id);
+            assert_eq!(thief.deletes_version(key, id), denied, "{version:?}");
+            for bypasses in [false, true] {
+                let told = thief.locks_version(key, id, 60, bypasses);
+                assert_eq!(told, denied, "{version:?}");
+            }
+            assert_eq!(thief.holds_version(key, id), denied, "{version:?}");
+        }
+        assert_eq!(thief.changes_the_default_lock(), denied);
+        assert_eq!(thief.puts_policy(&policy(&lab.bucket)), denied);
+        assert_eq!(thief.removes_the_policy(), denied);
+    }
+    assert_eq!(lab.bucket.versions(), before);
+}
+
+#[test]
+fn the_policy_for_keys_that_lock_lets_an_agent_lock_what_it_adds_and_a_keeper_lock_it_anew() {
+    let bucket = server().lockable_bucket();
+    let open = |user: &User, days: u32| {
+        let mut settings = bucket.settings_of(user, PREFIX);
+        settings.may_delete = *user == KEEPER;
+        settings.lock = Some(S3Lock {
+            mode: LockMode::Governance,
+            days_below: vec![("customers/acme".to_string(), days)],
+        });
+        S3::open(settings).unwrap()
+    };
+    let whole = policy(&bucket);
+    bucket.apply_policy(&whole);
+    let agent = open(&AGENT, 17);
+    let pack = name("customers/acme/packs/s/1");
+    agent.create(&pack, b"sealed").unwrap();
+    assert!(agent.locked_until(&pack).unwrap().is_some());
+    let refused = agent.create(&name("customers/acme/key/1"), b"a key");
+    assert_eq!(refused.unwrap_err().kind, StorageErrorKind::Denied);
+
+    let latest = |_: &ObjectName| Some(Timestamp::MAX);
+    // What belongs to whom wrote it needs a right for everybody else.
+    for (right, days) in [("s3:PutObjectRetention", 18), ("s3:GetObjectVersion", 19)] {
+        bucket.apply_policy(&whole.replace(&format!("\"{right}\""), "\"s3:GetObject\""));
+        let keeper = open(&KEEPER, days);
+        let renewed = keeper.renew_locks("customers/acme", &latest);
+        let locked = keeper.delete(&pack).map_err(|error| error.kind);
+        match right {
+            "s3:PutObjectRetention" => {
+                assert_eq!(renewed.unwrap_err().kind, StorageErrorKind::Denied);
+                assert_eq!(locked, Err(StorageErrorKind::Locked));
+            }
+            // It cannot see why.
+            _ => {
+                assert_eq!(renewed, Ok(1));
+                assert_eq!(locked, Err(StorageErrorKind::Denied));
+            }
+        }
+    }
+    bucket.apply_policy(&whole);
+    let keeper = open(&KEEPER, 20);
+    assert_eq!(keeper.renew_locks("customers/acme", &latest), Ok(1));
+    assert_eq!(
+        keeper.delete(&pack).unwrap_err().kind,
+        StorageErrorKind::Locked
+    );
+
+    // One that is not locked, and one that a keeper wrote.
+    keeper
+        .create(&name("customers/acme/key/1"), b"a key")
+        .unwrap();
+    let other = format!("{PREFIX}/customers/acme/packs/s/2");
+    bucket.put(&other, b"sealed");
+    let before = bucket.versions();
+    assert_eq!(before.len(), 3);
+    let visit = bucket.visited_by(&AGENT);
+    let denied = Err("AccessDenied".to_string());
+    for version in &before {
+        let (key, id) = (&version.key, &version.id);
+        assert_eq!(visit.deletes_version(key, id), denied, "{key}");
+        assert_eq!(visit.deletes(key), denied, "{key}");
+        assert_eq!(visit.deletes_many(&[key, &other]), denied, "{key}");
+        if key.contains("/key/") {
+            let longer = 40 * DAY_SECONDS;
+            assert_eq!(visit.locks_version(key, id, longer, false), denied);
+        }
+    }
+    assert_eq!(bucket.versions(), before);
 }

@@ -498,6 +498,61 @@ fn large_objects_go_up_in_parts_with_the_agents_key_and_what_fails_is_not_aborte
     assert_eq!(bucket.uploads().len(), 1);
 }
 
+/// Ceph 16 asks for the right to the whole bucket, and denies the request; others deny the line.
+#[test]
+fn of_many_that_are_deleted_together_those_that_are_denied_stay_and_are_told_so() {
+    let bucket = server().bucket();
+    let mut less = serde_json::from_str::<Value>(&policy(&bucket)).unwrap();
+    let statements = less["Statement"].as_array_mut().unwrap();
+    statements.push(json!({
+        "Effect": "Deny",
+        "Principal": { "AWS": [KEEPER.principal()] },
+        "Action": ["s3:DeleteObject", "s3:DeleteObjectVersion"],
+        "Resource": format!("arn:aws:s3:::{}/{PREFIX}/customers/acme/packs/s/2", bucket.name),
+    }));
+    bucket.apply_policy(&less.to_string());
+    let proxy = Proxy::before(&server().endpoint);
+    let mut settings = bucket.settings_of(&KEEPER, PREFIX);
+    settings.endpoint = Some(proxy.endpoint.clone());
+    let keeper = S3::open(settings).unwrap();
+    let names = (1..=4).map(|n| ObjectName::new(&format!("customers/acme/packs/s/{n}")).unwrap());
+    let names: Vec<ObjectName> = names.collect();
+    for name in &names {
+        keeper.create(name, b"sealed").unwrap();
+    }
+    // An agent does not even ask, and would be denied.
+    let mut settings = bucket.settings_of(&AGENT, PREFIX);
+    let with_right = S3::open(settings.clone()).unwrap();
+    settings.may_delete = false;
+    let agent = S3::open(settings).unwrap();
+    for (store, said) in [
+        (&agent, "this host deletes nothing"),
+        (&with_right, "AccessDenied"),
+    ] {
+        for told in store.delete_all(&names) {
+            let denied = told.unwrap_err();
+            assert_eq!(denied.kind, StorageErrorKind::Denied);
+            assert!(denied.detail.contains(said), "{denied}");
+        }
+    }
+    proxy.start_over([]);
+    let told = keeper.delete_all(&names);
+    for (number, told) in (1..).zip(told) {
+        match number {
+            2 => assert_eq!(told.unwrap_err().kind, StorageErrorKind::Denied),
+            _ => assert_eq!(told, Ok(())),
+        }
+    }
+    let singly = proxy.passed();
+    let singly = singly.iter().filter(|one| one.method == "DELETE").count();
+    let expected = match server().kind.asks_for_the_right_to_each() {
+        true => 0,
+        false => names.len(),
+    };
+    assert_eq!(singly, expected);
+    assert_eq!(keeper.list("").unwrap().len(), 1);
+}
+
 /// As far as this server goes, which ignores the condition where it keeps versions.
 #[test]
 fn where_versions_are_kept_an_agent_puts_nothing_over_what_is_hidden_and_removes_nothing() {

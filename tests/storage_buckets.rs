@@ -104,6 +104,11 @@ fn a_listing_of_several_pages_is_whole() {
     }
     assert_eq!(store.list("odd"), Ok(Vec::new()));
     assert_eq!(store.leftovers("odd").expect("leftovers").len(), 1100);
+    // Nor are more deleted at once than a request can hold.
+    let listed: Vec<ObjectName> = listed.into_iter().map(|one| one.name).collect();
+    assert_eq!(store.delete_all(&listed), vec![Ok(()); 1200]);
+    assert_eq!(store.list("many"), Ok(Vec::new()));
+    assert_eq!(store.leftovers("odd").expect("leftovers").len(), 1100);
 }
 
 #[test]
@@ -398,6 +403,8 @@ fn one_mishap_in_any_request_of_any_operation_is_outlived() {
         Mishap::LostBefore,
         Mishap::LostAfter,
         Mishap::Truncated,
+        Mishap::HalfTold,
+        Mishap::Undone,
     ];
     for mishap in mishaps {
         // More requests than any of the operations has: the plan ends before it comes to pass.
@@ -456,7 +463,128 @@ fn one_mishap_in_any_request_of_any_operation_is_outlived() {
                 });
             }
             assert_eq!(store.list(""), Ok(Vec::new()));
+            let many: Vec<ObjectName> = (0..5).map(|_| name(&next())).collect();
+            for object in &many {
+                store.create(object, b"12345").expect("created");
+            }
+            outlived("delete many", &mut || {
+                assert_eq!(store.delete_all(&many), vec![Ok(()); 5]);
+            });
+            assert_eq!(store.list(""), Ok(Vec::new()));
         }
+    }
+}
+
+/// Two versions and a marker of each, which are deleted one by one, in requests for all of them.
+#[test]
+fn one_mishap_in_any_request_that_deletes_many_leaves_no_version_and_no_marker() {
+    let Some(bucket) = versioned(BucketVersioningStatus::Enabled) else {
+        return;
+    };
+    let proxy = Proxy::before(&server().bare_endpoint);
+    let mut settings = bucket.settings("root");
+    settings.endpoint = Some(proxy.endpoint.clone());
+    let store = S3::open(settings).expect("open");
+    let many: Vec<ObjectName> = (0..4).map(|n| name(&format!("customers/c/{n}"))).collect();
+    let all_but_one = many.get(1..).expect("names");
+    let mishaps = [
+        Mishap::Status(500),
+        Mishap::Status(503),
+        Mishap::LostBefore,
+        Mishap::LostAfter,
+        Mishap::Truncated,
+        Mishap::HalfTold,
+        Mishap::Undone,
+    ];
+    for mishap in mishaps {
+        // The listing, and three requests.
+        for at in 0..4 {
+            for object in &many {
+                let key = format!("root/{object}");
+                bucket.put(&key, b"first");
+                bucket.put(&key, b"put over it");
+                bucket.delete(&key);
+            }
+            proxy.start_over([(at, mishap)]);
+            assert_eq!(store.delete_all(all_but_one), vec![Ok(()); 3]);
+            assert_eq!(proxy.happened(), [(at, mishap)]);
+            let left = bucket.versions();
+            let of_other = |one: &support::s3::Version| one.key == "root/customers/c/0";
+            assert!(left.iter().all(of_other), "{mishap:?} at {at}: {left:?}");
+            assert_eq!(left.len(), 3);
+            proxy.start_over([]);
+            assert_eq!(store.delete_all(&many), vec![Ok(()); 4]);
+            assert_eq!(bucket.versions(), []);
+        }
+    }
+}
+
+#[test]
+fn versions_of_many_are_found_by_listing_their_folder_and_of_few_in_a_large_one_by_their_names() {
+    let Some(bucket) = versioned(BucketVersioningStatus::Enabled) else {
+        return;
+    };
+    let proxy = Proxy::before(&server().endpoint);
+    let mut settings = bucket.settings("root");
+    settings.endpoint = Some(proxy.endpoint.clone());
+    let store = S3::open(settings).expect("open");
+    let all: Vec<ObjectName> = (0..2_100)
+        .map(|n| name(&format!("packs/s/{n:04}")))
+        .collect();
+    std::thread::scope(|scope| {
+        for some in all.chunks(300) {
+            let bucket = &bucket;
+            scope.spawn(move || {
+                for object in some {
+                    bucket.put(&format!("root/{object}"), b"x");
+                }
+            });
+        }
+    });
+    let (two, rest) = all.split_at(2);
+    let deleted = |names: &[ObjectName]| {
+        proxy.start_over([]);
+        assert_eq!(store.delete_all(names), vec![Ok(()); names.len()]);
+        let passed = proxy.passed();
+        let lists = passed.iter().filter(|one| one.method == "GET").count();
+        let deletes = passed.iter().filter(|one| one.deletes_many()).count();
+        assert_eq!(lists + deletes, passed.len());
+        (lists, deletes)
+    };
+    // Two of three pages, and then each of them.
+    assert_eq!(deleted(two), (2 + 2, 1));
+    assert_eq!(bucket.versions().len(), 2_098);
+    // What is left of them is three pages, two, and one.
+    assert_eq!(deleted(rest), (3 + 2 + 1, 3));
+    assert_eq!(bucket.versions(), []);
+}
+
+#[test]
+fn many_are_deleted_in_few_requests_and_each_for_itself_where_the_server_takes_none_for_many() {
+    let bucket = server().bucket();
+    let proxy = Proxy::before(&server().endpoint);
+    let mut settings = bucket.settings("root");
+    settings.endpoint = Some(proxy.endpoint.clone());
+    for refusal in [None, Some(501), Some(405), Some(403), Some(400)] {
+        let store = S3::open(settings.clone()).expect("open");
+        let lists = usize::from(store.keeps_versions());
+        let many: Vec<ObjectName> = (0..30).map(|n| name(&format!("customers/c/{n}"))).collect();
+        for object in &many {
+            store.create(object, b"12345").expect("created");
+        }
+        proxy.start_over(refusal.map(|status| (lists, Mishap::Status(status))));
+        assert_eq!(store.delete_all(&many), vec![Ok(()); 30]);
+        let passed = proxy.passed();
+        let singly = passed.iter().filter(|one| one.method == "DELETE").count();
+        assert_eq!(passed.iter().filter(|one| one.deletes_many()).count(), 1);
+        assert_eq!(singly, if refusal.is_some() { 30 } else { 0 });
+        assert_eq!(passed.len(), lists + 1 + singly);
+        assert_eq!(bucket.versions(), []);
+        // A refusal is remembered.
+        proxy.start_over([]);
+        assert_eq!(store.delete_all(&many[..2]), [Ok(()), Ok(())]);
+        let is_tried = proxy.passed().iter().any(Passed::deletes_many);
+        assert_eq!(is_tried, refusal.is_none() && lists == 0, "{refusal:?}");
     }
 }
 

@@ -198,6 +198,36 @@ fn what_is_deleted_or_destroyed_is_gone_and_nothing_else(store: &dyn Storage) {
     assert_eq!(store.read(&name("a/1"), PLENTY), Ok(b"anew".to_vec()));
 }
 
+fn what_is_deleted_together_is_told_of_each_for_itself(store: &dyn Storage) {
+    for object in ["a/1", "a/2", "a/3", "b/c/4", "b/c/40", "5"] {
+        store.create(&name(object), b"data").expect("created");
+    }
+    let wanted = [
+        "a/1",
+        "b/c/4",
+        "tmp/x",
+        "a/absent",
+        "5",
+        "no/folder",
+        "a/1",
+        "a/3",
+    ];
+    let told = store.delete_all(&wanted.map(name));
+    assert_eq!(told.len(), wanted.len());
+    for (wanted, told) in wanted.iter().zip(told) {
+        match *wanted {
+            "tmp/x" => assert_eq!(kind_of(told), StorageErrorKind::Unsupported),
+            _ => assert_eq!(told, Ok(()), "{wanted}"),
+        }
+    }
+    let left = store.list("").expect("a listing");
+    assert_eq!(names(&left), ["a/2", "b/c/40"]);
+    assert_eq!(store.delete_all(&[]), []);
+    assert_eq!(store.delete_all(&[name("a/2")]), [Ok(())]);
+    assert_eq!(store.create(&name("a/1"), b"anew"), Ok(()));
+    assert_eq!(store.read(&name("a/1"), PLENTY), Ok(b"anew".to_vec()));
+}
+
 fn names_that_the_store_keeps_for_itself_are_refused(store: &dyn Storage) {
     for own in ["tmp", "tmp/x", "reserve", "reserve/x"] {
         let own = name(own);
@@ -319,6 +349,7 @@ macro_rules! contract {
                 an_object_held_open_is_read_after_it_was_deleted,
                 a_listing_is_sorted_by_name_and_keeps_to_whole_parts,
                 what_is_deleted_or_destroyed_is_gone_and_nothing_else,
+                what_is_deleted_together_is_told_of_each_for_itself,
                 names_that_the_store_keeps_for_itself_are_refused,
                 creating_and_deleting_in_one_folder_never_fails,
             );

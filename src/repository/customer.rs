@@ -359,8 +359,9 @@ impl Customer {
         if let Some(point) = point {
             gone_or_locked(self.storage().destroy(&self.names().point(&point)))?;
         }
-        for name in session_objects(&**self.storage(), self.names(), session)? {
-            gone_or_locked(self.storage().delete(&name))?;
+        let rest = session_objects(&**self.storage(), self.names(), session)?;
+        for deleted in self.storage().delete_all(&rest) {
+            gone_or_locked(deleted)?;
         }
         Ok(())
     }

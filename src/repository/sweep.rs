@@ -8,8 +8,8 @@ use super::rule::{Rule, stands};
 use super::sealed::LOAD_ATTEMPTS;
 use crate::format::entry::Purpose;
 use crate::format::names::ObjectRole;
-use crate::model::{PackName, PointState, Writers};
-use crate::storage::{Leftover, Listed, MAX_PROBE_BYTES, gone_or_locked};
+use crate::model::{ObjectName, PackName, PointState, Writers};
+use crate::storage::{Leftover, Listed, MAX_PROBE_BYTES, StorageError, gone_or_locked};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -42,6 +42,27 @@ pub struct Swept {
     pub locked: Vec<Locked>,
     /// What is left and could not be explained or removed.
     pub unexplained: Vec<String>,
+}
+
+impl Swept {
+    fn note(
+        &mut self,
+        object: Listed,
+        reason: &'static str,
+        removed: Result<(), StorageError>,
+        is_record: bool,
+    ) -> Result<(), StorageError> {
+        match gone_or_locked(removed)? {
+            None => self.removed.push((object, reason)),
+            Some(locked) => self.locked.push(Locked {
+                object,
+                reason,
+                lock: locked.detail,
+                is_record,
+            }),
+        }
+        Ok(())
+    }
 }
 
 /// An object that the store lets nobody delete yet.
@@ -173,6 +194,8 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
         ..Swept::default()
     };
     let own = format!("{prefix}/");
+    let mut spent = Vec::new();
+    let mut over = Vec::new();
     for leftover in survey.leftovers {
         match leftover.place.starts_with(&own) {
             true => swept
@@ -193,7 +216,7 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
         match explain(&role, &state, &packs) {
             Explained::Yes => {}
             Explained::Spent => {
-                gone_or_locked(storage.delete(&object.name))?;
+                spent.push(object.name);
                 swept.listed -= 1;
             }
             Explained::Condemned => match storage.locked_until(&object.name)? {
@@ -218,24 +241,21 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
                         .unexplained
                         .push(format!("{} ({reason})", object.name));
                 }
-                _ => {
-                    let is_record = matches!(role, ObjectRole::Point(_));
-                    let removed = match is_record {
-                        true => storage.destroy(&object.name),
-                        false => storage.delete(&object.name),
-                    };
-                    match gone_or_locked(removed)? {
-                        None => swept.removed.push((object, reason)),
-                        Some(locked) => swept.locked.push(Locked {
-                            object,
-                            reason,
-                            lock: locked.detail,
-                            is_record,
-                        }),
-                    }
+                ObjectRole::Point(_) => {
+                    let destroyed = storage.destroy(&object.name);
+                    swept.note(object, reason, destroyed, true)?;
                 }
+                _ => over.push((object, reason)),
             },
         }
+    }
+    let names: Vec<ObjectName> = over.iter().map(|(object, _)| object.name.clone()).collect();
+    let deleted = storage.delete_all(&names);
+    for ((object, reason), deleted) in over.into_iter().zip(deleted) {
+        swept.note(object, reason, deleted, false)?;
+    }
+    for deleted in storage.delete_all(&spent) {
+        gone_or_locked(deleted)?;
     }
     Ok(swept)
 }

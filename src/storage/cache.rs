@@ -267,6 +267,13 @@ impl Storage for Cached {
         self.store.delete(name)
     }
 
+    fn delete_all(&self, names: &[ObjectName]) -> Vec<Result<(), StorageError>> {
+        for name in names {
+            let _gone = remove(&self.folder.join(name.as_str()));
+        }
+        self.store.delete_all(names)
+    }
+
     fn destroy(&self, name: &ObjectName) -> Result<(), StorageError> {
         let _gone = remove(&self.folder.join(name.as_str()));
         self.store.destroy(name)

@@ -222,6 +222,13 @@ pub trait Storage: Send + Sync {
     /// Removes the object durably, with all its versions. `Ok` if it is not there.
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError>;
 
+    /// As `delete` of each, in no order: what one name says of it is in the place of the name, and none is left
+    /// for what became of another, unless the store does not answer any more. For where no order is
+    /// needed between them; a crash leaves any of them.
+    fn delete_all(&self, names: &[ObjectName]) -> Vec<Result<(), StorageError>> {
+        names.iter().map(|name| self.delete(name)).collect()
+    }
+
     /// As `delete`, but the bytes are first made unreadable where the medium allows it.
     fn destroy(&self, name: &ObjectName) -> Result<(), StorageError>;
 
@@ -324,6 +331,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
         (**self).delete(name)
+    }
+
+    fn delete_all(&self, names: &[ObjectName]) -> Vec<Result<(), StorageError>> {
+        (**self).delete_all(names)
     }
 
     fn destroy(&self, name: &ObjectName) -> Result<(), StorageError> {

@@ -4,7 +4,7 @@ use super::super::RepositoryError;
 use super::super::mark::Mark;
 use super::super::rule::{Rule, stands};
 use super::{Directory, Pass, directory, entries_in_index};
-use crate::model::{PackName, Tag};
+use crate::model::{ObjectName, PackName, Tag};
 use crate::storage::gone_or_locked;
 
 impl Pass<'_> {
@@ -21,6 +21,18 @@ impl Pass<'_> {
                 .collect()
         });
         self.result.withheld.clear();
+        let mut due = Vec::new();
+        let looked_at = self.look_at(mark, waiting, &mut due);
+        // Those that were looked at go, whatever became of the next one.
+        self.delete(&due).and(looked_at)
+    }
+
+    fn look_at(
+        &mut self,
+        mark: &Mark,
+        waiting: Vec<PackName>,
+        due: &mut Vec<PackName>,
+    ) -> Result<(), RepositoryError> {
         for name in waiting {
             if self.result.removed.contains(&name) {
                 continue;
@@ -39,13 +51,25 @@ impl Pass<'_> {
                 self.result.withheld.push(name);
                 continue;
             }
-            let object = self.customer.names().pack(&name);
-            let freed = self.customer.storage().size_bytes(&object);
-            if gone_or_locked(self.customer.storage().delete(&object))?.is_some() {
-                continue;
+            due.push(name);
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, due: &[PackName]) -> Result<(), RepositoryError> {
+        let storage = self.customer.storage();
+        let names = due.iter().map(|name| self.customer.names().pack(name));
+        let names: Vec<ObjectName> = names.collect();
+        let sizes: Vec<u64> = names
+            .iter()
+            .map(|name| storage.size_bytes(name).unwrap_or_default())
+            .collect();
+        let deleted = storage.delete_all(&names);
+        for ((name, freed), deleted) in due.iter().zip(sizes).zip(deleted) {
+            if gone_or_locked(deleted)?.is_none() {
+                self.result.freed_bytes += freed;
+                self.result.removed.push(*name);
             }
-            self.result.freed_bytes += freed.unwrap_or_default();
-            self.result.removed.push(name);
         }
         Ok(())
     }

@@ -95,8 +95,9 @@ pub fn merge_segments(customer: &Customer) -> Result<bool, RepositoryError> {
     })();
     match merged {
         Ok(_) => {
-            for name in &taken {
-                gone_or_locked(customer.storage().delete(&customer.names().segment(name)))?;
+            let names = taken.iter().map(|name| customer.names().segment(name));
+            for deleted in customer.storage().delete_all(&names.collect::<Vec<_>>()) {
+                gone_or_locked(deleted)?;
             }
             Ok(true)
         }

@@ -4,7 +4,8 @@
 //! decades, and nothing for no time. Some servers take a lock and do nothing: the first object that is
 //! locked is looked at again.
 
-use super::error::unsupported;
+use super::delete::Line;
+use super::error::{transient, unsupported};
 use super::versions::{Extent, Version, originals};
 use super::{S3, StorageError, StorageErrorKind, object_of};
 use crate::model::{LockMode, ObjectName, Versioning};
@@ -24,6 +25,9 @@ use std::time::Instant;
 
 /// The server's answer may come after the second that it was dated in.
 const TOLERANCE: SignedDuration = SignedDuration::from_secs(60);
+
+const SHOWS_NO_LOCK: &str = "the server took a lock and shows none (or this key may not see it: \
+                             s3:GetObjectRetention, s3:GetObjectVersion)";
 
 /// How what is created is locked.
 #[derive(Debug, Clone)]
@@ -121,30 +125,55 @@ impl S3 {
         })
     }
 
+    /// Once a server has shown no lock, nothing more is created that was to have one.
+    pub(super) fn refuse_without_lock(
+        &self,
+        name: &ObjectName,
+        until: Option<Timestamp>,
+    ) -> Result<(), StorageError> {
+        match (until, self.first_lock.get()) {
+            (Some(_), Some(Err(why))) => Err(unsupported(name, why)),
+            _ => Ok(()),
+        }
+    }
+
     /// Looks at the first object that was to be locked, because there are servers that take a lock and do
-    /// nothing.
-    pub(super) async fn refuse_unlocked(
+    /// nothing. The object stands, whatever is seen; so it is not told as one that was not created, but as one of
+    /// which nobody knows. Whoever repeats it, and whatever is created after it, is refused.
+    pub(super) async fn look_at_lock(
         &self,
         name: &ObjectName,
         version: Option<&str>,
         until: Option<Timestamp>,
     ) -> Result<(), StorageError> {
-        let Some(until) = until.filter(|_| !self.knows_locks.load(Ordering::Relaxed)) else {
+        let Some(until) = until.filter(|_| self.first_lock.get().is_none()) else {
             return Ok(());
         };
+        let _permit = self.permit(name).await?;
         let key = self.key(name.as_str());
-        let (mode, found) = self.retention_of(&key, version).await?;
-        let lasts =
-            found.is_some_and(|found| found.saturating_add(TOLERANCE).unwrap_or(found) >= until);
-        if !lasts || mode != self.lock_mode() {
-            return Err(unsupported(
-                name,
-                "the server took a lock and shows none (or this key may not see it: \
-                 s3:GetObjectRetention)",
-            ));
-        }
-        self.knows_locks.store(true, Ordering::Relaxed);
-        Ok(())
+        let seen = match self.retention_of(&key, version).await {
+            Ok((mode, found)) => {
+                let tolerated = |found: Timestamp| found.saturating_add(TOLERANCE).unwrap_or(found);
+                match mode == self.lock_mode()
+                    && found.is_some_and(|found| tolerated(found) >= until)
+                {
+                    true => Ok(()),
+                    false => Err(SHOWS_NO_LOCK.to_string()),
+                }
+            }
+            Err(error) if error.kind == StorageErrorKind::Denied => {
+                Err(format!("{SHOWS_NO_LOCK}: {}", error.detail))
+            }
+            // Nothing was seen; the next object is looked at.
+            Err(error) => return Err(transient(name, error.detail)),
+        };
+        let told = match &seen {
+            Ok(()) => Ok(()),
+            Err(why) => Err(transient(name, format!("it stands, but {why}"))),
+        };
+        // Of several that look at once, the first counts for those that come after.
+        let _first = self.first_lock.set(seen);
+        told
     }
 
     async fn retention_of(
@@ -182,9 +211,9 @@ impl S3 {
         }
     }
 
-    /// What it means that deleting a version was denied.
-    pub(super) async fn why_denied(&self, version: &Version, denied: StorageError) -> StorageError {
-        match self.still_locked(&version.key, Some(&version.id)).await {
+    /// What it means that a deletion was denied.
+    pub(super) async fn why_denied(&self, line: &Line, denied: StorageError) -> StorageError {
+        match self.still_locked(line.key(), line.version()).await {
             Ok(Some(until)) => StorageError::new(
                 StorageErrorKind::Locked,
                 denied.name,

@@ -3,7 +3,8 @@
 //! Objects are keys below `<prefix>/`. *Created if absent* is a conditional put (`If-None-Match: *`),
 //! which several servers accept and ignore: [`super::probe`] asks before anybody relies on it. Where
 //! versions are kept, deleting means deleting every version and every delete marker by its id; the
-//! oldest version of a name is the object, because names are used once.
+//! oldest version of a name is the object, because names are used once. Many are deleted in one request, whose
+//! answer is believed line by line.
 //!
 //! Payloads are signed: of the checks on uploads that S3 knows, the only one that every server tried
 //! enforces. What comes down is checked for its length here and by its hash or seal above.
@@ -20,6 +21,7 @@
 
 mod bucket;
 mod connection;
+mod delete;
 mod error;
 mod lock;
 mod requests;
@@ -39,8 +41,9 @@ use jiff::Timestamp;
 use lock::ServerClock;
 use std::collections::HashSet;
 use std::fmt;
+use std::slice;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
@@ -56,8 +59,10 @@ pub struct S3 {
     /// Whether the client knows how far the server's clock is from this host's.
     knows_time: AtomicBool,
     clock: ServerClock,
-    /// Whether the server was seen to lock what it was told to.
-    knows_locks: AtomicBool,
+    /// Whether the server was seen to lock what it was told to; else why not.
+    first_lock: OnceLock<Result<(), String>>,
+    /// Whether the server has refused a request to delete many.
+    refuses_many: AtomicBool,
     permits: Semaphore,
     upload_rate: Rate,
     download_rate: Rate,
@@ -78,7 +83,8 @@ impl S3 {
             known: BucketFacts::default(),
             knows_time: AtomicBool::new(false),
             clock,
-            knows_locks: AtomicBool::new(false),
+            first_lock: OnceLock::new(),
+            refuses_many: AtomicBool::new(false),
             permits: Semaphore::new(settings.connections),
             upload_rate: Rate::new(settings.upload_bytes_per_second),
             download_rate: Rate::new(settings.download_bytes_per_second),
@@ -206,14 +212,12 @@ impl Storage for S3 {
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
-        refuse_own_names(name)?;
-        self.refuse_to_delete(name)?;
-        match self.known.versioning {
-            Versioning::Never => self.runtime.block_on(self.delete_key(name)),
-            Versioning::Enabled | Versioning::Suspended => {
-                self.runtime.block_on(self.delete_all_versions(name))
-            }
-        }
+        self.delete_all(slice::from_ref(name)).into_iter().collect()
+    }
+
+    /// In as few requests as the server allows.
+    fn delete_all(&self, names: &[ObjectName]) -> Vec<Result<(), StorageError>> {
+        self.runtime.block_on(self.delete_names(names))
     }
 
     /// As `delete`: what a server does with the bytes of a deleted object is out of reach. They are

@@ -1,4 +1,4 @@
-//! Requests, repeated where that can help: reading, deleting, listing.
+//! Requests, repeated where that can help: reading, listing.
 
 use super::connection::SLOWEST_BYTES_PER_SECOND;
 use super::error::{is_condition_not_met, is_skewed, taken, told, transient, unsupported};
@@ -289,22 +289,6 @@ impl S3 {
                 .ok_or_else(|| transient(name, "the answer does not say when it was created"))
         })
         .await
-    }
-
-    /// Where no versions are kept.
-    pub(super) async fn delete_key(&self, name: &ObjectName) -> Result<(), StorageError> {
-        let deleted = self
-            .repeated(name, async || {
-                let delete = self.client.delete_object().bucket(&self.settings.bucket);
-                let sent = delete.key(self.key(name.as_str())).send();
-                self.answer(name, 0, sent).await
-            })
-            .await;
-        match deleted {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind == StorageErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        }
     }
 
     /// Keys and sizes below a prefix, as the server tells them.

@@ -21,10 +21,11 @@ impl S3 {
             self.refuse_hidden(name).await?;
         }
         let locked_until = self.lock_of(name.as_str())?;
+        self.refuse_without_lock(name, locked_until)?;
         // A single put takes five gigabytes. In parts, each part would need a checksum of its own kind.
         let in_parts = data.len() > self.settings.part_bytes && locked_until.is_none();
         let mut uncertain = false;
-        self.repeated_briefly(name, async || {
+        let put = async || {
             if self.settings.ask_first && !uncertain {
                 self.refuse_taken(name).await?;
             }
@@ -36,7 +37,10 @@ impl S3 {
             match outcome {
                 Err(error) if error.kind == StorageErrorKind::AlreadyExists && uncertain => {
                     match self.holds(name, data).await {
-                        Ok(true) => self.is_left_alone(name, data, None).await,
+                        Ok(true) => {
+                            self.is_left_alone(name, data, None).await?;
+                            Ok(None)
+                        }
                         Ok(false) => Err(error),
                         // What cannot be compared is not decided.
                         Err(unread) => Err(transient(name, unread.detail)),
@@ -53,13 +57,14 @@ impl S3 {
                 Ok(version) => {
                     // Whatever comes of the question, this attempt may stand.
                     uncertain = true;
-                    let version = version.as_deref();
-                    self.is_left_alone(name, data, version).await?;
-                    self.refuse_unlocked(name, version, locked_until).await
+                    self.is_left_alone(name, data, version.as_deref()).await?;
+                    Ok(version)
                 }
             }
-        })
-        .await
+        };
+        let version = self.repeated_briefly(name, put).await?;
+        self.look_at_lock(name, version.as_deref(), locked_until)
+            .await
     }
 
     /// What is put on top of a hidden object (see below) would stay for good where nothing may be deleted,

@@ -1,10 +1,10 @@
 //! What a bucket keeps beside its objects: older and newer versions, delete markers, unfinished
 //! uploads.
 
-use super::error::transient;
+use super::error::{transient, unsupported};
 use super::requests::{MAX_LISTED, decoded, unescaped};
 use super::{Leftover, Listed, S3, StorageError, StorageErrorKind, Survey, object_of};
-use crate::model::{ObjectName, Versioning};
+use crate::model::Versioning;
 use aws_sdk_s3::types::EncodingType;
 use std::collections::{BTreeMap, HashSet};
 
@@ -36,6 +36,8 @@ pub(super) enum Extent {
     /// The key alone; others begin like it.
     OneKey,
     AllThatBeginSo,
+    /// The same, if so many requests are enough; else it is `Unsupported`.
+    AllInRequests(usize),
 }
 
 /// An upload in parts that was begun and not completed.
@@ -46,39 +48,6 @@ struct Unfinished {
 }
 
 impl S3 {
-    pub(super) async fn delete_all_versions(&self, name: &ObjectName) -> Result<(), StorageError> {
-        let key = self.key(name.as_str());
-        let _permit = self.permit(name).await?;
-        let mut locked = None;
-        for version in self.versions_of(&key, Extent::OneKey).await? {
-            match self.delete_version(&version).await {
-                // The others go all the same.
-                Err(error) if error.kind == StorageErrorKind::Locked => locked = Some(error),
-                deleted => deleted?,
-            }
-        }
-        locked.map_or(Ok(()), Err)
-    }
-
-    pub(super) async fn delete_version(&self, version: &Version) -> Result<(), StorageError> {
-        let place = format!("{} (version {})", version.key, version.id);
-        let deleted = self
-            .retried(async || {
-                let delete = self.client.delete_object().bucket(&self.settings.bucket);
-                let delete = delete.key(&version.key).version_id(&version.id);
-                self.answer(&place, 0, delete.send()).await
-            })
-            .await;
-        match deleted {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind == StorageErrorKind::NotFound => Ok(()),
-            Err(error) if error.kind == StorageErrorKind::Denied => {
-                Err(self.why_denied(version, error).await)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
     async fn abort(&self, upload: &Unfinished) -> Result<(), StorageError> {
         let place = format!("{} (unfinished upload)", upload.key);
         let aborted = self
@@ -111,15 +80,21 @@ impl S3 {
             let versions = self
                 .versions_of(&key_prefix, Extent::AllThatBeginSo)
                 .await?;
-            for version in beside_the_originals(&versions) {
-                // Other bytes under the name of an object: which are the right ones cannot be told here.
-                if version.is_safe_to_remove && object_of(self.place(&version.of.key)).is_some() {
-                    match self.delete_version(version.of).await {
-                        Ok(()) => swept.push(self.leftover_of_version(version.of)),
-                        // What is left is told by the survey.
-                        Err(error) if error.kind == StorageErrorKind::Locked => {}
-                        Err(error) => return Err(error),
-                    }
+            let beside = beside_the_originals(&versions);
+            // Other bytes under the name of an object: which are the right ones cannot be told here.
+            let removed: Vec<&Version> = beside
+                .iter()
+                .filter(|one| one.is_safe_to_remove)
+                .map(|one| one.of)
+                .filter(|version| object_of(self.place(&version.key)).is_some())
+                .collect();
+            let told = self.delete_versions(&removed).await;
+            for (version, told) in removed.into_iter().zip(told) {
+                match told {
+                    Ok(()) => swept.push(self.leftover_of_version(version)),
+                    // What is left is told by the survey.
+                    Err(error) if error.kind == StorageErrorKind::Locked => {}
+                    Err(error) => return Err(error),
                 }
             }
         }
@@ -203,7 +178,12 @@ impl S3 {
     ) -> Result<Vec<Version>, StorageError> {
         let mut versions: Vec<Version> = Vec::new();
         let mut from: (Option<String>, Option<String>) = (None, None);
+        let mut requests = 0;
         loop {
+            if extent == Extent::AllInRequests(requests) {
+                return Err(unsupported(key_prefix, "a longer listing than is worth it"));
+            }
+            requests += 1;
             let page = self
                 .retried(async || {
                     let list = self.client.list_object_versions();

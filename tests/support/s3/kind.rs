@@ -75,6 +75,12 @@ impl Kind {
         self.has_versions()
     }
 
+    /// Whether of many that are deleted together each needs the right to it. Seen with Ceph 16: there the request
+    /// needs the right to the whole bucket.
+    pub fn asks_for_the_right_to_each(self) -> bool {
+        self != Kind::Radosgw
+    }
+
     /// Whether the buckets of the tests keep versions unless a test wants another one.
     pub(super) fn buckets_keep_versions(self) -> bool {
         self == Kind::Ceph20Versions

@@ -521,15 +521,6 @@ impl Bucket {
         })
     }
 
-    /// Until when a version is locked, in seconds.
-    pub fn locked_until(&self, version: &Version) -> Option<i64> {
-        let head = self.server.client.head_object().bucket(&self.name);
-        let head = head.key(&version.key).version_id(&version.id).send();
-        let told = self.server.runtime.block_on(head).expect("an object");
-        told.object_lock_retain_until_date()
-            .map(|until| until.secs())
-    }
-
     /// Makes a lock end at once, as the owner of the bucket can in governance mode. Tells when, in seconds.
     pub fn ends_lock(&self, version: &Version) -> i64 {
         // A time that has passed is refused, and so is none.
@@ -547,6 +538,7 @@ impl Bucket {
         until
     }
 
+    /// Keys, sorted: Garage tells them in no order.
     pub fn uploads(&self) -> Vec<String> {
         let list = self.server.client.list_multipart_uploads();
         let listed = self
@@ -555,8 +547,10 @@ impl Bucket {
             .block_on(list.bucket(&self.name).send())
             .expect("a listing");
         let uploads = listed.uploads().iter();
-        uploads
+        let mut keys: Vec<String> = uploads
             .map(|upload| upload.key().unwrap().to_string())
-            .collect()
+            .collect();
+        keys.sort();
+        keys
     }
 }

@@ -24,6 +24,12 @@ pub enum Mishap {
     Flipped,
     /// What the same request was answered the first time.
     Stale,
+    /// To a request that deletes many: the server does it, but of the lines of its answer one in three says
+    /// that it failed, and one in three is missing. To others: nothing.
+    HalfTold,
+    /// To a request that deletes many: nothing is forwarded, and an answer that is otherwise good says of one line
+    /// in two that it failed, and of the others nothing. To others: nothing.
+    Undone,
 }
 
 /// A request as it passed.
@@ -33,6 +39,19 @@ pub struct Passed {
     /// Path and query, as sent.
     pub target: String,
     pub body_bytes: usize,
+}
+
+impl Passed {
+    /// `DeleteObjects`.
+    pub fn deletes_many(&self) -> bool {
+        passed_deletes_many(&self.method, &self.target)
+    }
+}
+
+fn passed_deletes_many(method: &str, target: &str) -> bool {
+    let query = target.split_once('?').map(|(_, query)| query);
+    let is_delete = |part: &str| part.split('=').next() == Some("delete");
+    method == "POST" && query.is_some_and(|query| query.split('&').any(is_delete))
 }
 
 /// From one request on nothing reaches the server, but that one if it is to, and nothing is answered.
@@ -74,21 +93,74 @@ struct Shared {
     turned: Condvar,
 }
 
-/// Held by a conditional request until it is answered.
-type Turn = Option<Arc<Mutex<()>>>;
+/// What stands between the tags.
+fn parts(text: &str, tag: &str) -> Vec<String> {
+    let (start, end) = (format!("<{tag}>"), format!("</{tag}>"));
+    let parts = text.split(&start).skip(1);
+    parts
+        .map(|part| part.split(&end).next().unwrap_or_default().to_string())
+        .collect()
+}
+
+/// An answer to a request that deletes many, of these lines: those of which `is_told` says so were deleted, and
+/// of the rest one in two failed.
+fn half_told(lines: &[String], is_told: impl Fn(usize) -> bool) -> String {
+    let mut answer = String::from("<DeleteResult>");
+    let mut rest = 0;
+    for (at, line) in lines.iter().enumerate() {
+        if is_told(at) {
+            answer.push_str(&format!("<Deleted>{line}</Deleted>"));
+            continue;
+        }
+        rest += 1;
+        if rest % 2 == 1 {
+            answer.push_str("<Error>");
+            for tag in ["Key", "VersionId"] {
+                for value in parts(line, tag) {
+                    answer.push_str(&format!("<{tag}>{value}</{tag}>"));
+                }
+            }
+            answer.push_str("<Code>InternalError</Code><Message>on purpose</Message></Error>");
+        }
+    }
+    answer + "</DeleteResult>"
+}
+
+/// What a proxy does to all requests alike.
+#[derive(Clone, Default)]
+struct Habits {
+    /// Held by a conditional request until it is answered.
+    turn: Option<Arc<Mutex<()>>>,
+    /// No answer tells of a lock.
+    hides_locks: bool,
+}
 
 impl Proxy {
     /// Before `endpoint`, which is `http://host:port`.
     pub fn before(endpoint: &str) -> Self {
-        Proxy::start(endpoint, None)
+        Proxy::start(endpoint, Habits::default())
     }
 
     /// One that lets conditional requests pass one at a time.
     pub fn in_turn(endpoint: &str) -> Self {
-        Proxy::start(endpoint, Some(Arc::default()))
+        let turn = Some(Arc::default());
+        let habits = Habits {
+            turn,
+            ..Habits::default()
+        };
+        Proxy::start(endpoint, habits)
     }
 
-    fn start(endpoint: &str, turn: Turn) -> Self {
+    /// One that makes a server that locks look like one that takes a lock and does nothing.
+    pub fn hiding_locks(endpoint: &str) -> Self {
+        let habits = Habits {
+            hides_locks: true,
+            ..Habits::default()
+        };
+        Proxy::start(endpoint, habits)
+    }
+
+    fn start(endpoint: &str, habits: Habits) -> Self {
         let server = endpoint.strip_prefix("http://").unwrap().to_string();
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let proxy = Proxy {
@@ -98,10 +170,10 @@ impl Proxy {
         let book = proxy.book.clone();
         thread::spawn(move || {
             for client in listener.incoming() {
-                let (book, server, turn) = (book.clone(), server.clone(), turn.clone());
+                let (book, server, habits) = (book.clone(), server.clone(), habits.clone());
                 thread::spawn(move || {
                     // A connection that ends, ends.
-                    let _ = serve(client?, &server, &book, &turn);
+                    let _ = serve(client?, &server, &book, &habits);
                     io::Result::Ok(())
                 });
             }
@@ -166,6 +238,17 @@ struct Message {
 }
 
 impl Message {
+    fn set_body(&mut self, body: String) {
+        let is_length = |line: &String| line.to_ascii_lowercase().starts_with("content-length:");
+        self.lines.retain(|line| !is_length(line));
+        self.lines.push(format!("Content-Length: {}", body.len()));
+        self.body = body.into_bytes();
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
     fn header(&self, name: &str) -> Option<&str> {
         self.lines.iter().find_map(|line| {
             let (key, value) = line.split_once(':')?;
@@ -260,7 +343,7 @@ impl Shared {
     }
 }
 
-fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::Result<()> {
+fn serve(client: TcpStream, server: &str, shared: &Shared, habits: &Habits) -> io::Result<()> {
     client.set_nodelay(true)?;
     let mut to_client = client.try_clone()?;
     let mut from_client = BufReader::new(client);
@@ -292,6 +375,7 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::R
                 book.standstill.filter(|still| number >= still.at),
             )
         };
+        let deletes_many = passed_deletes_many(&method, &target);
         let is_last = standstill.is_some_and(|still| number == still.at && still.applied);
         if let (Some(still), false) = (standstill, is_last)
             && !shared.hold(number == still.at)
@@ -312,6 +396,18 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::R
                 );
                 to_client.write_all(head.as_bytes())?;
                 to_client.write_all(&body.as_bytes()[..length])?;
+                continue;
+            }
+            Some(Mishap::Undone) if deletes_many => {
+                let lines = parts(&request.text(), "Object");
+                let mut answer = Message {
+                    first: "HTTP/1.1 200 OK".to_string(),
+                    lines: vec!["Content-Type: application/xml".to_string()],
+                    body: Vec::new(),
+                };
+                answer.set_body(half_told(&lines, |_| false));
+                to_client.write_all(&answer.head(""))?;
+                to_client.write_all(&answer.body)?;
                 continue;
             }
             Some(Mishap::Late) => {
@@ -335,7 +431,7 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::R
             })
         });
         let is_conditional = request.header("if-none-match").is_some();
-        let turn = turn.as_ref().filter(|_| is_conditional);
+        let turn = habits.turn.as_ref().filter(|_| is_conditional);
         let turn = turn.map(|turn| turn.lock().unwrap());
         to_server.write_all(&request.head("expect"))?;
         to_server.write_all(&request.body)?;
@@ -356,6 +452,14 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, turn: &Turn) -> io::R
         }
         if is_last && !shared.hold(true) {
             return Ok(());
+        }
+        if habits.hides_locks {
+            let tells = |line: &String| line.to_ascii_lowercase().starts_with("x-amz-object-lock-");
+            answer.lines.retain(|line| !tells(line));
+        }
+        if mishap == Some(Mishap::HalfTold) && deletes_many {
+            let lines = parts(&answer.text(), "Deleted");
+            answer.set_body(half_told(&lines, |at| at % 3 == 0));
         }
         let whole = [answer.head(""), answer.body.clone()].concat();
         let first = shared

@@ -1,12 +1,15 @@
 //! Users who may do in a bucket only what its policy says.
 
-use super::Bucket;
+use super::{Bucket, Version};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{
     BucketCannedAcl, BucketLifecycleConfiguration, BucketVersioningStatus, Delete,
     ExpirationStatus, LifecycleExpiration, LifecycleRule, LifecycleRuleFilter, ObjectCannedAcl,
-    ObjectIdentifier, Tag, Tagging, VersioningConfiguration,
+    ObjectIdentifier, ObjectLockConfiguration, ObjectLockEnabled, ObjectLockLegalHold,
+    ObjectLockLegalHoldStatus, ObjectLockRetention, ObjectLockRetentionMode, Tag, Tagging,
+    VersioningConfiguration,
 };
 
 use vmkeep::storage::{S3Credentials, S3Settings};
@@ -146,6 +149,48 @@ impl Visit<'_> {
             },
             Err(error) => Err(error.code().unwrap_or("no code").to_string()),
         }
+    }
+
+    /// Until when a version is locked, in seconds.
+    pub fn locked_until(&self, version: &Version) -> Option<i64> {
+        let head = self.client.head_object().bucket(&self.bucket.name);
+        let head = head.key(&version.key).version_id(&version.id).send();
+        let told = self.bucket.server.runtime.block_on(head);
+        let until = told.expect("an object").object_lock_retain_until_date;
+        until.map(|until| until.secs())
+    }
+
+    /// In governance mode, so many seconds from now.
+    pub fn locks_version(&self, key: &str, id: &str, seconds: i64, bypasses: bool) -> Told {
+        let until = jiff::Timestamp::now().as_second() + seconds;
+        let retention = ObjectLockRetention::builder()
+            .mode(ObjectLockRetentionMode::Governance)
+            .retain_until_date(DateTime::from_secs(until))
+            .build();
+        let put = self.client.put_object_retention().bucket(&self.bucket.name);
+        let put = put.key(key).version_id(id).retention(retention);
+        let bypass = bypasses.then_some(true);
+        self.told(put.set_bypass_governance_retention(bypass).send())
+    }
+
+    pub fn holds_version(&self, key: &str, id: &str) -> Told {
+        let hold = ObjectLockLegalHold::builder().status(ObjectLockLegalHoldStatus::On);
+        let put = self
+            .client
+            .put_object_legal_hold()
+            .bucket(&self.bucket.name);
+        let put = put.key(key).version_id(id).legal_hold(hold.build());
+        self.told(put.send())
+    }
+
+    /// Whether what is created is locked, and for how long.
+    pub fn changes_the_default_lock(&self) -> Told {
+        let configuration = ObjectLockConfiguration::builder()
+            .object_lock_enabled(ObjectLockEnabled::Enabled)
+            .build();
+        let put = self.client.put_object_lock_configuration();
+        let put = put.bucket(&self.bucket.name);
+        self.told(put.object_lock_configuration(configuration).send())
     }
 
     /// Begins an upload in parts, puts one, and leaves it; its name.
