@@ -55,7 +55,7 @@ pub fn restore(
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<Restored, JobError> {
-    let reader = Reader::new(customer)?;
+    let reader = Reader::new(customer)?.from_copies();
     let mut restored = Restored::default();
     for RestoreTarget { disk, target } in &targets {
         let record = point

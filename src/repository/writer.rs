@@ -108,8 +108,26 @@ enum CheckedPack {
 }
 
 struct Uploads {
-    to_store: SyncSender<(ObjectName, Vec<u8>)>,
+    to_store: SyncSender<Outgoing>,
     thread: JoinHandle<()>,
+}
+
+/// A finished pack.
+struct Outgoing {
+    object: ObjectName,
+    bytes: Vec<u8>,
+    kind: PackKind,
+}
+
+impl Outgoing {
+    fn send(&self, storage: &dyn Storage) -> Result<(), RepositoryError> {
+        upload(storage, &self.object, &self.bytes)?;
+        // The next night walks these; data is read when it is restored.
+        if self.kind == PackKind::Node {
+            storage.keep_copy(&self.object, &self.bytes);
+        }
+        Ok(())
+    }
 }
 
 impl<'a> Session<'a> {
@@ -119,7 +137,7 @@ impl<'a> Session<'a> {
         index: Arc<Index>,
         trust: Trust,
     ) -> Self {
-        let (to_store, packs) = sync_channel::<(ObjectName, Vec<u8>)>(WAITING_PACKS);
+        let (to_store, packs) = sync_channel::<Outgoing>(WAITING_PACKS);
         let storage = customer.storage().clone();
         let failure: Arc<OnceLock<RepositoryError>> = Arc::default();
         let given_up: Arc<AtomicBool> = Arc::default();
@@ -127,11 +145,11 @@ impl<'a> Session<'a> {
             let (failure, given_up) = (failure.clone(), given_up.clone());
             // Ends with its end of the channel, so that nobody waits for a store that failed.
             move || {
-                for (name, bytes) in packs {
+                for pack in packs {
                     if given_up.load(Ordering::Relaxed) {
                         return;
                     }
-                    if let Err(error) = upload(&*storage, &name, &bytes) {
+                    if let Err(error) = pack.send(&*storage) {
                         let _first = failure.set(error);
                         return;
                     }
@@ -426,15 +444,19 @@ impl<'a> Session<'a> {
         }
         self.stored_bytes
             .fetch_add(row.size_bytes, Ordering::Relaxed);
-        let object = self.customer.names().pack(&name);
+        let outgoing = Outgoing {
+            object: self.customer.names().pack(&name),
+            bytes: pack.bytes,
+            kind: row.kind,
+        };
         #[cfg(test)]
         if crate::codec::seeded::is_on() {
-            return self.send_at_once(&object, &pack.bytes);
+            return self.send_at_once(&outgoing);
         }
         let to_store = lock(&self.uploads)
             .as_ref()
             .map(|uploads| uploads.to_store.clone());
-        let sent = to_store.is_some_and(|channel| channel.send((object, pack.bytes)).is_ok());
+        let sent = to_store.is_some_and(|channel| channel.send(outgoing).is_ok());
         match sent {
             true => Ok(()),
             // The uploading thread has failed; its error is the cause.
@@ -444,9 +466,9 @@ impl<'a> Session<'a> {
 
     /// What can be repeated exactly has one thread only.
     #[cfg(test)]
-    fn send_at_once(&self, object: &ObjectName, bytes: &[u8]) -> Result<(), RepositoryError> {
+    fn send_at_once(&self, pack: &Outgoing) -> Result<(), RepositoryError> {
         if self.failure.get().is_none()
-            && let Err(error) = upload(&**self.customer.storage(), object, bytes)
+            && let Err(error) = pack.send(&**self.customer.storage())
         {
             let _first = self.failure.set(error);
         }

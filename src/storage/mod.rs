@@ -202,6 +202,15 @@ pub trait Storage: Send + Sync {
         self.open(name, max_bytes)
     }
 
+    /// This host's copy, if it keeps one that is known to be right. The store is not asked: whether it still
+    /// has the object is not answered by it.
+    fn copy(&self, _name: &ObjectName) -> Option<Box<dyn OpenObject>> {
+        None
+    }
+
+    /// Keeps a copy on this host, where that is done at all, of what the store was seen to have.
+    fn keep_copy(&self, _name: &ObjectName, _bytes: &[u8]) {}
+
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError>;
 
     /// How many reads are worth having under way at once: of a far store, each waits most of its time.
@@ -304,6 +313,14 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
         max_bytes: u64,
     ) -> Result<Box<dyn OpenObject>, StorageError> {
         (**self).open_copy(name, max_bytes)
+    }
+
+    fn copy(&self, name: &ObjectName) -> Option<Box<dyn OpenObject>> {
+        (**self).copy(name)
+    }
+
+    fn keep_copy(&self, name: &ObjectName, bytes: &[u8]) {
+        (**self).keep_copy(name, bytes);
     }
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
