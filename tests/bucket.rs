@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use support::s3::{Bucket, Kind, Mishap, Passed, Proxy, server};
-use support::{Guest, Host, HostOptions, Random, files_below, path_text, time};
+use support::{Customer, Guest, Host, HostOptions, Random, files_below, path_text, time};
 use vmkeep::model::Writers;
 
 const PREFIX: &str = "backups/vmkeep";
@@ -411,6 +411,35 @@ fn an_unchanged_incremental_costs_nine_requests_beside_the_opening() {
     let entries = opening.iter().filter(of_ledger).count();
     assert!(opening.len() - entries <= 15, "{} to open", opening.len());
     lab.newest_restores(at);
+}
+
+#[test]
+fn a_customer_is_opened_once_for_all_vms_that_are_backed_up() {
+    let bucket = server().bucket();
+    let proxy = Proxy::before(&server().endpoint);
+    let config = bucket
+        .config(PREFIX)
+        .replace(&server().endpoint, &proxy.endpoint);
+    let disks = |vm| (vm, vec!["vda"]);
+    let host = Host::new(&HostOptions {
+        customers: vec![Customer {
+            name: "acme",
+            own: "",
+            vms: vec![disks("web01"), disks("db01")],
+        }],
+        bucket: Some(config),
+        ..HostOptions::default()
+    });
+    let mut random = Random::new(0xb0c4_e702);
+    for vm in ["web01", "db01"] {
+        Guest::new(host.image(vm, "vda"), 1 << 20, &mut random);
+    }
+    host.vmkeep(&["init", "--yes"], start()).exits(0);
+    proxy.start_over([]);
+    host.vmkeep(&["backup", "web01", "db01"], start()).exits(0);
+    let keys_read = |passed: &&Passed| passed.target.contains("/key/");
+    assert_eq!(proxy.passed().iter().filter(keys_read).count(), 1);
+    assert_eq!(host.points(start()).len(), 2);
 }
 
 #[test]

@@ -109,7 +109,47 @@ enum CheckedPack {
 
 struct Uploads {
     to_store: SyncSender<Outgoing>,
-    thread: JoinHandle<()>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Uploads {
+    /// As many at once as is worth it. Each thread ends with the channel, or after the first that failed, so
+    /// that nobody waits for a store that takes no more.
+    fn start(
+        storage: &Arc<dyn Storage>,
+        failure: &Arc<OnceLock<RepositoryError>>,
+        given_up: &Arc<AtomicBool>,
+    ) -> Self {
+        let (to_store, packs) = sync_channel::<Outgoing>(WAITING_PACKS);
+        let packs = Arc::new(Mutex::new(packs));
+        let start = |_| {
+            let (storage, packs) = (storage.clone(), packs.clone());
+            let (failure, given_up) = (failure.clone(), given_up.clone());
+            std::thread::spawn(move || {
+                loop {
+                    let next = lock(&packs).recv();
+                    let Ok(pack) = next else { return };
+                    if given_up.load(Ordering::Relaxed) || failure.get().is_some() {
+                        return;
+                    }
+                    if let Err(error) = pack.send(&*storage) {
+                        let _first = failure.set(error);
+                        return;
+                    }
+                }
+            })
+        };
+        let threads = (0..storage.writes_at_once().max(1)).map(start).collect();
+        Uploads { to_store, threads }
+    }
+
+    /// Waits for all that was sent. `false`: a thread died.
+    fn finish(self) -> bool {
+        drop(self.to_store);
+        let ended = self.threads.into_iter().map(JoinHandle::join);
+        // Each is waited for, whatever became of the others.
+        ended.fold(true, |well, ended| ended.is_ok() && well)
+    }
 }
 
 /// A finished pack.
@@ -137,25 +177,9 @@ impl<'a> Session<'a> {
         index: Arc<Index>,
         trust: Trust,
     ) -> Self {
-        let (to_store, packs) = sync_channel::<Outgoing>(WAITING_PACKS);
-        let storage = customer.storage().clone();
         let failure: Arc<OnceLock<RepositoryError>> = Arc::default();
         let given_up: Arc<AtomicBool> = Arc::default();
-        let thread = std::thread::spawn({
-            let (failure, given_up) = (failure.clone(), given_up.clone());
-            // Ends with its end of the channel, so that nobody waits for a store that failed.
-            move || {
-                for pack in packs {
-                    if given_up.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    if let Err(error) = pack.send(&*storage) {
-                        let _first = failure.set(error);
-                        return;
-                    }
-                }
-            }
-        });
+        let uploads = Uploads::start(customer.storage(), &failure, &given_up);
         let stale = match trust {
             Trust::CheckedSince(since) => customer.packs_not_checked_since(&index, since),
             Trust::Index | Trust::Nothing => Vec::new(),
@@ -173,7 +197,7 @@ impl<'a> Session<'a> {
             claimed: (0..SHARDS).map(|_| Mutex::default()).collect(),
             filling: Mutex::default(),
             written: Mutex::default(),
-            uploads: Mutex::new(Some(Uploads { to_store, thread })),
+            uploads: Mutex::new(Some(uploads)),
             failure,
             given_up,
             checked: stale
@@ -459,7 +483,7 @@ impl<'a> Session<'a> {
         let sent = to_store.is_some_and(|channel| channel.send(outgoing).is_ok());
         match sent {
             true => Ok(()),
-            // The uploading thread has failed; its error is the cause.
+            // The uploading threads have ended; the error of the first is the cause.
             false => Err(self.upload_error()),
         }
     }
@@ -538,11 +562,13 @@ impl<'a> Session<'a> {
             self.send(&mut worker, filling)?;
         }
         let uploads = lock(&self.uploads).take();
-        if let Some(uploads) = uploads {
-            drop(uploads.to_store);
-            uploads.thread.join().map_err(|_| {
-                RepositoryError::new(RepositoryErrorKind::Refused, "upload", "thread died")
-            })?;
+        if uploads.is_some_and(|uploads| !uploads.finish()) {
+            let died = "a thread died";
+            return Err(RepositoryError::new(
+                RepositoryErrorKind::Refused,
+                "upload",
+                died,
+            ));
         }
         if let Some(error) = self.failure.get() {
             return Err(error.clone());
@@ -571,12 +597,11 @@ impl<'a> Session<'a> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        // The uploading thread must not write on after its session was given up.
+        // The uploading threads must not write on after their session was given up.
         self.given_up.store(true, Ordering::Relaxed);
         let uploads = lock(&self.uploads).take();
         if let Some(uploads) = uploads {
-            drop(uploads.to_store);
-            let _outcome = uploads.thread.join();
+            let _outcome = uploads.finish();
         }
     }
 }

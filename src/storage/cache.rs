@@ -320,6 +320,10 @@ impl Storage for Cached {
         self.store.reads_at_once()
     }
 
+    fn writes_at_once(&self) -> usize {
+        self.store.writes_at_once()
+    }
+
     fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
         self.store.created_at(name)
     }

@@ -218,6 +218,11 @@ pub trait Storage: Send + Sync {
         1
     }
 
+    /// The same of creations; each holds its object in memory.
+    fn writes_at_once(&self) -> usize {
+        1
+    }
+
     /// When the object was created by the store's own clock, to the second; `None` where the store has none
     /// but this host's.
     fn created_at(&self, _name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
@@ -329,6 +334,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn reads_at_once(&self) -> usize {
         (**self).reads_at_once()
+    }
+
+    fn writes_at_once(&self) -> usize {
+        (**self).writes_at_once()
     }
 
     fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
