@@ -146,9 +146,11 @@ impl Uploads {
     /// Waits for all that was sent. `false`: a thread died.
     fn finish(self) -> bool {
         drop(self.to_store);
-        let ended = self.threads.into_iter().map(JoinHandle::join);
-        // Each is waited for, whatever became of the others.
-        ended.fold(true, |well, ended| ended.is_ok() && well)
+        let mut well = true;
+        for thread in self.threads {
+            well &= thread.join().is_ok();
+        }
+        well
     }
 }
 
