@@ -2,14 +2,13 @@
 
 use super::exit::{Exit, Failure};
 use crate::config::{Bucket, BucketCredentials, Config, HostRole, Place, SecretSource};
-use crate::format::names::{CustomerNames, repository_file, segment_hash};
+use crate::format::names::{CustomerNames, content_hash, repository_file};
 use crate::model::{CustomerName, ObjectName, Writers};
 use crate::policy::{judge_bucket, lock_term};
 use crate::repository::SealedCustomer;
 use crate::storage::{
     Cached, Directory, S3, S3Credentials, S3Lock, S3Settings, Storage, StorageErrorKind,
 };
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -44,15 +43,26 @@ impl Store {
         }
     }
 
-    /// Removes this host's copies of index segments that are no longer of the repository: what is erased
-    /// must be gone here too.
+    /// Removes this host's copies of what is no longer of the repository: what is erased must be gone here
+    /// too.
     pub fn keep_copies_of(&self, customer: &SealedCustomer) {
         let names = customer.names();
-        let current: BTreeSet<ObjectName> = customer.with_state(|state| {
-            let segments = state.segments.keys();
-            segments.map(|segment| names.segment(segment)).collect()
+        self.tidy(|cache| {
+            let note = names.looked_through();
+            let there = cache.names_below(names.prefix())?;
+            let before = cache.noted(&note);
+            let (copies, unknown) = customer.copies(&there, before.as_deref());
+            if let Some(error) = unknown {
+                tracing::warn!("no copies of node packs are kept on this host: {error}");
+            }
+            let may_stay = |name: &ObjectName| *name == note || copies.may_stay(name);
+            cache.keep_only(names.prefix(), may_stay)?;
+            // After that: whoever dies before it does it again.
+            match before.as_deref() == Some(copies.segments()) {
+                true => Ok(()),
+                false => cache.note(&note, copies.segments()),
+            }
         });
-        self.tidy(|cache| cache.keep_only(names.prefix(), &current));
     }
 
     fn tidy(&self, tidy: impl FnOnce(&Cached) -> std::io::Result<()>) {
@@ -189,7 +199,7 @@ fn open_bucket(bucket: &Bucket, config: &Config) -> Result<Store, Failure> {
     };
     if bucket.cache_bytes > 0 {
         let folder = config.host.state_dir.join("cache");
-        let hash_of = |name: &ObjectName| segment_hash(name).map(|hash| *hash.as_bytes());
+        let hash_of = |name: &ObjectName| content_hash(name).map(|hash| *hash.as_bytes());
         let far = store.storage.clone();
         let cache = Arc::new(Cached::new(far, folder, bucket.cache_bytes, hash_of));
         store.storage = cache.clone();

@@ -18,11 +18,16 @@ pub fn repository_file() -> ObjectName {
     object("vmkeep.json".to_string())
 }
 
-/// The hash of what an index segment holds, as its name says it.
-pub fn segment_hash(name: &ObjectName) -> Option<ObjectHash> {
+/// The hash of what an index segment or a pack holds, as its name says it.
+pub fn content_hash(name: &ObjectName) -> Option<ObjectHash> {
     let rest = name.as_str().strip_prefix(CUSTOMERS)?;
-    let (_, rest) = rest.split_once("/index/")?;
-    rest.parse().ok().map(|name: SegmentName| name.hash)
+    let (_, rest) = rest.split_once('/')?;
+    let (folder, rest) = rest.split_once('/')?;
+    match folder {
+        "index" => rest.parse().ok().map(|name: SegmentName| name.hash),
+        "packs" => rest.parse().ok().map(|name: PackName| name.hash),
+        _ => None,
+    }
 }
 
 /// The names below one customer's prefix.
@@ -117,6 +122,11 @@ impl CustomerNames {
 
     pub fn point(&self, point: &PointId) -> ObjectName {
         object(format!("{}/points/{point}", self.prefix))
+    }
+
+    /// Of no object: beside a host's copies, under which segments it last looked through them.
+    pub fn looked_through(&self) -> ObjectName {
+        object(format!("{}/looked-through", self.prefix))
     }
 
     /// What a probe of the store leaves carries nothing.

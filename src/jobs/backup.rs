@@ -292,7 +292,7 @@ impl Pass<'_> {
         let session = self
             .customer
             .session(self.begun, trust_of(kind, self.begun.begun_at))?;
-        let reader = Reader::with_index(self.customer, session.index().clone());
+        let reader = Reader::with_index(self.customer, session.index().clone()).from_copies();
         let mut notes = notes.to_vec();
         notes.extend_from_slice(self.capture.notes());
         let mut scratch = ReadScratch::new()?;

@@ -55,7 +55,9 @@ pub fn restore(
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<Restored, JobError> {
-    let reader = Reader::new(customer)?;
+    let reader = Reader::new(customer)?.from_copies();
+    // Those that read from a far store wait most of their time.
+    let threads = threads.max(customer.storage().reads_at_once());
     let mut restored = Restored::default();
     for RestoreTarget { disk, target } in &targets {
         let record = point

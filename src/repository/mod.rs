@@ -4,6 +4,7 @@
 //! [`Host`]), and any choice of a store.
 
 mod audit;
+mod copies;
 mod customer;
 mod directory;
 mod error;
@@ -34,6 +35,7 @@ mod tree;
 mod writer;
 
 pub use audit::{Difference, DiskAudit, TOLD_EXTENTS};
+pub use copies::Copies;
 pub use customer::{Begun, Customer, LONGEST_SESSION_DAYS, NewCustomer, WriteSettings, terms_map};
 pub use error::{RepositoryError, RepositoryErrorKind};
 pub use host::{Head, Host, HostMemory, Stamp, Turn};

@@ -1,13 +1,14 @@
 //! Opening pieces by their ids, from whatever place still has them.
 
 use super::customer::Customer;
-use super::index::{Index, Place};
+use super::index::{Index, PackInfo, Place};
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{Keys, Opener};
 use crate::format::pack::{self, MAX_PACK_BYTES, PackKind};
 use crate::model::{Id, PackName, PieceKind, Tag};
-use crate::storage::StorageErrorKind;
+use crate::storage::{OpenObject, StorageErrorKind};
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -22,6 +23,8 @@ const CACHED_NODE_BYTES: usize = 64 << 20;
 /// every time.
 const SMALL_NODE_PACK_BYTES: u64 = 1 << 20;
 const WHOLE_AFTER_SHARE: u64 = 64;
+/// Copies of node packs on this host that are held open: each is checked whole when it is opened.
+const OPEN_COPIES: usize = 256;
 
 /// What one thread needs to open pieces.
 pub struct ReadScratch {
@@ -49,28 +52,67 @@ pub struct Reader<'a> {
     index: Mutex<Arc<Index>>,
     nodes: Mutex<NodeCache>,
     failed: Mutex<BTreeSet<(PackName, Tag)>>,
+    /// Whether nodes are read from this host's copies.
+    from_copies: AtomicBool,
 }
 
 #[derive(Default)]
 struct NodeCache {
     packs: HashMap<PackName, CachedPack>,
     bytes: usize,
+    open_copies: usize,
     /// Bytes asked for of packs that are not cached.
     asked: HashMap<PackName, u64>,
     uses: u64,
 }
 
 struct CachedPack {
-    bytes: Arc<Vec<u8>>,
+    pack: NodePack,
     last_use: u64,
 }
 
+#[derive(Clone)]
+enum NodePack {
+    Memory(Arc<Vec<u8>>),
+    Copy(Arc<dyn OpenObject>),
+}
+
+impl NodePack {
+    fn memory_bytes(&self) -> usize {
+        match self {
+            NodePack::Memory(bytes) => bytes.len(),
+            NodePack::Copy(_) => 0,
+        }
+    }
+
+    fn is_copy(&self) -> bool {
+        matches!(self, NodePack::Copy(_))
+    }
+
+    /// Adds a part to `frame`; `false`: it ends before.
+    fn part(&self, offset: usize, length: usize, frame: &mut Vec<u8>) -> bool {
+        match self {
+            NodePack::Memory(bytes) => {
+                let part = bytes.get(offset..offset.saturating_add(length));
+                part.is_some_and(|part| {
+                    frame.extend_from_slice(part);
+                    true
+                })
+            }
+            NodePack::Copy(copy) => {
+                frame.resize(length, 0);
+                copy.read_at(offset as u64, frame).is_ok()
+            }
+        }
+    }
+}
+
 impl NodeCache {
-    fn get(&mut self, pack: &PackName) -> Option<Arc<Vec<u8>>> {
+    fn get(&mut self, pack: &PackName) -> Option<NodePack> {
         self.uses += 1;
         let cached = self.packs.get_mut(pack)?;
         cached.last_use = self.uses;
-        Some(cached.bytes.clone())
+        Some(cached.pack.clone())
     }
 
     fn is_worth_reading(&mut self, pack: &PackName, size_bytes: u64, piece_bytes: u64) -> bool {
@@ -81,24 +123,36 @@ impl NodeCache {
 
     fn forget(&mut self, pack: &PackName) {
         if let Some(gone) = self.packs.remove(pack) {
-            self.bytes = self.bytes.saturating_sub(gone.bytes.len());
+            self.bytes = self.bytes.saturating_sub(gone.pack.memory_bytes());
+            self.open_copies -= usize::from(gone.pack.is_copy());
         }
     }
 
-    fn insert(&mut self, pack: PackName, bytes: Arc<Vec<u8>>) {
-        self.asked.remove(&pack);
-        while self.bytes + bytes.len() > CACHED_NODE_BYTES {
-            let oldest = self.packs.iter().min_by_key(|(_, cached)| cached.last_use);
+    fn forget_copies(&mut self) {
+        self.packs.retain(|_, cached| !cached.pack.is_copy());
+        self.open_copies = 0;
+    }
+
+    fn insert(&mut self, name: PackName, pack: NodePack) {
+        self.asked.remove(&name);
+        self.forget(&name);
+        let is_copy = pack.is_copy();
+        while match is_copy {
+            true => self.open_copies >= OPEN_COPIES,
+            false => self.bytes + pack.memory_bytes() > CACHED_NODE_BYTES,
+        } {
+            let alike = self.packs.iter();
+            let alike = alike.filter(|(_, cached)| cached.pack.is_copy() == is_copy);
+            let oldest = alike.min_by_key(|(_, cached)| cached.last_use);
             let Some(oldest) = oldest.map(|(name, _)| *name) else {
                 break;
             };
             self.forget(&oldest);
         }
-        self.bytes += bytes.len();
+        self.bytes += pack.memory_bytes();
+        self.open_copies += usize::from(is_copy);
         let last_use = self.uses;
-        if let Some(before) = self.packs.insert(pack, CachedPack { bytes, last_use }) {
-            self.bytes = self.bytes.saturating_sub(before.bytes.len());
-        }
+        self.packs.insert(name, CachedPack { pack, last_use });
     }
 }
 
@@ -113,7 +167,15 @@ impl<'a> Reader<'a> {
             index: Mutex::new(index),
             nodes: Mutex::default(),
             failed: Mutex::default(),
+            from_copies: AtomicBool::new(false),
         }
+    }
+
+    /// Reads nodes from this host's copies where it has them, and makes copies of those that it reads. Not for
+    /// whoever judges whether the store still has what points need.
+    pub fn from_copies(self) -> Self {
+        self.from_copies.store(true, Ordering::Relaxed);
+        self
     }
 
     /// Frames that were met and did not open, in packs that nobody has condemned, and that the
@@ -153,6 +215,9 @@ impl<'a> Reader<'a> {
         if !error.is_damage() {
             return Err(error);
         }
+        // What the store itself says, from here on.
+        self.from_copies.store(false, Ordering::Relaxed);
+        lock(&self.nodes).forget_copies();
         let fresh = self.customer.load_index()?;
         *lock(&self.index) = fresh.clone();
         // Read again from the store, not from a copy that may have been read wrongly.
@@ -216,13 +281,7 @@ impl<'a> Reader<'a> {
             .ok_or_else(|| RepositoryError::damaged(tag, "the index names no pack"))?;
         let mut frame = std::mem::take(&mut scratch.frame);
         let result = self
-            .frame_into(
-                pack.row.name,
-                pack.row.kind,
-                pack.row.size_bytes,
-                place,
-                &mut frame,
-            )
+            .frame_into(pack, place, &mut frame)
             .and_then(|()| self.open_frame(&pack.row.name, &frame, kind, id, tag, scratch));
         scratch.frame = frame;
         result
@@ -265,27 +324,23 @@ impl<'a> Reader<'a> {
 
     fn frame_into(
         &self,
-        pack: PackName,
-        kind: PackKind,
-        size_bytes: u64,
+        pack: &PackInfo,
         place: &Place,
         frame: &mut Vec<u8>,
     ) -> Result<(), RepositoryError> {
         frame.clear();
-        if kind == PackKind::Node
-            && let Some(bytes) = self.node_pack(pack, size_bytes, u64::from(place.length_bytes))?
+        let length = frame_length(place)?;
+        if pack.row.kind == PackKind::Node
+            && let Some(nodes) = self.node_pack(pack, length as u64)?
         {
-            let start = place.offset as usize;
-            let part = bytes
-                .get(start..start.saturating_add(place.length_bytes as usize))
-                .ok_or_else(|| {
-                    RepositoryError::damaged(self.customer.names().pack(&pack), "is cut short")
-                })?;
-            frame.extend_from_slice(part);
-            return Ok(());
+            let name = || self.customer.names().pack(&pack.row.name);
+            return match nodes.part(place.offset as usize, length, frame) {
+                true => Ok(()),
+                false => Err(RepositoryError::damaged(name(), "is cut short")),
+            };
         }
-        frame.resize(frame_length(place)?, 0);
-        self.read_range(&pack, u64::from(place.offset), frame)
+        frame.resize(length, 0);
+        self.read_range(&pack.row.name, u64::from(place.offset), frame)
     }
 
     /// Reads a range of a pack.
@@ -302,30 +357,34 @@ impl<'a> Reader<'a> {
     /// A node pack from the cache, or read into it. `None`: read only the piece.
     fn node_pack(
         &self,
-        pack: PackName,
-        size_bytes: u64,
+        pack: &PackInfo,
         piece_bytes: u64,
-    ) -> Result<Option<Arc<Vec<u8>>>, RepositoryError> {
-        {
-            let mut nodes = lock(&self.nodes);
-            if let Some(bytes) = nodes.get(&pack) {
-                return Ok(Some(bytes));
-            }
-            if !nodes.is_worth_reading(&pack, size_bytes, piece_bytes) {
-                return Ok(None);
-            }
+    ) -> Result<Option<NodePack>, RepositoryError> {
+        let row = &pack.row;
+        if let Some(known) = lock(&self.nodes).get(&row.name) {
+            return Ok(Some(known));
         }
-        let name = self.customer.names().pack(&pack);
+        let storage = self.customer.storage();
+        let name = self.customer.names().pack(&row.name);
+        let from_copies = self.from_copies.load(Ordering::Relaxed);
+        if from_copies && let Some(copy) = storage.copy(&name) {
+            let copy = NodePack::Copy(copy.into());
+            lock(&self.nodes).insert(row.name, copy.clone());
+            return Ok(Some(copy));
+        }
+        if !lock(&self.nodes).is_worth_reading(&row.name, row.size_bytes, piece_bytes) {
+            return Ok(None);
+        }
         // A pack that is longer than the index says is damaged at most in its end: its pieces are
         // read one by one.
-        match self
-            .customer
-            .storage()
-            .read(&name, size_bytes.min(MAX_PACK_BYTES))
-        {
+        match storage.read(&name, row.size_bytes.min(MAX_PACK_BYTES)) {
             Ok(bytes) => {
-                let bytes = Arc::new(bytes);
-                lock(&self.nodes).insert(pack, bytes.clone());
+                // None of what is about to go: nobody would look for it here any more.
+                if from_copies && !pack.condemned {
+                    storage.keep_copy(&name, &bytes);
+                }
+                let bytes = NodePack::Memory(Arc::new(bytes));
+                lock(&self.nodes).insert(row.name, bytes.clone());
                 Ok(Some(bytes))
             }
             Err(error) if error.kind == StorageErrorKind::Corrupt => Ok(None),

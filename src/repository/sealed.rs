@@ -141,19 +141,8 @@ impl SealedCustomer {
             let state = self.state();
             #[cfg(test)]
             let state = self.state_perhaps_with_unborn()?;
-            let loaded = Index::load(
-                &*self.storage,
-                &self.names,
-                &state,
-                earlier.as_deref(),
-                self.index_threads,
-            );
-            match loaded {
-                Ok(index) => {
-                    let index = Arc::new(index);
-                    *self.cached_index() = Some(index.clone());
-                    return Ok(index);
-                }
+            match self.load_index_of(&state, earlier) {
+                Ok(index) => return Ok(index),
                 // A merge may have replaced the segment meanwhile: damage only at the end.
                 Err(error) if error.is_damage() => {
                     self.refresh()?;
@@ -165,6 +154,30 @@ impl SealedCustomer {
             }
         }
         Err(self.index_changes_too_fast())
+    }
+
+    fn load_index_of(
+        &self,
+        state: &State,
+        earlier: Option<Arc<Index>>,
+    ) -> Result<Arc<Index>, RepositoryError> {
+        let (storage, names) = (&*self.storage, &self.names);
+        let index = Index::load(
+            storage,
+            names,
+            state,
+            earlier.as_deref(),
+            self.index_threads,
+        )?;
+        let index = Arc::new(index);
+        *self.cached_index() = Some(index.clone());
+        Ok(index)
+    }
+
+    /// The index of the ledger as last read: a segment may have been replaced since.
+    pub(super) fn index_as_read(&self) -> Result<Arc<Index>, RepositoryError> {
+        let earlier = self.cached_index().clone();
+        self.load_index_of(&self.state(), earlier)
     }
 
     /// Without its rule, what a listing shows counts as born.

@@ -698,6 +698,15 @@ pub fn restore(customer: &Customer, point: &PointId) -> Result<Vec<u8>, Reposito
     restore_with(&Reader::new(customer)?, &point)
 }
 
+/// As a host does it that keeps copies.
+pub fn restore_from_copies(
+    customer: &Customer,
+    point: &PointId,
+) -> Result<Vec<u8>, RepositoryError> {
+    let point = PointReader::open(customer, point)?;
+    restore_with(&Reader::new(customer)?.from_copies(), &point)
+}
+
 /// What a test said when it failed.
 pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();

@@ -108,8 +108,68 @@ enum CheckedPack {
 }
 
 struct Uploads {
-    to_store: SyncSender<(ObjectName, Vec<u8>)>,
-    thread: JoinHandle<()>,
+    to_store: SyncSender<Outgoing>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Uploads {
+    /// As many at once as is worth it. Each thread ends with the channel, or after the first that failed, so
+    /// that nobody waits for a store that takes no more.
+    fn start(
+        storage: &Arc<dyn Storage>,
+        failure: &Arc<OnceLock<RepositoryError>>,
+        given_up: &Arc<AtomicBool>,
+    ) -> Self {
+        let (to_store, packs) = sync_channel::<Outgoing>(WAITING_PACKS);
+        let packs = Arc::new(Mutex::new(packs));
+        let start = |_| {
+            let (storage, packs) = (storage.clone(), packs.clone());
+            let (failure, given_up) = (failure.clone(), given_up.clone());
+            std::thread::spawn(move || {
+                loop {
+                    let next = lock(&packs).recv();
+                    let Ok(pack) = next else { return };
+                    if given_up.load(Ordering::Relaxed) || failure.get().is_some() {
+                        return;
+                    }
+                    if let Err(error) = pack.send(&*storage) {
+                        let _first = failure.set(error);
+                        return;
+                    }
+                }
+            })
+        };
+        let threads = (0..storage.writes_at_once().max(1)).map(start).collect();
+        Uploads { to_store, threads }
+    }
+
+    /// Waits for all that was sent. `false`: a thread died.
+    fn finish(self) -> bool {
+        drop(self.to_store);
+        let mut well = true;
+        for thread in self.threads {
+            well &= thread.join().is_ok();
+        }
+        well
+    }
+}
+
+/// A finished pack.
+struct Outgoing {
+    object: ObjectName,
+    bytes: Vec<u8>,
+    kind: PackKind,
+}
+
+impl Outgoing {
+    fn send(&self, storage: &dyn Storage) -> Result<(), RepositoryError> {
+        upload(storage, &self.object, &self.bytes)?;
+        // The next night walks these; data is read when it is restored.
+        if self.kind == PackKind::Node {
+            storage.keep_copy(&self.object, &self.bytes);
+        }
+        Ok(())
+    }
 }
 
 impl<'a> Session<'a> {
@@ -119,25 +179,9 @@ impl<'a> Session<'a> {
         index: Arc<Index>,
         trust: Trust,
     ) -> Self {
-        let (to_store, packs) = sync_channel::<(ObjectName, Vec<u8>)>(WAITING_PACKS);
-        let storage = customer.storage().clone();
         let failure: Arc<OnceLock<RepositoryError>> = Arc::default();
         let given_up: Arc<AtomicBool> = Arc::default();
-        let thread = std::thread::spawn({
-            let (failure, given_up) = (failure.clone(), given_up.clone());
-            // Ends with its end of the channel, so that nobody waits for a store that failed.
-            move || {
-                for (name, bytes) in packs {
-                    if given_up.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    if let Err(error) = upload(&*storage, &name, &bytes) {
-                        let _first = failure.set(error);
-                        return;
-                    }
-                }
-            }
-        });
+        let uploads = Uploads::start(customer.storage(), &failure, &given_up);
         let stale = match trust {
             Trust::CheckedSince(since) => customer.packs_not_checked_since(&index, since),
             Trust::Index | Trust::Nothing => Vec::new(),
@@ -155,7 +199,7 @@ impl<'a> Session<'a> {
             claimed: (0..SHARDS).map(|_| Mutex::default()).collect(),
             filling: Mutex::default(),
             written: Mutex::default(),
-            uploads: Mutex::new(Some(Uploads { to_store, thread })),
+            uploads: Mutex::new(Some(uploads)),
             failure,
             given_up,
             checked: stale
@@ -426,27 +470,31 @@ impl<'a> Session<'a> {
         }
         self.stored_bytes
             .fetch_add(row.size_bytes, Ordering::Relaxed);
-        let object = self.customer.names().pack(&name);
+        let outgoing = Outgoing {
+            object: self.customer.names().pack(&name),
+            bytes: pack.bytes,
+            kind: row.kind,
+        };
         #[cfg(test)]
         if crate::codec::seeded::is_on() {
-            return self.send_at_once(&object, &pack.bytes);
+            return self.send_at_once(&outgoing);
         }
         let to_store = lock(&self.uploads)
             .as_ref()
             .map(|uploads| uploads.to_store.clone());
-        let sent = to_store.is_some_and(|channel| channel.send((object, pack.bytes)).is_ok());
+        let sent = to_store.is_some_and(|channel| channel.send(outgoing).is_ok());
         match sent {
             true => Ok(()),
-            // The uploading thread has failed; its error is the cause.
+            // The uploading threads have ended; the error of the first is the cause.
             false => Err(self.upload_error()),
         }
     }
 
     /// What can be repeated exactly has one thread only.
     #[cfg(test)]
-    fn send_at_once(&self, object: &ObjectName, bytes: &[u8]) -> Result<(), RepositoryError> {
+    fn send_at_once(&self, pack: &Outgoing) -> Result<(), RepositoryError> {
         if self.failure.get().is_none()
-            && let Err(error) = upload(&**self.customer.storage(), object, bytes)
+            && let Err(error) = pack.send(&**self.customer.storage())
         {
             let _first = self.failure.set(error);
         }
@@ -516,11 +564,13 @@ impl<'a> Session<'a> {
             self.send(&mut worker, filling)?;
         }
         let uploads = lock(&self.uploads).take();
-        if let Some(uploads) = uploads {
-            drop(uploads.to_store);
-            uploads.thread.join().map_err(|_| {
-                RepositoryError::new(RepositoryErrorKind::Refused, "upload", "thread died")
-            })?;
+        if uploads.is_some_and(|uploads| !uploads.finish()) {
+            let died = "a thread died";
+            return Err(RepositoryError::new(
+                RepositoryErrorKind::Refused,
+                "upload",
+                died,
+            ));
         }
         if let Some(error) = self.failure.get() {
             return Err(error.clone());
@@ -549,12 +599,11 @@ impl<'a> Session<'a> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        // The uploading thread must not write on after its session was given up.
+        // The uploading threads must not write on after their session was given up.
         self.given_up.store(true, Ordering::Relaxed);
         let uploads = lock(&self.uploads).take();
         if let Some(uploads) = uploads {
-            drop(uploads.to_store);
-            let _outcome = uploads.thread.join();
+            let _outcome = uploads.finish();
         }
     }
 }

@@ -1,20 +1,23 @@
-//! Copies of a far store's objects on this host: those that are read at every opening and named by the
+//! Copies of a far store's objects on this host: those that are read again and again and are named by the
 //! hash of what they hold, so that a copy that has rotted is seen to be none.
 //!
 //! A copy is not the object: whoever wants to know whether the store still has it asks the store
-//! ([`Storage::read`], [`Storage::open`]); only [`Storage::open_copy`] is answered from here. Copies are
-//! as sealed as the objects. They go when whoever knows says so ([`Cached::keep_only`]), which has to be
-//! in time: what is erased must be gone here too.
+//! ([`Storage::read`], [`Storage::open`]); only [`Storage::open_copy`] and [`Storage::copy`] are answered
+//! from here. Copies are as sealed as the objects. They go when whoever knows says so
+//! ([`Cached::keep_only`]), which has to be in time: what is erased must be gone here too. What is deleted
+//! through here goes at once. A host that is off cannot do it; its copies are then bytes without keys, as
+//! those went with the point's record, and they go when it comes back.
 
 use super::{Latest, Leftover, Listed, OpenObject, Storage, StorageError, Survey};
 use crate::model::ObjectName;
 use jiff::Timestamp;
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 /// Read at a time while a copy is checked.
@@ -28,12 +31,15 @@ pub struct Cached {
     folder: PathBuf,
     max_bytes: u64,
     hash_of: HashOfName,
+    /// Bytes that may be added before the folder is looked through again: never all that are left, as other
+    /// processes of this host add to it too.
+    room: Mutex<u64>,
 }
 
 struct Copy {
     path: PathBuf,
     size_bytes: u64,
-    written: SystemTime,
+    used: SystemTime,
 }
 
 struct OpenCopy {
@@ -68,19 +74,45 @@ impl Cached {
             folder,
             max_bytes,
             hash_of,
+            room: Mutex::new(0),
         }
     }
 
-    /// Removes the copies of everything below a prefix but these.
-    pub fn keep_only(&self, prefix: &str, names: &BTreeSet<ObjectName>) -> io::Result<()> {
+    /// Removes what is below a prefix and may not stay.
+    pub fn keep_only(
+        &self,
+        prefix: &str,
+        may_stay: impl Fn(&ObjectName) -> bool,
+    ) -> io::Result<()> {
         for copy in copies_below(&self.folder.join(prefix))? {
-            let name = copy.path.strip_prefix(&self.folder).ok();
-            let name = name.and_then(|name| ObjectName::new(name.to_str()?).ok());
-            if !name.is_some_and(|name| names.contains(&name)) {
+            if !self.name_of(&copy).is_some_and(|name| may_stay(&name)) {
                 remove(&copy.path)?;
             }
         }
         Ok(())
+    }
+
+    /// The names of what is below a prefix.
+    pub fn names_below(&self, prefix: &str) -> io::Result<Vec<ObjectName>> {
+        let copies = copies_below(&self.folder.join(prefix))?;
+        Ok(copies
+            .iter()
+            .filter_map(|copy| self.name_of(copy))
+            .collect())
+    }
+
+    fn name_of(&self, copy: &Copy) -> Option<ObjectName> {
+        let name = copy.path.strip_prefix(&self.folder).ok()?;
+        ObjectName::new(name.to_str()?).ok()
+    }
+
+    /// What was noted under a name that no object has; gone whenever copies may be.
+    pub fn noted(&self, name: &ObjectName) -> Option<Vec<u8>> {
+        fs::read(self.folder.join(name.as_str())).ok()
+    }
+
+    pub fn note(&self, name: &ObjectName, bytes: &[u8]) -> io::Result<()> {
+        self.keep(name, bytes)
     }
 
     /// Removes all that is not below one of these prefixes.
@@ -110,6 +142,8 @@ impl Cached {
             remove(&path)?;
             return Err(io::ErrorKind::InvalidData.into());
         }
+        // What is used stays. Without that, it goes earlier than others.
+        let _told = rustix::fs::futimens(&file, &used_now());
         let name = name.clone();
         Ok(OpenCopy {
             name,
@@ -123,7 +157,13 @@ impl Cached {
         if size_bytes > self.max_bytes {
             return Ok(());
         }
-        self.make_room(size_bytes)?;
+        {
+            let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+            if *room < size_bytes {
+                *room = self.make_room(size_bytes)?;
+            }
+            *room = room.saturating_sub(size_bytes);
+        }
         let path = self.folder.join(name.as_str());
         let above = path.parent().unwrap_or(&self.folder);
         DirBuilder::new()
@@ -149,19 +189,31 @@ impl Cached {
         written
     }
 
-    /// The oldest copies go first.
-    fn make_room(&self, bytes: u64) -> io::Result<()> {
+    /// Those that were not used for longest go first, and a few more than must, so that not every copy asks
+    /// for this. Returns how much may be added.
+    fn make_room(&self, bytes: u64) -> io::Result<u64> {
         let mut copies = copies_below(&self.folder)?;
-        copies.sort_by_key(|copy| copy.written);
         let mut total: u64 = copies.iter().map(|copy| copy.size_bytes).sum();
-        for copy in copies {
-            if total.saturating_add(bytes) <= self.max_bytes {
-                return Ok(());
+        if total.saturating_add(bytes) > self.max_bytes {
+            copies.sort_by_key(|copy| copy.used);
+            let most = self.max_bytes - self.max_bytes / 16;
+            for copy in copies {
+                if total.saturating_add(bytes) <= most {
+                    break;
+                }
+                remove(&copy.path)?;
+                total = total.saturating_sub(copy.size_bytes);
             }
-            remove(&copy.path)?;
-            total = total.saturating_sub(copy.size_bytes);
         }
-        Ok(())
+        Ok(bytes.max(self.max_bytes.saturating_sub(total) / 2))
+    }
+}
+
+fn used_now() -> Timestamps {
+    let time = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+    Timestamps {
+        last_access: time(UTIME_OMIT),
+        last_modification: time(UTIME_NOW),
     }
 }
 
@@ -185,7 +237,7 @@ fn copies_below(folder: &Path) -> io::Result<Vec<Copy>> {
                 false => copies.push(Copy {
                     path: entry.path(),
                     size_bytes: facts.len(),
-                    written: facts.modified()?,
+                    used: facts.modified()?,
                 }),
             }
         }
@@ -246,12 +298,30 @@ impl Storage for Cached {
         Ok(Box::new(super::InMemory { name, bytes }))
     }
 
+    fn copy(&self, name: &ObjectName) -> Option<Box<dyn OpenObject>> {
+        let hash = (self.hash_of)(name)?;
+        let copy = self.copy_of(name, &hash, u64::MAX).ok()?;
+        Some(Box::new(copy))
+    }
+
+    fn keep_copy(&self, name: &ObjectName, bytes: &[u8]) {
+        let hash = (self.hash_of)(name);
+        if hash.is_some_and(|hash| blake3::hash(bytes) == blake3::Hash::from_bytes(hash)) {
+            // Nothing relies on there being one.
+            let _kept = self.keep(name, bytes);
+        }
+    }
+
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
         self.store.size_bytes(name)
     }
 
     fn reads_at_once(&self) -> usize {
         self.store.reads_at_once()
+    }
+
+    fn writes_at_once(&self) -> usize {
+        self.store.writes_at_once()
     }
 
     fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
@@ -411,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_copies_make_room_and_what_is_too_large_is_not_kept() {
+    fn copies_longest_unused_make_room_and_what_is_too_large_is_not_kept() {
         let lab = Lab::new(10);
         let contents = [&b"1234"[..], b"5678", b"9abc", b"larger than all"];
         let names = contents.map(|content| named("index/1", content));
@@ -426,6 +496,54 @@ mod tests {
         }
         let there = names.each_ref().map(|name| lab.path(name).exists());
         assert_eq!(there, [false, true, true, false]);
+        // The second is used again, and the third goes instead.
+        let old = SystemTime::now() - std::time::Duration::from_secs(3600);
+        for name in &names[1..3] {
+            let file = File::open(lab.path(name)).unwrap();
+            file.set_modified(old).unwrap();
+        }
+        assert!(lab.cached.copy(&names[1]).is_some());
+        let next = named("index/1", b"next");
+        lab.cached.keep_copy(&next, b"next");
+        let there = [&names[1], &names[2], &next].map(|name| lab.path(name).exists());
+        assert_eq!(there, [true, false, true]);
+    }
+
+    #[test]
+    fn however_many_copies_are_kept_they_take_no_more_than_is_allowed() {
+        let lab = Lab::new(10_000);
+        let folder = lab.folder.path().join("cache");
+        // Two processes of this host.
+        let path = folder.clone();
+        let other = Cached::new(lab.store.clone(), path, 10_000, hash_of);
+        for number in 0..200u32 {
+            let bytes = [number.to_le_bytes(); 30].concat();
+            let name = named("customers/a/packs/1", &bytes);
+            [&lab.cached, &other][number as usize % 2].keep_copy(&name, &bytes);
+            let copies = copies_below(&folder).unwrap();
+            let total: u64 = copies.iter().map(|copy| copy.size_bytes).sum();
+            assert!(total <= 10_000, "{total}");
+        }
+    }
+
+    #[test]
+    fn a_copy_that_has_rotted_is_none_and_one_is_kept_only_of_what_the_name_says() {
+        let lab = Lab::new(1 << 20);
+        let name = named("customers/acme/packs/1", b"a pack");
+        assert!(lab.cached.copy(&name).is_none());
+        lab.cached.keep_copy(&name, b"another");
+        assert!(lab.cached.copy(&name).is_none());
+        lab.cached.keep_copy(&name, b"a pack");
+        let mut bytes = [0; 4];
+        let copy = lab.cached.copy(&name).unwrap();
+        copy.read_at(2, &mut bytes).unwrap();
+        assert_eq!((&bytes, copy.size_bytes()), (b"pack", 6));
+        fs::write(lab.path(&name), b"a pacK").unwrap();
+        assert!(lab.cached.copy(&name).is_none());
+        assert!(!lab.path(&name).exists());
+        // The store was not asked, and has nothing.
+        assert_eq!(lab.asked(), 0);
+        assert!(lab.cached.read(&name, 100).is_err());
     }
 
     #[test]
@@ -452,7 +570,8 @@ mod tests {
         )
         .unwrap();
         let kept = BTreeSet::from([names[1].clone()]);
-        lab.cached.keep_only("customers/a", &kept).unwrap();
+        let may_stay = |name: &ObjectName| kept.contains(name);
+        lab.cached.keep_only("customers/a", may_stay).unwrap();
         let there = |name: &ObjectName| lab.path(name).exists();
         assert_eq!(
             [&names[0], &names[1], &names[2]].map(there),

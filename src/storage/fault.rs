@@ -391,6 +391,10 @@ impl<S: Storage> Storage for Faulty<S> {
         }
     }
 
+    fn writes_at_once(&self) -> usize {
+        self.inner.writes_at_once()
+    }
+
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
         self.run(Verb::SizeBytes, name.as_str(), || {
             self.inner.size_bytes(name)

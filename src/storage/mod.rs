@@ -202,10 +202,24 @@ pub trait Storage: Send + Sync {
         self.open(name, max_bytes)
     }
 
+    /// This host's copy, if it keeps one that is known to be right. The store is not asked: whether it still
+    /// has the object is not answered by it.
+    fn copy(&self, _name: &ObjectName) -> Option<Box<dyn OpenObject>> {
+        None
+    }
+
+    /// Keeps a copy on this host, where that is done at all, of what the store was seen to have.
+    fn keep_copy(&self, _name: &ObjectName, _bytes: &[u8]) {}
+
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError>;
 
     /// How many reads are worth having under way at once: of a far store, each waits most of its time.
     fn reads_at_once(&self) -> usize {
+        1
+    }
+
+    /// The same of creations; each holds its object in memory.
+    fn writes_at_once(&self) -> usize {
         1
     }
 
@@ -313,12 +327,24 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
         (**self).open_copy(name, max_bytes)
     }
 
+    fn copy(&self, name: &ObjectName) -> Option<Box<dyn OpenObject>> {
+        (**self).copy(name)
+    }
+
+    fn keep_copy(&self, name: &ObjectName, bytes: &[u8]) {
+        (**self).keep_copy(name, bytes);
+    }
+
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
         (**self).size_bytes(name)
     }
 
     fn reads_at_once(&self) -> usize {
         (**self).reads_at_once()
+    }
+
+    fn writes_at_once(&self) -> usize {
+        (**self).writes_at_once()
     }
 
     fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {

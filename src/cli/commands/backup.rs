@@ -4,7 +4,8 @@ use crate::cli::answer::Answer;
 use crate::cli::args::BackupArgs;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::invocation::Invocation;
-use crate::cli::site::{Site, Watching};
+use crate::cli::site::{OpenCustomer, Site, Watching};
+use crate::config;
 use crate::jobs::{JobErrorKind, backup_now};
 use serde_json::json;
 
@@ -20,14 +21,15 @@ pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure
     let mut documents = Vec::new();
     let mut failures: Vec<Failure> = Vec::new();
     let mut found_lies = false;
+    // Opened at its first VM, for all of them.
+    let mut opened: Vec<OpenCustomer<'_>> = Vec::new();
     for (config, vm) in &chosen {
         let watching = Watching::new(invocation);
-        let outcome = site.customer(config).and_then(|open| {
-            site.probe(&open.customer)?;
+        let outcome = open_once(&site, &mut opened, config).and_then(|open| {
             let done = backup_now(
                 &open.customer,
                 &site.host,
-                &site.task(&open, vm)?,
+                &site.task(open, vm)?,
                 args.full,
                 &site.backup_settings(),
                 &watching,
@@ -71,4 +73,28 @@ pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure
         invocation.terminal.warn(&found.text());
     }
     Ok(answer)
+}
+
+/// A customer that cannot be opened is tried again for its next VM.
+fn open_once<'a, 's>(
+    site: &'s Site,
+    opened: &'a mut Vec<OpenCustomer<'s>>,
+    config: &'s config::Customer,
+) -> Result<&'a OpenCustomer<'s>, Failure> {
+    let known = opened
+        .iter()
+        .position(|open| open.config.name == config.name);
+    let at = match known {
+        Some(at) => at,
+        None => {
+            let open = site.customer(config)?;
+            site.probe(&open.customer)?;
+            opened.push(open);
+            opened.len() - 1
+        }
+    };
+    opened.get(at).ok_or_else(|| {
+        let message = format!("customer {} was not opened", config.name);
+        Failure::new(Exit::Failed, message)
+    })
 }

@@ -1,3 +1,4 @@
+mod copies;
 mod crashes;
 mod damage;
 mod evidence;

@@ -47,6 +47,9 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
+/// Packs under way at once: enough to fill the way to a server far off, at some 16 MiB of memory each.
+const WRITES_AT_ONCE: usize = 4;
+
 /// One open bucket; share it in an `Arc`. Calls from many threads go out at once, up to
 /// [`S3Settings::connections`]; each holds one copy of the bytes that it moves.
 pub struct S3 {
@@ -185,6 +188,10 @@ impl Storage for S3 {
 
     fn reads_at_once(&self) -> usize {
         self.settings.connections
+    }
+
+    fn writes_at_once(&self) -> usize {
+        self.settings.connections.min(WRITES_AT_ONCE)
     }
 
     fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {

@@ -39,6 +39,8 @@ pub struct Passed {
     /// Path and query, as sent.
     pub target: String,
     pub body_bytes: usize,
+    /// Of the answer's body; 0 until it is there.
+    pub answer_bytes: usize,
 }
 
 impl Passed {
@@ -366,6 +368,7 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, habits: &Habits) -> i
                 method: method.clone(),
                 target: target.clone(),
                 body_bytes: request.body.len(),
+                answer_bytes: 0,
             });
             let mishap = book.plan.get(&number).copied();
             book.happened.extend(mishap.map(|mishap| (number, mishap)));
@@ -445,6 +448,9 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, habits: &Habits) -> i
         let status = answer.first.split(' ').nth(1).unwrap_or_default();
         if method != "HEAD" && !matches!(status, "204" | "304") {
             read_body(&mut from_server, &mut answer)?;
+        }
+        if let Some(passed) = shared.book.lock().unwrap().passed.get_mut(number) {
+            passed.answer_bytes = answer.body.len();
         }
         drop(turn);
         if let Some(late) = late {
