@@ -14,13 +14,16 @@
 //! - **1 [`policy`]**: schedule, retention, whether a clock is believed and whether a bucket will do, as
 //!   pure functions with reasons. *Absent:* stores, keys, the clock (`now` is an argument).
 //! - **2 [`storage`]**: named immutable objects, created only if absent: a directory, an S3 bucket,
-//!   memory, planned faults, a probe of what a store really does. The async runtime lives in
-//!   `storage/s3` and nowhere else. *Absent:* any idea of what an object means.
+//!   memory, planned faults, a probe of what a store really does. Where the network is there is an
+//!   async runtime: in `storage/s3` and in `notify`, and nowhere else. *Absent:* any idea of what an object means.
 //! - **2 [`hypervisor`]**: the disks of a VM at one instant, and the images that a restore writes.
 //!   Running VMs by QEMU's monitor (`hypervisor::qmp`) or by libvirt (`hypervisor::libvirt`), stopped
 //!   ones by their images (`hypervisor::image`); all are read by one NBD client. A guard process
 //!   (`hypervisor::guard`) lets a guest go whose agent died at the instant.
 //!   *Absent:* chunks, keys, stores, the difference between full and incremental.
+//! - **2 [`notify`]**: how messages reach people: webhooks, mail, journald's fields, pings. Each tries
+//!   again what may pass, until a deadline, and says whether the receiver has it. *Absent:* which
+//!   messages there are and when one is told again, where a secret lies, the clock.
 //! - **3 [`repository`]**: the chunk store: ledger, sessions, index, trees, points, reclaim, sweep.
 //!   *Absent:* disks, configuration, printing, the choice of a store, the clock (times come with a
 //!   [`repository::Host`]).
@@ -34,7 +37,8 @@
 //!
 //! # A night
 //!
-//! `run` reads each customer's ledger, asks [`policy::due`] for each VM, and for what is due:
+//! `run` reads each customer's ledger, asks [`policy::due`] for each VM, puts the VMs of all customers into one order
+//! ([`jobs::arrange`]), and for what is due:
 //! `begin` → capture → spans of 256 chunks, taken by threads in any order → chunks: id, tag, looked
 //! up, else compressed and sealed → packs, opened again before they are sent → index segment → point
 //! record → `commit` in the next free slot of the ledger, checked against the entries before it.
@@ -46,7 +50,8 @@
 //! Then the prune: *expire* (an entry), *erase* (an entry, then the record is destroyed, and with it
 //! the only way to what no other point reaches), *reclaim* (mark from the records that are left,
 //! survivors into new packs, `condemn`, delete; the index forgets what was deleted) and *prove* (list
-//! the store, explain each object by the ledger, sign a certificate for what was destroyed).
+//! the store, explain each object by the ledger, sign a certificate for what was destroyed). Then a share of the
+//! packs is read, and who is to know is told ([`policy::announcements`], [`notify`]).
 //!
 //! # What is different from what one may expect, and why
 //!
@@ -56,6 +61,12 @@
 //!   it had; `verify`, `ledger verify` and whoever has no keys read from genesis.
 //! - The age format is our own 700 lines on `ring` and `x25519-dalek`: its library brings 150 crates.
 //!   The public `age` tool is held against it in the tests, and `minisign` against the certificates.
+//! - Without a weekday (`full_day = "auto"`) a full is due seven nights after the last good one, not on a day
+//!   that a hash gives: hashes of the VMs of one host leave some nights with twice the fulls of others. A host takes
+//!   fulls early where that makes its nights more level ([`policy::early_fulls`]), and then nothing moves any more.
+//! - A run that is in its window begins nothing after its end; one outside of it does what was missed at once. The
+//!   timer starts one of each. A customer is pruned as soon as the last of its VMs is done and does not wait
+//!   for those of others; every verification comes after the prunes.
 //! - The tags of destroyed chunks leave the index in the same prune as their bytes: with a tag, a
 //!   holder of the customer key could go on testing guesses at what is gone.
 //! - A pack's dead bytes count as those of every erasure since its last rewriting. What exactly died is
@@ -79,6 +90,7 @@ pub mod fuzzing;
 pub mod hypervisor;
 pub mod jobs;
 pub mod model;
+pub mod notify;
 pub mod policy;
 pub mod repository;
 pub mod storage;

@@ -31,6 +31,13 @@ fn a_shortening_that_would_expire_several_nights_waits_until_somebody_confirms_i
     assert_eq!(host.points(night(11)).len(), 12);
     host.configure(&options("max_retention = \"7 days\""));
     let after = night(11) + SignedDuration::from_hours(1);
+    host.vmkeep(&["config", "check"], after)
+        .exits(0)
+        .says("with it the next prune would")
+        .says("web01 of 2031-02-10, 2031-02-11");
+    let changes = &host.json(&["config", "check"], after)["changes"][0];
+    assert_eq!(changes["customer"], "acme");
+    assert_eq!(changes["needs_confirmation"], true);
     host.vmkeep(&["run"], after)
         .exits(1)
         .says("prune --confirm");
@@ -40,6 +47,8 @@ fn a_shortening_that_would_expire_several_nights_waits_until_somebody_confirms_i
     host.vmkeep(&["prune", "--confirm"], after)
         .exits(0)
         .says("in force now");
+    let changes = &host.json(&["config", "check"], after)["changes"];
+    assert_eq!(changes, &serde_json::json!([]));
     let left = host.points(after);
     assert!(
         (1..8).contains(&left.len()),

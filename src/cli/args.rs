@@ -61,6 +61,7 @@ pub enum Command {
     Prune(PruneArgs),
     Verify(VerifyArgs),
     Status(StatusArgs),
+    ServeMetrics(ServeMetricsArgs),
     /// Shows or verifies the signed, hash-chained record of everything that was done
     #[command(subcommand)]
     Ledger(LedgerCommand),
@@ -70,6 +71,9 @@ pub enum Command {
     /// Gives up the tracking of changes in running VMs
     #[command(subcommand)]
     Tracking(TrackingCommand),
+    /// Tries the receivers of alarms
+    #[command(subcommand)]
+    Notify(NotifyCommand),
     Completions(CompletionsArgs),
     Man(ManArgs),
     /// Lets a guest go on whose backup was killed (started by vmkeep itself)
@@ -283,8 +287,28 @@ Exits with 4 when a promise is broken, so that it serves as a monitoring check.
 
 Example:
   vmkeep status
+  vmkeep status --check
   vmkeep --json status | jq '.alarms'")]
-pub struct StatusArgs {}
+pub struct StatusArgs {
+    /// One line for Nagios and its like, with their exit codes: 0 well, 1 warning, 2 critical, 3 unknown
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// Serves metrics for Prometheus over HTTP until it is stopped
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+What it serves at /metrics is at most 30 seconds old. Where the node exporter runs, [run] metrics_file does
+without another service.
+
+Example:
+  vmkeep serve-metrics
+  vmkeep serve-metrics --listen 192.0.2.7:9639")]
+pub struct ServeMetricsArgs {
+    /// Where to listen
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9639")]
+    pub listen: std::net::SocketAddr,
+}
 
 #[derive(Debug, Clone, Subcommand)]
 pub enum KeyCommand {
@@ -333,6 +357,17 @@ pub enum HostRole {
     Prune,
     /// Change the policy, let hosts in
     Admin,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum NotifyCommand {
+    /// Sends a test to every webhook, mail and ping of [notify], and says what became of each
+    #[command(after_help = "\
+A ping is told of a start and a success. Exits with 0 only if every receiver has it.
+
+Example:
+  vmkeep notify test")]
+    Test,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -512,6 +547,7 @@ mod tests {
             "vmkeep status",
             "vmkeep ledger show",
             "vmkeep ledger verify",
+            "vmkeep notify test",
             "vmkeep completions zsh",
             "vmkeep man",
             "vmkeep man /tmp/man",

@@ -32,6 +32,11 @@ impl Clock for SystemClock {
 }
 
 impl SystemClock {
+    /// The wall clock alone, for what happens by the time of day.
+    pub fn wall() -> Timestamp {
+        wall()
+    }
+
     fn synchronised(&self) -> bool {
         let mut answer = match self.synchronised.lock() {
             Ok(answer) => answer,

@@ -5,6 +5,7 @@
 //! [`Failure`] (exit code, message, what to do); `main` alone prints them. What is absent: any
 //! decision about what is kept, erased or due (`policy`), and any step of doing it (`jobs`).
 
+mod alarms;
 mod answer;
 mod args;
 mod clock;
@@ -14,11 +15,18 @@ mod figures;
 mod interrupt;
 mod invocation;
 mod logging;
+mod metrics;
+mod notify;
+mod overview;
+mod pace;
+mod priority;
 mod progress;
 mod secrecy;
+mod secret;
 mod site;
 mod store;
 mod table;
+mod telling;
 mod terminal;
 mod when;
 

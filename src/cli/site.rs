@@ -2,6 +2,7 @@
 
 use super::exit::{Exit, Failure};
 use super::invocation::Invocation;
+use super::pace::Pace;
 use super::progress::Progress;
 use super::store::{self, Store};
 use crate::codec::HostIdentity;
@@ -23,7 +24,8 @@ use crate::repository::{
     Customer, RepositoryError, RepositoryErrorKind, SealedCustomer, WriteSettings, open_repository,
 };
 use crate::storage::{
-    Probe, Storage, StorageError, StorageErrorKind, probe_and_time, probe_without_deleting, time_of,
+    Braked, Probe, Storage, StorageError, StorageErrorKind, probe_and_time, probe_without_deleting,
+    time_of,
 };
 use jiff::tz::TimeZone;
 use std::io;
@@ -195,7 +197,13 @@ impl Site {
             self.host.clone(),
             settings,
         )
-        .map_err(|error| refused_customer(&config.name, error))?;
+        .map_err(|error| {
+            // What is only out of reach for now comes back.
+            if error.kind != RepositoryErrorKind::Storage(StorageErrorKind::Transient) {
+                self.store.forget_copies_of(&config.name);
+            }
+            refused_customer(&config.name, error)
+        })?;
         self.store.keep_copies_of(&customer);
         Ok(OpenCustomer { config, customer })
     }
@@ -207,6 +215,16 @@ impl Site {
             .iter()
             .map(|customer| self.customer(customer))
             .collect()
+    }
+
+    /// From here on nothing is sent to the store faster than this allows. Before customers are opened.
+    pub fn brake_uploads(&mut self, pace: &Arc<Pace>) {
+        if pace.limits_uploads() {
+            let pace = pace.clone();
+            let may_send = move |bytes| pace.may_send(bytes);
+            let braked = Braked::new(self.store.storage.clone(), Arc::new(may_send));
+            self.store.storage = Arc::new(braked);
+        }
     }
 
     pub fn backup_settings(&self) -> BackupSettings {
@@ -226,7 +244,11 @@ impl Site {
     }
 
     /// The way to the disks of a VM.
-    pub fn task(&self, customer: &OpenCustomer<'_>, vm: &config::Vm) -> Result<VmTask, Failure> {
+    pub fn task(
+        &self,
+        customer: &OpenCustomer<'_>,
+        vm: &config::Vm,
+    ) -> Result<VmTask, CaptureError> {
         let runtime_dir = self.host.folder().runtime_dir();
         let host = &self.config.host;
         let source: Box<dyn Hypervisor> = match &vm.source {
@@ -381,6 +403,7 @@ pub fn local_host(
 /// Shows the stages of a job as a bar each.
 pub struct Watching<'a> {
     terminal: &'a super::terminal::Terminal,
+    pace: Option<&'a Pace>,
     bar: std::sync::Mutex<Option<Progress>>,
 }
 
@@ -388,12 +411,29 @@ impl<'a> Watching<'a> {
     pub fn new(invocation: &'a Invocation) -> Self {
         Watching {
             terminal: &invocation.terminal,
+            pace: None,
             bar: std::sync::Mutex::new(None),
         }
     }
 }
 
+impl<'a> Watching<'a> {
+    /// Reads no faster than this allows.
+    pub fn at_pace(self, pace: &'a Pace) -> Self {
+        Watching {
+            pace: Some(pace),
+            ..self
+        }
+    }
+}
+
 impl crate::jobs::Watch for Watching<'_> {
+    fn may_read(&self, bytes: u64) {
+        if let Some(pace) = self.pace {
+            pace.may_read(bytes);
+        }
+    }
+
     fn stage(&self, label: &str, total_bytes: u64) {
         let mut bar = match self.bar.lock() {
             Ok(bar) => bar,

@@ -1,7 +1,8 @@
 //! The concrete store that a configuration names.
 
 use super::exit::{Exit, Failure};
-use crate::config::{Bucket, BucketCredentials, Config, HostRole, Place, SecretSource};
+use super::secret;
+use crate::config::{Bucket, BucketCredentials, Config, HostRole, Place};
 use crate::format::names::{CustomerNames, content_hash, repository_file};
 use crate::model::{CustomerName, ObjectName, Writers};
 use crate::policy::{judge_bucket, lock_term};
@@ -9,22 +10,15 @@ use crate::repository::SealedCustomer;
 use crate::storage::{
     Cached, Directory, S3, S3Credentials, S3Lock, S3Settings, Storage, StorageErrorKind,
 };
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use zeroize::Zeroizing;
 
+/// Below the state folder.
+const CACHE: &str = "cache";
 /// Larger objects are uploaded in parts of this size, so that little is lost when one fails.
 const PART_BYTES: usize = 64 << 20;
 /// A store that does not answer for so long is down.
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
-/// A secret key has some 40 characters.
-const MAX_SECRET_BYTES: u64 = 4096;
-const MAX_CA_BYTES: u64 = 1 << 20;
 
 /// A store that is open.
 pub struct Store {
@@ -63,6 +57,12 @@ impl Store {
                 false => cache.note(&note, copies.segments()),
             }
         });
+    }
+
+    /// Removes this host's copies of a customer that cannot be opened: nobody can tell what of it may stay.
+    pub fn forget_copies_of(&self, customer: &CustomerName) {
+        let prefix = prefix_of(customer);
+        self.tidy(|cache| cache.keep_only(&prefix, |_| false));
     }
 
     fn tidy(&self, tidy: impl FnOnce(&Cached) -> std::io::Result<()>) {
@@ -119,7 +119,10 @@ fn prefix_of(customer: &CustomerName) -> String {
 pub fn open(config: &Config) -> Result<Store, Failure> {
     match &config.repository.place {
         Place::Directory(path) => match Directory::open(path) {
-            Ok(directory) => Ok(of_directory(directory)),
+            Ok(directory) => {
+                forget_copies(config);
+                Ok(of_directory(directory))
+            }
             Err(error) if error.kind == StorageErrorKind::NotFound => {
                 Err(Failure::new(Exit::NoRepository, error.to_string())
                     .hint("is the disk mounted? a new repository is made by: vmkeep init"))
@@ -153,11 +156,7 @@ fn of_directory(directory: Directory) -> Store {
 fn open_bucket(bucket: &Bucket, config: &Config) -> Result<Store, Failure> {
     let ca_certificates = match &bucket.ca_file {
         None => None,
-        Some(file) => Some(
-            read_capped(file, MAX_CA_BYTES)
-                .map_err(|error| unreadable("ca_file", file, &error))?
-                .to_vec(),
-        ),
+        Some(file) => Some(secret::read_certificates("repository.s3.ca_file", file)?),
     };
     let credentials = match &bucket.credentials {
         BucketCredentials::Found { profile } => S3Credentials::Found {
@@ -168,7 +167,7 @@ fn open_bucket(bucket: &Bucket, config: &Config) -> Result<Store, Failure> {
             secret_access_key,
         } => S3Credentials::Given {
             access_key_id: access_key_id.clone(),
-            secret_access_key: secret(secret_access_key)?,
+            secret_access_key: secret::read("repository.s3.secret_access_key_", secret_access_key)?,
         },
     };
     let s3 = S3::open(S3Settings {
@@ -197,8 +196,10 @@ fn open_bucket(bucket: &Bucket, config: &Config) -> Result<Store, Failure> {
         bucket: Some(s3),
         cache: None,
     };
-    if bucket.cache_bytes > 0 {
-        let folder = config.host.state_dir.join("cache");
+    if bucket.cache_bytes == 0 {
+        forget_copies(config);
+    } else {
+        let folder = config.host.state_dir.join(CACHE);
         let hash_of = |name: &ObjectName| content_hash(name).map(|hash| *hash.as_bytes());
         let far = store.storage.clone();
         let cache = Arc::new(Cached::new(far, folder, bucket.cache_bytes, hash_of));
@@ -209,6 +210,17 @@ fn open_bucket(bucket: &Bucket, config: &Config) -> Result<Store, Failure> {
         store.tidy(|cache| cache.keep_only_below(&prefixes.collect()));
     }
     Ok(store)
+}
+
+/// Of a host that keeps no copies any more: what it kept would outlive what it is of.
+fn forget_copies(config: &Config) {
+    let folder = config.host.state_dir.join(CACHE);
+    match std::fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!("{}: copies could not be removed: {error}", folder.display());
+        }
+        _ => {}
+    }
 }
 
 /// How long what is created is locked. A customer whose policy bears no lock is refused before it gets more
@@ -228,118 +240,4 @@ fn lock_days(config: &Config) -> Vec<(String, u32)> {
     }
     days_below.push((repository_file().to_string(), longest));
     days_below
-}
-
-/// Reads a secret from where the configuration says it is.
-fn secret(source: &SecretSource) -> Result<Zeroizing<String>, Failure> {
-    let (what, bytes) = match source {
-        SecretSource::File(file) => {
-            refuse_readable_by_others(file)?;
-            let bytes = read_capped(file, MAX_SECRET_BYTES)
-                .map_err(|error| unreadable("secret_access_key_file", file, &error))?;
-            (file.display().to_string(), bytes)
-        }
-        SecretSource::Credential(name) => {
-            let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-                Failure::new(
-                    Exit::Usage,
-                    format!(
-                        "secret_access_key_credential = {name:?}: systemd handed no credentials"
-                    ),
-                )
-                .hint(format!(
-                    "in the unit: LoadCredential={name}:/path/of/the/secret"
-                ))
-                .hint("from a shell: systemd-run --pipe -p LoadCredential=… vmkeep …")
-            })?;
-            let file = Path::new(&folder).join(name);
-            let bytes = read_capped(&file, MAX_SECRET_BYTES)
-                .map_err(|error| unreadable("secret_access_key_credential", &file, &error))?;
-            (file.display().to_string(), bytes)
-        }
-        SecretSource::Command(words) => {
-            let program = words.first().cloned().unwrap_or_default();
-            (format!("what {program} prints"), told_by(words)?)
-        }
-    };
-    let text = std::str::from_utf8(&bytes).map_err(|_| not_a_secret(&what, "is not text"))?;
-    let text = text.trim();
-    match text.is_empty() || text.chars().any(char::is_control) {
-        true => Err(not_a_secret(&what, "is not one line of text")),
-        false => Ok(Zeroizing::new(text.to_string())),
-    }
-}
-
-/// Keys that the whole machine can read are no secrets.
-fn refuse_readable_by_others(file: &Path) -> Result<(), Failure> {
-    let facts = file
-        .metadata()
-        .map_err(|error| unreadable("secret_access_key_file", file, &error))?;
-    match facts.mode() & 0o007 {
-        0 => Ok(()),
-        _ => Err(Failure::new(
-            Exit::Usage,
-            format!("{}: everybody on this machine can read it", file.display()),
-        )
-        .hint(format!("chmod 0600 {}", file.display()))),
-    }
-}
-
-fn told_by(words: &[String]) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let Some((program, arguments)) = words.split_first() else {
-        let message = "secret_access_key_command names no program";
-        return Err(Failure::new(Exit::Usage, message));
-    };
-    // Without its arguments: one of them may be the secret.
-    let failed = |what: String| {
-        Failure::new(
-            Exit::Usage,
-            format!("secret_access_key_command: {program}: {what}"),
-        )
-    };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| failed(error.to_string()))?;
-    let mut bytes = Zeroizing::new(Vec::new());
-    if let Some(output) = child.stdout.take() {
-        output
-            .take(MAX_SECRET_BYTES)
-            .read_to_end(&mut bytes)
-            .map_err(|error| failed(error.to_string()))?;
-    }
-    let status = child.wait().map_err(|error| failed(error.to_string()))?;
-    match status.success() {
-        true => Ok(bytes),
-        false => Err(failed(status.to_string())),
-    }
-}
-
-fn read_capped(file: &Path, max_bytes: u64) -> std::io::Result<Zeroizing<Vec<u8>>> {
-    let mut bytes = Zeroizing::new(Vec::new());
-    File::open(file)?
-        .take(max_bytes.saturating_add(1))
-        .read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > max_bytes {
-        true => Err(std::io::Error::other(format!(
-            "larger than {max_bytes} bytes"
-        ))),
-        false => Ok(bytes),
-    }
-}
-
-fn unreadable(key: &str, file: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(
-        Exit::Usage,
-        format!(
-            "repository.s3.{key} = {:?}: {error}",
-            file.display().to_string()
-        ),
-    )
-}
-
-fn not_a_secret(place: &str, why: &str) -> Failure {
-    Failure::new(Exit::Usage, format!("the secret key in {place} {why}"))
 }

@@ -2,6 +2,7 @@
 
 use super::customer::check_path;
 use super::problem::Problem;
+use super::secret::{SecretKeys, SecretSource, is_word, read_sources};
 use super::section::Section;
 use crate::model::{LockMode, ObjectName};
 use std::path::PathBuf;
@@ -12,6 +13,12 @@ const MAX_CONNECTIONS: i64 = 256;
 const DEFAULT_CACHE_BYTES: u64 = 1 << 30;
 /// What servers that have no regions take for one.
 const DEFAULT_REGION: &str = "us-east-1";
+
+const SECRET_ACCESS_KEY: SecretKeys = SecretKeys {
+    file: "secret_access_key_file",
+    command: "secret_access_key_command",
+    credential: "secret_access_key_credential",
+};
 
 /// A repository in a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,16 +53,6 @@ pub enum BucketCredentials {
         access_key_id: String,
         secret_access_key: SecretSource,
     },
-}
-
-/// Where a secret is. It is never in the configuration itself, which more people may read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SecretSource {
-    File(PathBuf),
-    /// A program and its arguments, which prints it.
-    Command(Vec<String>),
-    /// A file in the folder that systemd hands to the service (`LoadCredential=`).
-    Credential(String),
 }
 
 /// Reads the url and the table `[repository.s3]`; `None` after a problem.
@@ -212,27 +209,7 @@ fn read_credentials(
 ) -> Option<BucketCredentials> {
     let profile = section.text("profile", problems).map(str::to_string);
     let access_key_id = section.text("access_key_id", problems);
-    let file = section.text("secret_access_key_file", problems);
-    let command = section.texts("secret_access_key_command", problems);
-    let credential = section.text("secret_access_key_credential", problems);
-    let mut sources = Vec::new();
-    if let Some(file) = file {
-        let file = PathBuf::from(file);
-        check_path(section, "secret_access_key_file", &file, problems);
-        sources.push(SecretSource::File(file));
-    }
-    if !command.is_empty() {
-        sources.push(SecretSource::Command(
-            command.into_iter().map(str::to_string).collect(),
-        ));
-    }
-    if let Some(credential) = credential {
-        if !is_word(credential) {
-            let message = "the name after LoadCredential=, without a path";
-            problems.push(section.problem("secret_access_key_credential", message));
-        }
-        sources.push(SecretSource::Credential(credential.to_string()));
-    }
+    let mut sources = read_sources(&SECRET_ACCESS_KEY, section, problems);
     match (access_key_id, sources.pop(), sources.is_empty()) {
         (None, None, _) => Some(BucketCredentials::Found { profile }),
         (Some(_), Some(_), _) if profile.is_some() => {
@@ -290,13 +267,4 @@ fn check_endpoint(endpoint: &str, http_allowed: bool) -> Result<(), String> {
         true => Ok(()),
         false => Err("a host and perhaps a port, such as \"https://s3.example.net:9000\"".into()),
     }
-}
-
-fn is_word(text: &str) -> bool {
-    !text.is_empty()
-        && text.len() <= 64
-        && !text.starts_with('.')
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }

@@ -9,7 +9,10 @@ mod bucket;
 mod customer;
 #[cfg(any(test, fuzzing))]
 pub mod hostile_bytes;
+mod notify;
 mod problem;
+mod run;
+mod secret;
 mod section;
 mod size;
 mod spelling;
@@ -18,14 +21,21 @@ mod terms;
 #[cfg(test)]
 mod tests;
 
-pub use bucket::{Bucket, BucketCredentials, SecretSource};
+pub use bucket::{Bucket, BucketCredentials};
 pub use customer::{Customer, Disk, DiskFormat, FsFreeze, LibvirtVm, QmpVm, Vm, VmSource};
+pub use notify::{
+    HeaderSource, MailEncryption, Notify, NotifyMail, NotifyPing, NotifyWebhook, ReportWhen,
+    UrlSource,
+};
 pub use problem::{ConfigError, Problem};
+pub use run::{Hours, IoPriority, Limits, Run};
+pub use secret::SecretSource;
 
 use crate::model::{DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, Writers};
 use crate::policy::PolicyTerms;
 use bucket::read_bucket;
 use customer::{Seen, check_path, read_customer, read_recipients};
+use notify::read_notify;
 use problem::Source;
 use section::Section;
 use std::fmt;
@@ -62,6 +72,9 @@ pub struct Config {
     pub host: Host,
     pub repository: Repository,
     pub terms: PolicyTerms,
+    pub run: Run,
+    /// Who is told.
+    pub notify: Notify,
     /// In the order of the files and of their tables.
     pub customers: Vec<Customer>,
 }
@@ -251,6 +264,14 @@ fn read(
             None
         }
     };
+    let run = match top.table("run", problems) {
+        Some(section) => run::read_run(section, problems),
+        None => Some(Run::default()),
+    };
+    let notify = match top.table("notify", problems) {
+        Some(section) => read_notify(section, problems),
+        None => Notify::default(),
+    };
     // Customers are checked even without a policy, so that their problems are shown as well.
     let base = terms.as_ref();
     let mut seen = Seen::default();
@@ -267,6 +288,9 @@ fn read(
             ("timezone", "belongs in [policy]"),
             ("max_retention", "belongs in [policy] or in a [[customer]]"),
             ("url", "belongs in [repository]"),
+            ("webhook", "is written as [[notify.webhook]]"),
+            ("mail", "is written as [[notify.mail]]"),
+            ("ping", "is written as [[notify.ping]]"),
         ],
         problems,
     );
@@ -295,6 +319,8 @@ fn read(
         host: host?,
         repository: repository?,
         terms: terms?,
+        run: run?,
+        notify,
         customers,
     })
 }

@@ -641,3 +641,200 @@ fn a_customer_has_the_terms_that_hold_and_what_they_mean() {
     assert_eq!(b.policy.effective().restore_window_days, 5);
     assert!(b.policy.effective().shrunk);
 }
+
+/// The problems of a `[notify]` beside a configuration that is sound.
+fn notified(notify: &str) -> Result<Notify, Vec<String>> {
+    read_text(&format!(
+        "{POLICY}{WEB01}disks = {{ vda = \"/a.raw\" }}\n[notify]\n{notify}\n"
+    ))
+    .map(|config| config.notify)
+}
+
+#[test]
+fn the_example_shows_every_key_of_the_notifications_and_its_default() {
+    let text = std::fs::read_to_string("config/vmkeep.toml").expect("config/vmkeep.toml");
+    let (_, rest) = text.split_once("[notify]\n").expect("[notify]");
+    let (shown, _) = rest.split_once("\n[policy]").expect("[policy]");
+    let line = |line: &str| match line.strip_prefix("# ") {
+        Some(rest) if rest.contains(" = ") || rest.starts_with("[[") => rest.to_string(),
+        _ => line.to_string(),
+    };
+    let uncommented: Vec<String> = shown.lines().map(line).collect();
+    let all = notified(&uncommented.join("\n")).expect("every key");
+    let defaults = notified("").expect("no key");
+    assert_eq!(defaults, Notify::default());
+    let general = Notify {
+        journald: None,
+        webhooks: Vec::new(),
+        mails: Vec::new(),
+        pings: Vec::new(),
+        ..all.clone()
+    };
+    assert_eq!(general, defaults);
+    assert_eq!(all.journald, Some(true));
+    let [webhook] = all.webhooks.as_slice() else {
+        panic!("one webhook: {all:?}");
+    };
+    assert_eq!(webhook.headers.len(), 2);
+    assert_eq!(webhook.ca_file, Some("/etc/vmkeep/ca.pem".into()));
+    let mail = NotifyMail {
+        server: "smtp.example.com".to_string(),
+        port: 587,
+        tls: MailEncryption::Starttls,
+        from: "vmkeep <vmkeep@example.com>".to_string(),
+        to: vec!["admin@example.com".into(), "noc@example.com".into()],
+        credentials: Some((
+            "vmkeep".to_string(),
+            SecretSource::File("/etc/vmkeep/smtp-password".into()),
+        )),
+        ca_file: None,
+    };
+    assert_eq!(all.mails, [mail]);
+    let ping = NotifyPing {
+        url: UrlSource::Secret(SecretSource::File("/etc/vmkeep/healthchecks-url".into())),
+        allow_http: false,
+        ca_file: None,
+    };
+    assert_eq!(all.pings, [ping]);
+    // The other ways to say where a secret is.
+    for (old, new) in [
+        ("url = \"https://hooks.example.com/vmkeep\"", "url_"),
+        ("password_file = \"/etc/vmkeep/smtp-password\"", "password_"),
+    ] {
+        let others = shown.lines().filter_map(|line| line.strip_prefix("## "));
+        for other in others.filter(|line| line.starts_with(new)) {
+            let text = uncommented.join("\n");
+            assert!(text.contains(old), "{old}");
+            notified(&text.replace(old, other)).expect(other);
+        }
+    }
+}
+
+#[test]
+fn ports_follow_from_how_mail_is_encrypted() {
+    let mail = |lines: &str| {
+        let text = format!(
+            "[[notify.mail]]\nserver = \"localhost\"\nfrom = \"a@b.example\"\n\
+             to = [\"c@d.example\"]\n{lines}"
+        );
+        let notify = notified(&text).expect(lines);
+        notify.mails.first().map(|mail| mail.port)
+    };
+    assert_eq!(mail(""), Some(587));
+    assert_eq!(mail("tls = \"tls\""), Some(465));
+    assert_eq!(mail("tls = \"none\""), Some(25));
+    assert_eq!(mail("tls = \"tls\"\nport = 2525"), Some(2525));
+}
+
+#[test]
+fn what_is_wrong_with_a_receiver_is_said_with_its_line_and_what_to_do() {
+    let mail = "[[notify.mail]]\nserver = \"smtp.example.com\"\nfrom = \"a@b.example\"\n\
+                to = [\"c@d.example\"]\n";
+    let in_mail = |line: &str| format!("{mail}{line}");
+    let in_webhook =
+        |line: &str| format!("[[notify.webhook]]\nurl = \"https://hooks.example.com/x\"\n{line}");
+    for (text, expected) in [
+        (
+            "report = \"sometimes\"".to_string(),
+            "notify.report: \"sometimes\" is not",
+        ),
+        ("report = \"alway\"".to_string(), "did you mean \"always\"?"),
+        ("remind_every = \"1s\"".to_string(), "1 minute to 1 year"),
+        ("timeout = \"1h\"".to_string(), "1s to 10m"),
+        ("journald = \"yes\"".to_string(), "true or false"),
+        (
+            "url = \"https://a/b\"".to_string(),
+            "belongs in [[notify.webhook]]",
+        ),
+        ("[notify.mail]".to_string(), "written as [[notify.mail]]"),
+        ("[[notify.webhok]]".to_string(), "did you mean \"webhook\"?"),
+        (
+            "[[notify.webhook]]".to_string(),
+            "url: is missing: url, url_file, url_command",
+        ),
+        (
+            "[[notify.ping]]\nurl = \"hc/x\"".to_string(),
+            "such as \"https://",
+        ),
+        (
+            "[[notify.ping]]\nurl_file = \"x\"".to_string(),
+            "not an absolute path",
+        ),
+        (
+            "[[notify.ping]]\nurl = \"http://hc.example/s3cret\"".to_string(),
+            "allow_http = true",
+        ),
+        (in_webhook("url_file = \"/x\""), "in more than one way"),
+        (in_webhook("timeout = \"1s\""), "belongs in [notify]"),
+        (in_webhook("signing_key = \"s3cret\""), "signing_key_file"),
+        (
+            in_webhook("headers = { Authorization = \"Bearer s3cret\" }"),
+            "Authorization: a secret does not stand in the configuration",
+        ),
+        (
+            in_webhook("headers = { Host = \"x\" }"),
+            "the request's own",
+        ),
+        (
+            in_webhook("headers = { \"a b\" = \"x\" }"),
+            "letters, digits",
+        ),
+        (
+            in_webhook("headers = { X-A = \"a\\nb\" }"),
+            "one line of ASCII",
+        ),
+        (
+            in_webhook("headers = { X-A = 7 }"),
+            "a text, or a table with file",
+        ),
+        (
+            in_webhook("headers = { X-A = { fiel = \"/x\" } }"),
+            "did you mean \"file\"?",
+        ),
+        (in_mail("password = \"s3cret\""), "password_file"),
+        (in_mail("username = \"x\""), "needs password_file"),
+        (in_mail("password_file = \"/x\""), "username: is missing"),
+        (
+            in_mail("username = \"x\"\npassword_file = \"/x\"\npassword_credential = \"y\""),
+            "one of password_file, password_command or password_credential",
+        ),
+        (in_mail("tls = \"none\""), "allow_plain = true"),
+        (in_mail("tls = \"ssl\""), "tls: \"ssl\" is not \"starttls\""),
+        (in_mail("port = 0"), "1 to 65535"),
+        (
+            mail.replace("smtp.example.com", "smtp.example.com:25"),
+            "a key of its own",
+        ),
+        (
+            mail.replace("c@d.example", "admin"),
+            "notify.mail.to: \"admin\" is not an address",
+        ),
+        (
+            mail.replace("a@b.example", "a@b\\r\\nBcc: c@d"),
+            "is not an address",
+        ),
+        (
+            mail.replace("to = [\"c@d.example\"]\n", ""),
+            "to: is missing",
+        ),
+    ] {
+        let problems = notified(&text).expect_err(&text);
+        let told = problems.join("\n");
+        assert!(told.contains(expected), "{expected:?} in {told}");
+        assert!(told.contains("vmkeep.toml:"), "{told}");
+        assert!(!told.contains("s3cret"), "{told}");
+    }
+    let allowed = "[[notify.ping]]\nurl = \"http://hc.example/x\"\nallow_http = true";
+    assert_eq!(notified(allowed).expect("allowed").pings.len(), 1);
+    notified(&in_mail("tls = \"none\"\nallow_plain = true")).expect("allowed");
+}
+
+#[test]
+fn a_configuration_shows_of_an_address_no_more_than_its_host() {
+    let notify = notified("[[notify.ping]]\nurl = \"https://hc.example/s3cret\"").expect("sound");
+    let shown = format!("{notify:?}");
+    assert!(
+        shown.contains("hc.example") && !shown.contains("s3cret"),
+        "{shown}"
+    );
+}

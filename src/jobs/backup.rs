@@ -292,7 +292,8 @@ impl Pass<'_> {
         let session = self
             .customer
             .session(self.begun, trust_of(kind, self.begun.begun_at))?;
-        let reader = Reader::with_index(self.customer, session.index().clone()).from_copies();
+        let reader =
+            Reader::with_index(self.customer, session.index().clone()).from_copies_that_stand();
         let mut notes = notes.to_vec();
         notes.extend_from_slice(self.capture.notes());
         let mut scratch = ReadScratch::new()?;
@@ -508,7 +509,7 @@ impl Pass<'_> {
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
-                    let writer = SpanWriter::new(session, reader);
+                    let writer = SpanWriter::new(session, reader, self.watch);
                     let mut writer = match writer {
                         Ok(writer) => writer,
                         Err(error) => return fail(error),
@@ -565,6 +566,7 @@ impl DiskWork<'_> {
 
 /// What one thread writes spans with.
 struct SpanWriter<'a> {
+    watch: &'a dyn Watch,
     session: &'a Session<'a>,
     reader: &'a Reader<'a>,
     worker: Worker,
@@ -573,8 +575,13 @@ struct SpanWriter<'a> {
 }
 
 impl<'a> SpanWriter<'a> {
-    fn new(session: &'a Session<'a>, reader: &'a Reader<'a>) -> Result<Self, JobError> {
+    fn new(
+        session: &'a Session<'a>,
+        reader: &'a Reader<'a>,
+        watch: &'a dyn Watch,
+    ) -> Result<Self, JobError> {
         Ok(SpanWriter {
+            watch,
             session,
             reader,
             worker: session.worker()?,
@@ -637,6 +644,7 @@ impl<'a> SpanWriter<'a> {
                 .buffer
                 .get_mut(..length as usize)
                 .expect("at most the length of the buffer");
+            self.watch.may_read(length);
             disk.read_at(offset, part)?;
             for (at, plain) in part.chunks(shape.chunk_bytes as usize).enumerate() {
                 let chunk = offset / chunk_bytes + at as u64;

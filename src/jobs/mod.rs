@@ -4,7 +4,7 @@
 //! - [`restore`]: a point's disks into targets.
 //! - [`prune`]: expire, erase, reclaim, prove.
 //! - [`verify`]: ledger, index, trees, frames.
-//! - [`run_customer`]: all that is due. [`status`] and [`alarms`]: what is promised and what holds.
+//! - [`look_ahead`], [`arrange`], [`carry_out`]: the night of a host. [`run_customer`]: all that is due for one customer. [`status`] and [`alarms`]: what is promised and what holds.
 //! - [`LocalHost`]: this host's identity, clock and memory outside of the store.
 //!
 //! What is absent: the choice of a store, a hypervisor or a target (they come as trait objects),
@@ -19,7 +19,9 @@ mod error;
 #[cfg(test)]
 mod fake_vm;
 mod host;
+mod last_run;
 mod lock;
+mod night;
 mod points;
 mod prune;
 mod report;
@@ -30,6 +32,7 @@ mod state_folder;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod told;
 mod turn;
 mod verify;
 mod watch;
@@ -39,13 +42,16 @@ pub use backup::{BackedUp, BackupSettings, READ_BYTES, backup_vm};
 pub use certificate::Certified;
 pub use error::{JobError, JobErrorKind};
 pub use host::LocalHost;
+pub use last_run::LastRun;
+pub use night::{Sizes, SpreadRate, Work, arrange, carry_out, look_ahead, spread_rate};
 pub use points::{Choice, choose, good_instead, listed};
 pub use prune::{PruneRequest, Pruned, plan_prune, prune, undo};
-pub use report::{Alarm, VmStatus, alarms, status};
+pub use report::{Alarm, AlarmKind, Looked, READ_AT_LEAST, Severity, VmStatus, alarms, status};
 pub use restore::{RestoreTarget, Restored, note_restore, restore};
 pub use run::{
-    CustomerRun, Policies, RunSettings, VmOutcome, VmRun, VmTask, apply_policy, backup_now,
-    due_now, release_tracking, run_customer,
+    BegunRun, CustomerRun, Policies, RunSettings, VmOutcome, VmRun, VmTask, apply_policy,
+    backup_now, begin_run, due_now, policy_change, prune_in_run, release_tracking, run_customer,
+    run_vm, verify_in_run,
 };
 pub use state_folder::{Lock, StateError, StateFolder};
 pub use verify::{Verified, VerifyRequest, verify, verify_sealed};

@@ -2,7 +2,7 @@
 
 use super::points::listed;
 use super::prune::{earliest_deadline, facts};
-use crate::model::{DiskName, PointKind, PointState, VmName};
+use crate::model::{DiskName, PointKind, VmName};
 use crate::policy::{Coverage, NightState, PointFacts, coverage, last_point_warnings};
 use crate::repository::State;
 use jiff::{SignedDuration, Timestamp};
@@ -22,11 +22,41 @@ pub struct VmStatus {
     pub configured: bool,
 }
 
-/// How bad it is.
+/// Something that somebody must know.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Alarm {
+    pub kind: AlarmKind,
+    pub vm: Option<VmName>,
+    pub text: String,
+    /// How much there is of it: nights, pieces. More of it is news.
+    pub extent: u64,
+}
+
+/// What it is about, the worst last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Alarm {
-    /// Something should be done before it breaks.
-    Warning,
+pub enum AlarmKind {
+    NoEscrow,
+    /// The ledger has entries of a later version.
+    Newer,
+    /// The configured policy is not the one in force.
+    PolicyWaits,
+    /// Packs that nobody has read for too long.
+    VerificationOverdue,
+    AlmostFull,
+    /// The last point of a VM expires soon.
+    LastPoint,
+    /// No point for longer than a night takes.
+    Stale,
+    /// Over half of the time to erase something is used, and nobody has.
+    BudgetHalfUsed,
+    /// Nothing is deleted on this host's word.
+    ClockNotTrusted,
+    /// The last backup of a VM failed, or did not begin in its window.
+    BackupFailed,
+    PruneFailed,
+    VerificationFailed,
+    /// The store holds what the ledger does not explain; nothing is certified until that is settled.
+    Unexplained,
     /// A night of the restore window has only points that may lack what tracking hid. It stays so
     /// until the window has passed.
     Suspect,
@@ -38,7 +68,128 @@ pub enum Alarm {
     OverMaximum,
     /// Stored bytes are damaged.
     Damage,
+    /// Nothing can be said of the customer.
+    Unreachable,
+    /// A run of this host ended before it had begun with anything, or was cut short.
+    RunFailed,
 }
+
+/// What an alarm means to who relies on the backups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Something should be done before a promise breaks.
+    Warning,
+    /// What was promised may not be there.
+    Suspect,
+    /// A promise is broken.
+    Broken,
+    Damage,
+}
+
+impl AlarmKind {
+    pub const ALL: [AlarmKind; 20] = [
+        AlarmKind::NoEscrow,
+        AlarmKind::Newer,
+        AlarmKind::PolicyWaits,
+        AlarmKind::VerificationOverdue,
+        AlarmKind::AlmostFull,
+        AlarmKind::LastPoint,
+        AlarmKind::Stale,
+        AlarmKind::BudgetHalfUsed,
+        AlarmKind::ClockNotTrusted,
+        AlarmKind::BackupFailed,
+        AlarmKind::PruneFailed,
+        AlarmKind::VerificationFailed,
+        AlarmKind::Suspect,
+        AlarmKind::Distrusted,
+        AlarmKind::Hole,
+        AlarmKind::OverMaximum,
+        AlarmKind::Damage,
+        AlarmKind::Unreachable,
+        AlarmKind::RunFailed,
+        AlarmKind::Unexplained,
+    ];
+
+    /// One word; it stays the same from version to version.
+    pub fn word(self) -> &'static str {
+        match self {
+            AlarmKind::NoEscrow => "no-escrow",
+            AlarmKind::Newer => "newer",
+            AlarmKind::PolicyWaits => "policy-waits",
+            AlarmKind::VerificationOverdue => "verification-overdue",
+            AlarmKind::AlmostFull => "almost-full",
+            AlarmKind::LastPoint => "last-point",
+            AlarmKind::Stale => "stale",
+            AlarmKind::BudgetHalfUsed => "budget-half-used",
+            AlarmKind::ClockNotTrusted => "clock-not-trusted",
+            AlarmKind::BackupFailed => "backup-failed",
+            AlarmKind::PruneFailed => "prune-failed",
+            AlarmKind::VerificationFailed => "verification-failed",
+            AlarmKind::Suspect => "suspect",
+            AlarmKind::Distrusted => "distrusted",
+            AlarmKind::Hole => "hole",
+            AlarmKind::OverMaximum => "over-maximum",
+            AlarmKind::Damage => "damage",
+            AlarmKind::Unreachable => "unreachable",
+            AlarmKind::RunFailed => "run-failed",
+            AlarmKind::Unexplained => "unexplained",
+        }
+    }
+
+    pub fn severity(self) -> Severity {
+        match self {
+            // Who goes back to a suspect night may not find it: that was promised too.
+            AlarmKind::Suspect | AlarmKind::Distrusted => Severity::Suspect,
+            AlarmKind::Hole | AlarmKind::OverMaximum | AlarmKind::Unreachable => Severity::Broken,
+            AlarmKind::Damage => Severity::Damage,
+            _ => Severity::Warning,
+        }
+    }
+}
+
+impl Alarm {
+    pub fn of_vm(kind: AlarmKind, vm: &VmName, text: String) -> Self {
+        Alarm {
+            kind,
+            vm: Some(vm.clone()),
+            text,
+            extent: 1,
+        }
+    }
+
+    pub fn of_customer(kind: AlarmKind, text: impl Into<String>) -> Self {
+        Alarm {
+            kind,
+            vm: None,
+            text: text.into(),
+            extent: 1,
+        }
+    }
+
+    fn of_so_many(self, extent: usize) -> Self {
+        Alarm {
+            extent: extent as u64,
+            ..self
+        }
+    }
+}
+
+/// What the ledger alone does not tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Looked {
+    /// Damaged pieces that stand nowhere else, as the index says.
+    pub unhealed: usize,
+    /// Packs that nobody has read since [`READ_AT_LEAST`] ago.
+    pub unread_packs: usize,
+    /// Why this host's clock may not delete.
+    pub clock_refusal: Option<String>,
+}
+
+/// Every pack is read at least so often, and then some patience: it is told a day late rather than at every
+/// night that was missed.
+pub const READ_AT_LEAST: SignedDuration = SignedDuration::from_hours(24 * 15);
+/// After this long without a restore point, a night was missed.
+const STALE_AFTER: SignedDuration = SignedDuration::from_hours(26);
 
 /// Each VM that is configured or has points, by name.
 pub fn status(state: &State, configured: &[VmName], now: Timestamp) -> Vec<VmStatus> {
@@ -75,75 +226,86 @@ pub fn status(state: &State, configured: &[VmName], now: Timestamp) -> Vec<VmSta
         .collect()
 }
 
-/// Everything that somebody must know, worst last. `unhealed`: damaged pieces that stand nowhere
-/// else, as the index says.
-pub fn alarms(
-    state: &State,
-    vms: &[VmStatus],
-    unhealed: usize,
-    now: Timestamp,
-) -> Vec<(Alarm, String)> {
+/// Everything that somebody must know, worst last.
+pub fn alarms(state: &State, vms: &[VmStatus], looked: &Looked, now: Timestamp) -> Vec<Alarm> {
     let mut alarms = Vec::new();
     for vm in vms.iter().filter(|vm| vm.configured) {
-        if vm.points == 0 {
-            alarms.push((Alarm::Hole, format!("{} has no restore point", vm.vm)));
-        } else if let Some(coverage) = &vm.coverage
-            && coverage.missing > 0
-        {
-            alarms.push((
-                Alarm::Hole,
-                format!(
-                    "{}: no restore point for the night of {}",
-                    vm.vm,
-                    nights(coverage, NightState::Missing)
-                ),
-            ));
-        }
+        protection(vm, now, &mut alarms);
         tracking(state, vm, &mut alarms);
     }
     over_maximum(state, now, &mut alarms);
     for warning in last_point_warnings(&facts(state), now) {
-        alarms.push((
-            Alarm::Warning,
-            format!(
-                "{}: its last restore point, of {}, expires at {}",
-                warning.vm, warning.taken_at, warning.expires_at
-            ),
-        ));
+        let text = format!(
+            "{}: its last restore point, of {}, expires at {}",
+            warning.vm, warning.taken_at, warning.expires_at
+        );
+        alarms.push(Alarm::of_vm(AlarmKind::LastPoint, &warning.vm, text));
     }
-    if unhealed > 0 {
-        alarms.push((
-            Alarm::Damage,
-            format!(
-                "{} stored pieces are known to be damaged; a full backup of the VMs heals what it \
-                 still meets: vmkeep backup --full VM",
-                unhealed
-            ),
-        ));
+    if looked.unhealed > 0 {
+        let text = format!(
+            "{} stored pieces are known to be damaged; a full backup of the VMs heals what it still \
+             meets: vmkeep backup --full VM",
+            looked.unhealed
+        );
+        alarms.push(Alarm::of_customer(AlarmKind::Damage, text).of_so_many(looked.unhealed));
+    }
+    if looked.unread_packs > 0 {
+        let text = format!(
+            "{} stored objects were not read for more than 14 days, so damage to them would not be \
+             known: vmkeep verify --read-data",
+            looked.unread_packs
+        );
+        alarms.push(Alarm::of_customer(AlarmKind::VerificationOverdue, text));
+    }
+    if let Some(refusal) = &looked.clock_refusal {
+        let text = format!("nothing is deleted on this host's word: {refusal}");
+        alarms.push(Alarm::of_customer(AlarmKind::ClockNotTrusted, text));
     }
     if let Some((seq, what)) = &state.unknown {
-        alarms.push((
-            Alarm::Warning,
-            format!(
-                "ledger entry {seq} is of a later version ({what}): this one may only read; \
-                 upgrade vmkeep"
-            ),
-        ));
+        let text = format!(
+            "ledger entry {seq} is of a later version ({what}): this one may only read; upgrade vmkeep"
+        );
+        alarms.push(Alarm::of_customer(AlarmKind::Newer, text));
     }
     if state
         .keys
         .last()
         .is_some_and(|key| key.recipients.len() < 2)
     {
-        alarms.push((
-            Alarm::Warning,
-            "no escrow recipient: the loss of this host is the loss of every backup; set escrow \
-             and run vmkeep init"
-                .to_string(),
-        ));
+        let text = "no escrow recipient: the loss of this host is the loss of every backup; set \
+                    escrow and run vmkeep init";
+        alarms.push(Alarm::of_customer(AlarmKind::NoEscrow, text));
     }
     alarms.sort();
     alarms
+}
+
+/// Nights without a point, and a VM without any.
+fn protection(vm: &VmStatus, now: Timestamp, alarms: &mut Vec<Alarm>) {
+    let Some((taken_at, _)) = vm.last else {
+        let text = format!("{} has no restore point", vm.vm);
+        let hole = Alarm::of_vm(AlarmKind::Hole, &vm.vm, text);
+        // Worse than any number of nights.
+        alarms.push(hole.of_so_many(usize::MAX));
+        return;
+    };
+    if let Some(coverage) = &vm.coverage
+        && coverage.missing > 0
+    {
+        let nights = nights(coverage, NightState::Missing);
+        let text = format!("{}: no restore point for the night of {nights}", vm.vm);
+        let hole = Alarm::of_vm(AlarmKind::Hole, &vm.vm, text);
+        alarms.push(hole.of_so_many(coverage.missing));
+    }
+    let ago = now.duration_since(taken_at);
+    if ago > STALE_AFTER {
+        let text = format!(
+            "{}: no restore point for {} hours, the last is of {taken_at}",
+            vm.vm,
+            ago.as_hours()
+        );
+        alarms.push(Alarm::of_vm(AlarmKind::Stale, &vm.vm, text));
+    }
 }
 
 /// The nights of the window in this state.
@@ -158,69 +320,60 @@ fn nights(coverage: &Coverage, state: NightState) -> String {
 }
 
 /// What audits found of a VM: what hid changes, and which nights may lack some.
-fn tracking(state: &State, vm: &VmStatus, alarms: &mut Vec<(Alarm, String)>) {
+fn tracking(state: &State, vm: &VmStatus, alarms: &mut Vec<Alarm>) {
     for (disk, hidden) in state.distrusted.get(&vm.vm).into_iter().flatten() {
-        alarms.push((
-            Alarm::Distrusted,
-            format!(
-                "tracking of {}/{disk} hid changes: {} bytes outside of what it reported, found by \
-                 the full of {}; fulls until an audit is clean",
-                vm.vm, hidden.bytes, hidden.found_at
-            ),
-        ));
+        let text = format!(
+            "tracking of {}/{disk} hid changes: {} bytes outside of what it reported, found by the \
+             full of {}; fulls until an audit is clean",
+            vm.vm, hidden.bytes, hidden.found_at
+        );
+        alarms.push(Alarm::of_vm(AlarmKind::Distrusted, &vm.vm, text));
     }
     if let Some(coverage) = &vm.coverage
         && coverage.suspect > 0
     {
-        alarms.push((
-            Alarm::Suspect,
-            format!(
-                "{}: the restore point of the night of {} is suspect: it may lack changes that \
-                 tracking hid",
-                vm.vm,
-                nights(coverage, NightState::Suspect)
-            ),
-        ));
+        let text = format!(
+            "{}: the restore point of the night of {} is suspect: it may lack changes that tracking \
+             hid",
+            vm.vm,
+            nights(coverage, NightState::Suspect)
+        );
+        let suspect = Alarm::of_vm(AlarmKind::Suspect, &vm.vm, text);
+        alarms.push(suspect.of_so_many(coverage.suspect));
     }
 }
 
 /// What is kept too long, or soon will be.
-fn over_maximum(state: &State, now: Timestamp, alarms: &mut Vec<(Alarm, String)>) {
+fn over_maximum(state: &State, now: Timestamp, alarms: &mut Vec<Alarm>) {
     let budget_days = state
         .policy
         .as_ref()
         .map_or(1, |policy| policy.effective().erase_budget_days);
-    let eighth = SignedDuration::from_hours(24 * i64::from(budget_days) / 8);
+    let budget = SignedDuration::from_hours(24 * i64::from(budget_days));
     for (id, point) in state.roots() {
         let what = format!("{} of {} (restore point {id})", point.vm, point.taken_at);
         let left = point.deadline.duration_since(now);
         if !left.is_positive() {
-            alarms.push((
-                Alarm::OverMaximum,
-                format!("{what} is kept over its maximum since {}", point.deadline),
-            ));
-        } else if left <= eighth && point.state == PointState::Live {
-            alarms.push((
-                Alarm::Warning,
-                format!(
-                    "{what} must be gone by {} and no prune has expired it: run vmkeep prune",
-                    point.deadline
-                ),
-            ));
+            let text = format!("{what} is kept over its maximum since {}", point.deadline);
+            alarms.push(Alarm::of_vm(AlarmKind::OverMaximum, &point.vm, text));
+        } else if left <= budget / 2 {
+            let text = format!(
+                "{what} must be gone by {}, and no prune has erased it: run vmkeep prune",
+                point.deadline
+            );
+            alarms.push(Alarm::of_vm(AlarmKind::BudgetHalfUsed, &point.vm, text));
         }
     }
     if let Some(deadline) = earliest_deadline(state) {
         let left = deadline.duration_since(now);
         if !left.is_positive() {
-            alarms.push((
-                Alarm::OverMaximum,
-                format!("unreadable bytes are still stored, and should be gone since {deadline}"),
-            ));
-        } else if left <= eighth {
-            alarms.push((
-                Alarm::Warning,
-                format!("unreadable bytes must be gone by {deadline}: run vmkeep prune"),
-            ));
+            let text =
+                format!("unreadable bytes are still stored, and should be gone since {deadline}");
+            alarms.push(Alarm::of_customer(AlarmKind::OverMaximum, text));
+        } else if left <= budget / 8 {
+            // They are rewritten only when a quarter is left.
+            let text = format!("unreadable bytes must be gone by {deadline}: run vmkeep prune");
+            alarms.push(Alarm::of_customer(AlarmKind::BudgetHalfUsed, text));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The nightly run of one customer: what is due, then prune, then a share of the verification.
+//! The parts of the nightly run for one customer: what is due, then prune, then a share of the verification.
 
 use super::backup::{BackedUp, BackupSettings, backup_vm};
 use super::prune::{PruneRequest, Pruned, facts, prune, why_not_prune};
@@ -8,17 +8,19 @@ use crate::format::entry::{Body, PolicyBody};
 use crate::hypervisor::Hypervisor;
 use crate::model::{PointKind, VmName};
 use crate::policy::{
-    Due, Policy, PolicyTerms, Tracking, What, due, needs_confirmation, shortening_impact,
+    ChangeImpact, Due, Policy, PolicyTerms, Tracking, What, change_impact, due, needs_confirmation,
+    shortening_impact,
 };
 use crate::repository::{Customer, RepositoryError, RepositoryErrorKind, State, terms_map};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A pack that nobody has read for this long is read; a full reads what it relies on more often.
-const READ_AGAIN: SignedDuration = SignedDuration::from_hours(24 * 28);
+/// A pack that nobody has read for this long is read; a full reads what it relies on more often. With the share
+/// below, every pack is read at least every fourteen days, also after two nights without a run.
+const READ_AGAIN: SignedDuration = SignedDuration::from_hours(24 * 11);
 /// At most this share of the packs a night.
-const NIGHTLY_READ_PERCENT: u8 = 5;
+const NIGHTLY_READ_PERCENT: u8 = 10;
 
 /// A VM and the way to its disks.
 pub struct VmTask {
@@ -40,6 +42,8 @@ pub enum VmOutcome {
     NotDue,
     BackedUp(Box<BackedUp>),
     Failed(JobError),
+    /// The window ended before its turn.
+    Left,
 }
 
 /// The configured policy against the one in the ledger.
@@ -60,10 +64,15 @@ pub struct RunSettings {
     pub prune: PruneRequest,
 }
 
-/// What a run did for one customer.
-pub struct CustomerRun {
+/// What the beginning of a run found for one customer.
+pub struct BegunRun {
     pub policies: Policies,
     pub aborted_sessions: usize,
+}
+
+/// What a run did for one customer.
+pub struct CustomerRun {
+    pub begun: BegunRun,
     pub vms: Vec<VmRun>,
     pub pruned: Result<Pruned, JobError>,
     pub verified: Result<Verified, JobError>,
@@ -72,11 +81,15 @@ pub struct CustomerRun {
 /// What is due for a VM now, by the ledger's policy.
 pub fn due_now(state: &State, vm: &VmName, now: Timestamp) -> Option<Due> {
     let policy = state.policy.as_ref()?;
-    let tracking = match state.is_distrusted(vm) {
+    let tracking = tracking_of(state, vm);
+    Some(due(vm, &facts(state), tracking, policy, now, false))
+}
+
+pub(super) fn tracking_of(state: &State, vm: &VmName) -> Tracking {
+    match state.is_distrusted(vm) {
         true => Tracking::Distrusted,
         false => Tracking::Trusted,
-    };
-    Some(due(vm, &facts(state), tracking, policy, now, false))
+    }
 }
 
 /// Brings the configured policy into the ledger. A shortening that would expire more than one
@@ -125,7 +138,66 @@ pub fn apply_policy(
     }
 }
 
-/// Does all that is due. One VM's failure never stops another's, nor the prune.
+/// What these terms would change for the points there are; `None` if they are in force.
+pub fn policy_change(state: &State, terms: &PolicyTerms, now: Timestamp) -> Option<ChangeImpact> {
+    let old = state.policy.as_ref()?;
+    let new = Policy::parse(terms).ok()?;
+    (state.terms.as_ref() != Some(terms)).then(|| change_impact(&facts(state), old, &new, now))
+}
+
+/// Before a customer's first backup of a run.
+pub fn begin_run(
+    customer: &Customer,
+    host: &LocalHost,
+    terms: &PolicyTerms,
+) -> Result<BegunRun, JobError> {
+    super::admission::update_host(customer, host)?;
+    // Only those of this host, whose death the kernel tells: at a time before all others no session
+    // is too old, and what a clock says is first judged by the prune.
+    let aborted_sessions = customer.abort_dead_sessions(Timestamp::UNIX_EPOCH)?;
+    let policies = apply_policy(customer, terms, false, host.now())?;
+    Ok(BegunRun {
+        policies,
+        aborted_sessions,
+    })
+}
+
+/// The prune of a run, by a host that prunes.
+pub fn prune_in_run(
+    customer: &Customer,
+    host: &LocalHost,
+    request: PruneRequest,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<Pruned, JobError> {
+    match why_not_prune(customer, host) {
+        None => prune(customer, host, request, false, watch, stop),
+        Some(reason) => Ok(Pruned {
+            notes: vec![format!("nothing was pruned: {reason}")],
+            ..Pruned::default()
+        }),
+    }
+}
+
+/// The share of the verification that is a night's.
+pub fn verify_in_run(
+    customer: &Customer,
+    host: &LocalHost,
+    threads: usize,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<Verified, JobError> {
+    let request = VerifyRequest {
+        trees: false,
+        read_percent: Some(NIGHTLY_READ_PERCENT),
+        unread_since: host.now().checked_sub(READ_AGAIN).ok(),
+        threads,
+    };
+    verify(customer, request, watch, stop)
+}
+
+/// Does all that is due for one customer, one VM after the other. One VM's failure never stops another's,
+/// nor the prune.
 pub fn run_customer(
     customer: &Customer,
     host: &LocalHost,
@@ -135,50 +207,55 @@ pub fn run_customer(
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<CustomerRun, JobError> {
-    super::admission::update_host(customer, host)?;
-    // Only those of this host, whose death the kernel tells: at a time before all others no session
-    // is too old, and what a clock says is first judged by the prune.
-    let aborted_sessions = customer.abort_dead_sessions(Timestamp::UNIX_EPOCH)?;
-    let policies = apply_policy(customer, terms, false, host.now())?;
+    let begun = begin_run(customer, host, terms)?;
     let mut vms = Vec::new();
     for task in tasks {
         if stop.load(Ordering::Relaxed) {
             return Err(JobError::interrupted());
         }
-        vms.push(run_vm(customer, host, task, &settings.backup, watch, stop)?);
+        customer.refresh()?;
+        let due = customer.with_state(|state| due_now(state, &task.vm, host.now()));
+        let Some(due) = due else {
+            return Err(no_policy(customer));
+        };
+        vms.push(run_vm(
+            customer,
+            host,
+            task,
+            due,
+            &settings.backup,
+            watch,
+            stop,
+        )?);
     }
-    let pruned = match why_not_prune(customer, host) {
-        None => prune(customer, host, settings.prune, false, watch, stop),
-        Some(reason) => Ok(Pruned {
-            notes: vec![format!("nothing was pruned: {reason}")],
-            ..Pruned::default()
-        }),
-    };
-    let request = VerifyRequest {
-        trees: false,
-        read_percent: Some(NIGHTLY_READ_PERCENT),
-        unread_since: host.now().checked_sub(READ_AGAIN).ok(),
-        threads: settings.backup.threads,
-    };
-    let verified = verify(customer, request, watch, stop);
+    let pruned = prune_in_run(customer, host, settings.prune, watch, stop);
+    let verified = verify_in_run(customer, host, settings.backup.threads, watch, stop);
     for result in [pruned.as_ref().err(), verified.as_ref().err()] {
         if result.is_some_and(|error| error.kind == JobErrorKind::Interrupted) {
             return Err(JobError::interrupted());
         }
     }
     Ok(CustomerRun {
-        policies,
-        aborted_sessions,
+        begun,
         vms,
         pruned,
         verified,
     })
 }
 
-fn run_vm(
+fn no_policy(customer: &Customer) -> JobError {
+    JobError::new(
+        JobErrorKind::Refused,
+        format!("customer {} has no policy in the ledger", customer.name()),
+    )
+}
+
+/// Gives a VM what was planned for it, or what is due by now: another host may have been there meanwhile.
+pub fn run_vm(
     customer: &Customer,
     host: &LocalHost,
     task: &VmTask,
+    planned: Due,
     settings: &BackupSettings,
     watch: &dyn Watch,
     stop: &AtomicBool,
@@ -186,12 +263,12 @@ fn run_vm(
     let vm = &task.vm;
     customer.refresh()?;
     let due = customer.with_state(|state| due_now(state, vm, host.now()));
-    let Some(due) = due else {
-        return Err(JobError::new(
-            JobErrorKind::Refused,
-            format!("customer {} has no policy in the ledger", customer.name()),
-        ));
+    let Some(mut due) = due else {
+        return Err(no_policy(customer));
     };
+    if due.what == What::Incremental && planned.what == What::Full {
+        due = planned;
+    }
     let kind = match due.what {
         What::Nothing => None,
         What::Incremental => Some(PointKind::Incremental),

@@ -37,7 +37,7 @@ pub struct StateError {
 }
 
 impl StateError {
-    fn new(path: &Path, error: io::Error) -> Self {
+    pub(super) fn new(path: &Path, error: io::Error) -> Self {
         StateError {
             path: path.to_path_buf(),
             kind: error.kind(),
@@ -406,11 +406,14 @@ impl HostMemory for StateFolder {
 }
 
 fn read_small(path: &Path) -> Result<String, StateError> {
+    read_up_to(path, MAX_FILE_BYTES)
+}
+
+pub(super) fn read_up_to(path: &Path, max_bytes: u64) -> Result<String, StateError> {
     let failed = |error| StateError::new(path, error);
     let file = File::open(path).map_err(failed)?;
     let mut text = String::new();
-    io::Read::read_to_string(&mut io::Read::take(file, MAX_FILE_BYTES), &mut text)
-        .map_err(failed)?;
+    io::Read::read_to_string(&mut io::Read::take(file, max_bytes), &mut text).map_err(failed)?;
     Ok(text)
 }
 
@@ -438,7 +441,7 @@ fn renewed(customer: &CustomerUid) -> String {
 }
 
 /// Writes a file beside its name first, so that a crash leaves the old one or the new one.
-fn replace(folder: &Path, name: &str, content: &[u8]) -> Result<(), StateError> {
+pub(super) fn replace(folder: &Path, name: &str, content: &[u8]) -> Result<(), StateError> {
     let path = folder.join(name);
     let failed = |error| StateError::new(&path, error);
     let temporary = folder.join(format!(".{name}.{}", std::process::id()));

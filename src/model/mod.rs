@@ -7,6 +7,7 @@ mod id;
 mod name;
 mod piece;
 mod point;
+mod receiver;
 mod writers;
 
 pub use bucket::{BucketFacts, LifecycleRule, LockMode, Versioning};
@@ -19,6 +20,7 @@ pub use id::{
 pub use name::{CustomerName, DiskName, NameError, ObjectName, VmName};
 pub use piece::{MAX_HEIGHT, PieceKind, TreeShape};
 pub use point::{PointKind, PointState};
+pub use receiver::{ReceiverUrl, is_loopback};
 pub use writers::Writers;
 
 /// Nodes of a disk's hash tree have at most this many children.

@@ -7,6 +7,7 @@
 //! - `retention`: when a point expires, what a prune does with each point and why.
 //! - `bucket`: whether the promises can be kept in a bucket that is set up as it is.
 //! - `lock`: for how long objects can be locked there against everybody, ourselves included.
+//! - `announce`: which alarms are told now, and which were told already.
 //! - `clock`: whether the host's time may be written down as witnessed, and whether it may delete.
 //!
 //! *Absent:* any store, key, chunk, file, environment or print; any clock (`now` is an argument of each
@@ -17,6 +18,7 @@
 //! the local date on which its window starts and lasts until the next window starts, so each instant belongs to
 //! exactly one night.
 
+mod announce;
 mod bucket;
 mod clock;
 mod lock;
@@ -27,6 +29,7 @@ mod schedule;
 mod spread;
 mod terms;
 
+pub use announce::{Announcement, Change, Sounding, ToldAlarm, announcements, remember};
 pub use bucket::{BucketRefusal, judge_bucket};
 pub use clock::{
     Attestation, ClockRefusal, Deletion, HostClock, Judgement, LocalMark, judge, next_mark,
@@ -36,17 +39,17 @@ pub use lock::{LockTerm, lock_term};
 pub use night::{IsoWeek, night_of, window_of};
 pub use period::{Period, PeriodUnit};
 pub use retention::{
-    Action, ChosenAs, Decision, Expiry, LastPointWarning, PointFacts, Reason, after_policy_change,
-    expiry, last_point_warnings, needs_confirmation, next_prune_ends, plan,
-    prune_needs_confirmation, shortening_impact,
+    Action, ChangeImpact, ChosenAs, Decision, Expiry, LastPointWarning, PointFacts, Reason,
+    after_policy_change, change_impact, expiry, last_point_warnings, needs_confirmation,
+    next_prune_ends, plan, prune_needs_confirmation, shortening_impact,
 };
 pub use schedule::{
     Coverage, Due, DueReason, Night, NightState, Tracking, What, coverage, due, nights_to_full,
 };
-pub use spread::{FULL_EVERY_NIGHTS, NextFull, early_fulls, start_times};
+pub use spread::{FULL_EVERY_NIGHTS, NextFull, early_fulls, spread_until, start_times};
 pub use terms::{
     Effective, FullDay, KeepAfterWindow, Override, Policy, PolicyError, PolicyErrors, PolicyTerms,
-    expected_rewriting,
+    expected_rewriting, parse_hours,
 };
 
 #[cfg(test)]

@@ -538,14 +538,23 @@ fn out_of_window(night: Date, policy: &Policy) -> Timestamp {
     start_of(days_after(night, window + 1), policy)
 }
 
-/// How many nights of each VM a new policy would expire at once that the old one keeps, if its entry were written
-/// now. VMs that lose nothing are absent.
-pub fn shortening_impact(
+/// What a new policy changes for the points there are, if its entry were written now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChangeImpact {
+    /// Nights of each VM that are expired at once and that the old policy keeps. VMs that lose nothing are absent.
+    pub nights: BTreeMap<VmName, u32>,
+    /// The points of those nights: whose they are, and when they were taken; in that order.
+    pub lost: Vec<(VmName, Timestamp)>,
+    /// Points that are not lost at once, and expire earlier than before.
+    pub earlier: usize,
+}
+
+pub fn change_impact(
     points: &[PointFacts],
     old: &Policy,
     new: &Policy,
     now: Timestamp,
-) -> BTreeMap<VmName, u32> {
+) -> ChangeImpact {
     let changed: Vec<PointFacts> = points
         .iter()
         .map(|point| {
@@ -568,17 +577,37 @@ pub fn shortening_impact(
             .collect()
     };
     let foretold = expiring(points, old);
-    let lost = expiring(&changed, new);
+    let expired = expiring(&changed, new);
+    let is_lost =
+        |point: &PointFacts| expired.contains(&point.point) && !foretold.contains(&point.point);
     let nights: BTreeSet<(&VmName, Date)> = points
         .iter()
-        .filter(|point| lost.contains(&point.point) && !foretold.contains(&point.point))
+        .filter(|point| is_lost(point))
         .map(|point| (&point.vm, night_of(point.taken_at, old)))
         .collect();
-    let mut impact = BTreeMap::new();
+    let mut impact = ChangeImpact::default();
     for (vm, _) in nights {
-        *impact.entry(vm.clone()).or_insert(0) += 1;
+        *impact.nights.entry(vm.clone()).or_insert(0) += 1;
     }
+    for (point, after) in points.iter().zip(&changed) {
+        if is_lost(point) {
+            impact.lost.push((point.vm.clone(), point.taken_at));
+        } else if point.state == PointState::Live && after.expires_at < point.expires_at {
+            impact.earlier += 1;
+        }
+    }
+    impact.lost.sort();
     impact
+}
+
+/// [`ChangeImpact::nights`] alone.
+pub fn shortening_impact(
+    points: &[PointFacts],
+    old: &Policy,
+    new: &Policy,
+    now: Timestamp,
+) -> BTreeMap<VmName, u32> {
+    change_impact(points, old, new, now).nights
 }
 
 /// Whether a policy entry with this impact asks first: it does where a VM would lose more than one night at once.

@@ -15,6 +15,8 @@ pub struct NextFull {
     pub in_nights: u8,
     /// What it costs, in the unit of all others.
     pub weight: u64,
+    /// It can be taken tonight.
+    pub may_move: bool,
 }
 
 /// Which fulls are taken tonight although their time comes later, by their place in `fulls`: those that a heavier
@@ -37,7 +39,8 @@ pub fn early_fulls(fulls: &[NextFull]) -> Vec<usize> {
             let night = usize::from(full.in_nights);
             let (load, weight) = (*load.get(night)?, u128::from(full.weight));
             let gains = tonight + weight + weight.div_ceil(4) <= load;
-            let may_move = night > 0 && weight > 0 && gains && !early.contains(&at);
+            let may_move =
+                full.may_move && night > 0 && weight > 0 && gains && !early.contains(&at);
             may_move.then_some((load, weight, Reverse(at), night))
         });
         let Some((_, weight, Reverse(at), night)) = candidates.max() else {
@@ -53,10 +56,17 @@ pub fn early_fulls(fulls: &[NextFull]) -> Vec<usize> {
     early
 }
 
+/// The last eighth of a window is left free, for what takes longer than was thought.
+pub fn spread_until(from: Timestamp, to: Timestamp) -> Timestamp {
+    let whole = to.duration_since(from);
+    from.saturating_add(whole / 8 * 7).unwrap_or(to)
+}
+
 /// When the work of a night begins, one by one in the order given: each after a share of the window as large as the
-/// share of what comes before it. The last eighth is left free, for what takes longer than was thought.
+/// share of what comes before it, up to [`spread_until`].
 pub fn start_times((from, to): (Timestamp, Timestamp), weights: &[u64]) -> Vec<Timestamp> {
-    let span_seconds = i128::from(to.duration_since(from).as_secs().max(0)) * 7 / 8;
+    let span = spread_until(from, to).duration_since(from);
+    let span_seconds = i128::from(span.as_secs().max(0));
     let total = weights
         .iter()
         .map(|weight| i128::from(*weight))
@@ -88,6 +98,7 @@ mod tests {
             .map(|weight| NextFull {
                 in_nights: 0,
                 weight: *weight,
+                may_move: true,
             })
             .collect();
         let mut nights = Vec::new();
@@ -129,7 +140,8 @@ mod tests {
         assert_eq!(
             early_fulls(&[NextFull {
                 in_nights: 6,
-                weight: 9
+                weight: 9,
+                may_move: true
             }]),
             [] as [usize; 0]
         );
@@ -138,7 +150,11 @@ mod tests {
 
     #[test]
     fn of_the_heaviest_night_the_heaviest_that_fits_comes_first() {
-        let full = |in_nights, weight| NextFull { in_nights, weight };
+        let full = |in_nights, weight| NextFull {
+            in_nights,
+            weight,
+            may_move: true,
+        };
         let fulls = [full(3, 4), full(5, 10), full(5, 6), full(5, 2)];
         assert_eq!(early_fulls(&fulls), [1]);
     }

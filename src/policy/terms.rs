@@ -541,7 +541,8 @@ fn parse_full_day(text: &str) -> Result<FullDay, PolicyError> {
     })
 }
 
-fn parse_window(text: &str) -> Result<(Time, Time), PolicyError> {
+/// Two local times such as `22:00-06:00`.
+pub fn parse_hours(text: &str) -> Option<(Time, Time)> {
     let time = |text: &str| -> Option<Time> {
         let (hour, minute) = text.trim().split_once(':')?;
         let number = |digits: &str| -> Option<i8> {
@@ -550,10 +551,12 @@ fn parse_window(text: &str) -> Result<(Time, Time), PolicyError> {
         };
         Time::new(number(hour)?, number(minute)?, 0, 0).ok()
     };
-    let window = text
-        .split_once('-')
-        .and_then(|(start, end)| Some((time(start)?, time(end)?)));
-    match window {
+    let (start, end) = text.split_once('-')?;
+    Some((time(start)?, time(end)?))
+}
+
+fn parse_window(text: &str) -> Result<(Time, Time), PolicyError> {
+    match parse_hours(text) {
         None => Err(PolicyError::new(
             "window",
             text,

@@ -5,6 +5,7 @@ use super::index::{Index, PackInfo, Place};
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{Keys, Opener};
 use crate::format::pack::{self, MAX_PACK_BYTES, PackKind};
+use crate::format::segment::PackRow;
 use crate::model::{Id, PackName, PieceKind, Tag};
 use crate::storage::{OpenObject, StorageErrorKind};
 use std::collections::{BTreeSet, HashMap};
@@ -54,6 +55,8 @@ pub struct Reader<'a> {
     failed: Mutex<BTreeSet<(PackName, Tag)>>,
     /// Whether nodes are read from this host's copies.
     from_copies: AtomicBool,
+    /// Of copies, only those of what the store has.
+    asks_first: bool,
 }
 
 #[derive(Default)]
@@ -168,6 +171,7 @@ impl<'a> Reader<'a> {
             nodes: Mutex::default(),
             failed: Mutex::default(),
             from_copies: AtomicBool::new(false),
+            asks_first: false,
         }
     }
 
@@ -176,6 +180,14 @@ impl<'a> Reader<'a> {
     pub fn from_copies(self) -> Self {
         self.from_copies.store(true, Ordering::Relaxed);
         self
+    }
+
+    /// The same, for whoever builds upon what it reads: of a pack that the store no longer has no copy is used, so
+    /// that its loss is met at once and not when somebody without the copy needs it.
+    pub fn from_copies_that_stand(self) -> Self {
+        let mut reader = self.from_copies();
+        reader.asks_first = true;
+        reader
     }
 
     /// Frames that were met and did not open, in packs that nobody has condemned, and that the
@@ -281,7 +293,7 @@ impl<'a> Reader<'a> {
             .ok_or_else(|| RepositoryError::damaged(tag, "the index names no pack"))?;
         let mut frame = std::mem::take(&mut scratch.frame);
         let result = self
-            .frame_into(pack, place, &mut frame)
+            .frame_into(pack, place, index.is_sound(tag, place), &mut frame)
             .and_then(|()| self.open_frame(&pack.row.name, &frame, kind, id, tag, scratch));
         scratch.frame = frame;
         result
@@ -326,12 +338,13 @@ impl<'a> Reader<'a> {
         &self,
         pack: &PackInfo,
         place: &Place,
+        is_sound: bool,
         frame: &mut Vec<u8>,
     ) -> Result<(), RepositoryError> {
         frame.clear();
         let length = frame_length(place)?;
         if pack.row.kind == PackKind::Node
-            && let Some(nodes) = self.node_pack(pack, length as u64)?
+            && let Some(nodes) = self.node_pack(pack, is_sound, length as u64)?
         {
             let name = || self.customer.names().pack(&pack.row.name);
             return match nodes.part(place.offset as usize, length, frame) {
@@ -341,6 +354,16 @@ impl<'a> Reader<'a> {
         }
         frame.resize(length, 0);
         self.read_range(&pack.row.name, u64::from(place.offset), frame)
+    }
+
+    /// Whether the store has the pack, by its size.
+    fn stands(&self, row: &PackRow) -> Result<bool, RepositoryError> {
+        let name = self.customer.names().pack(&row.name);
+        match self.customer.storage().size_bytes(&name) {
+            Ok(size_bytes) => Ok(size_bytes == row.size_bytes),
+            Err(error) if error.kind == StorageErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Reads a range of a pack.
@@ -354,20 +377,27 @@ impl<'a> Reader<'a> {
         Ok(self.customer.storage().read_range(&name, offset, buffer)?)
     }
 
-    /// A node pack from the cache, or read into it. `None`: read only the piece.
+    /// A node pack from the cache, or read into it. `None`: read only the piece. `is_sound`: nothing is known
+    /// against the piece's place; else this host's copy would hide that the store has lost it.
     fn node_pack(
         &self,
         pack: &PackInfo,
+        is_sound: bool,
         piece_bytes: u64,
     ) -> Result<Option<NodePack>, RepositoryError> {
         let row = &pack.row;
-        if let Some(known) = lock(&self.nodes).get(&row.name) {
+        let known = lock(&self.nodes).get(&row.name);
+        if let Some(known) = known.filter(|known| is_sound || !known.is_copy()) {
             return Ok(Some(known));
         }
         let storage = self.customer.storage();
         let name = self.customer.names().pack(&row.name);
         let from_copies = self.from_copies.load(Ordering::Relaxed);
-        if from_copies && let Some(copy) = storage.copy(&name) {
+        if from_copies
+            && is_sound
+            && (!self.asks_first || self.stands(row)?)
+            && let Some(copy) = storage.copy(&name)
+        {
             let copy = NodePack::Copy(copy.into());
             lock(&self.nodes).insert(row.name, copy.clone());
             return Ok(Some(copy));

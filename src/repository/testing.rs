@@ -676,7 +676,7 @@ pub fn backup(
     }
 }
 
-fn restore_with(reader: &Reader<'_>, point: &PointReader) -> Result<Vec<u8>, RepositoryError> {
+pub fn restore_with(reader: &Reader<'_>, point: &PointReader) -> Result<Vec<u8>, RepositoryError> {
     let mut scratch = ReadScratch::new()?;
     let mut bytes = Vec::new();
     for disk in &point.disks {

@@ -3,6 +3,7 @@
 //! Objects are immutable and created only if absent. What is absent here: retries that hide an
 //! outcome, caching, any idea of what an object means.
 
+mod braked;
 mod cache;
 mod directory;
 mod fault;
@@ -10,6 +11,7 @@ mod memory;
 mod probe;
 mod s3;
 
+pub use braked::{Braked, MaySend};
 pub use cache::{Cached, HashOfName};
 pub use directory::Directory;
 pub use fault::{Fault, Faulty, Frozen, Operation, Verb};

@@ -16,9 +16,11 @@ pub mod live;
 mod random;
 pub mod s3;
 mod scanner;
+mod sinks;
 
 pub use books::{Books, Known, id_of};
 pub use guest::{Guest, Picture};
 pub use host::{Customer, Host, HostOptions, Ran, Running, files_below, path_text, time, tool};
 pub use random::Random;
 pub use scanner::{Fragments, Scan, Scanner, WalkedDisk, WalkedPoint};
+pub use sinks::{Certificate, HttpSink, Mail, MailOptions, MailSink, Request};

@@ -1,3 +1,5 @@
+mod effect;
+mod told;
 mod warning;
 
 use crate::cli::answer::Answer;
@@ -7,8 +9,10 @@ use crate::cli::figures;
 use crate::cli::invocation::Invocation;
 use crate::config::{Config, Customer, Place, Vm, VmSource};
 use crate::policy::{Policy, PolicyTerms, expected_rewriting};
+use effect::{Effect, effects_of};
 use serde_json::{Value, json};
 use std::fmt::Write;
+use told::{told_document, told_lines};
 use warning::{Warning, warnings_of};
 
 /// Text is wrapped here; a path that is longer stays whole.
@@ -19,7 +23,7 @@ const NAME_COLUMNS: usize = 22;
 pub fn run(invocation: &Invocation, command: ConfigCommand) -> Result<Answer, Failure> {
     let config = invocation.config()?;
     Ok(match command {
-        ConfigCommand::Check => check(&config, &warnings_of(&config)),
+        ConfigCommand::Check => check(&config, &warnings_of(&config), &effects_of(invocation)),
         ConfigCommand::Show => show(&config),
     })
 }
@@ -47,7 +51,7 @@ fn groups_of(config: &Config) -> Vec<Group<'_>> {
     groups
 }
 
-fn check(config: &Config, warnings: &[Warning]) -> Answer {
+fn check(config: &Config, warnings: &[Warning], effects: &Result<Vec<Effect>, String>) -> Answer {
     let vms: usize = config
         .customers
         .iter()
@@ -76,6 +80,16 @@ fn check(config: &Config, warnings: &[Warning]) -> Answer {
     for warning in warnings {
         text += &wrapped("  ! ", 4, &warning.message);
     }
+    let sentences = match effects {
+        Ok(effects) => effects.iter().flat_map(Effect::sentences).collect(),
+        Err(message) => vec![format!("what it changes cannot be told: {message}")],
+    };
+    if !sentences.is_empty() {
+        text.push_str("\nwhat it changes\n");
+    }
+    for sentence in &sentences {
+        text += &wrapped("  - ", 4, sentence);
+    }
     let document = json!({
         "file": config.file,
         "sound": true,
@@ -87,6 +101,7 @@ fn check(config: &Config, warnings: &[Warning]) -> Answer {
             "effective": effective_document(group.policy),
         })).collect::<Vec<_>>(),
         "warnings": warnings.iter().map(Warning::document).collect::<Vec<_>>(),
+        "changes": effects.iter().flatten().map(Effect::document).collect::<Vec<_>>(),
     });
     Answer::done(text, document)
 }
@@ -126,7 +141,7 @@ fn policy_text(policy: &Policy) -> String {
 
 fn full_day(terms: &PolicyTerms) -> String {
     match terms.full_day.as_str() {
-        "auto" => "weekly, each VM on a day of its own (auto)".to_string(),
+        "auto" => "every seven nights, the VMs of a host spread over them (auto)".to_string(),
         day => format!("weekly, {day}"),
     }
 }
@@ -163,6 +178,9 @@ fn show(config: &Config) -> Answer {
     line("writers", &repository.writers.to_string());
     for recipient in &repository.escrow {
         line("escrow", recipient);
+    }
+    for (name, what) in told_lines(&config.notify) {
+        line(name, &what);
     }
     for customer in &config.customers {
         text += &customer_text(customer);
@@ -201,6 +219,7 @@ fn show(config: &Config) -> Answer {
             "writers": repository.writers.to_string(),
             "escrow": repository.escrow,
         },
+        "notify": told_document(&config.notify),
         "customers": config.customers.iter().map(customer_document).collect::<Vec<_>>(),
     });
     Answer::done(text, document)
@@ -413,7 +432,7 @@ mod tests {
     #[test]
     fn each_distinct_policy_is_shown_once_with_its_arithmetic() {
         let config = example("[[customer]]\nid = \"umbrella\"\n");
-        let answer = check(&config, &[]);
+        let answer = check(&config, &[], &Ok(Vec::new()));
         assert_eq!(answer.text.matches("policy of").count(), 2);
         for part in [
             "policy of acme, umbrella\n",
@@ -447,7 +466,7 @@ mod tests {
             customer: "acme".into(),
             message: "many words ".repeat(30),
         };
-        let text = check(&config, &[warning]).text;
+        let text = check(&config, &[warning], &Ok(Vec::new())).text;
         for line in text.lines().skip(1) {
             assert!(line.chars().count() <= COLUMNS, "{line}");
         }
@@ -475,7 +494,7 @@ mod tests {
         );
         let minimal = config::load(Path::new("config/minimal.toml")).expect("the least");
         assert_eq!(kinds(&minimal), expected(&[("acme", "escrow")]));
-        let text = check(&minimal, &warnings_of(&minimal)).text;
+        let text = check(&minimal, &warnings_of(&minimal), &Ok(Vec::new())).text;
         let words = unwrapped(&text);
         assert!(
             words.contains("the loss of this host is the loss of every backup"),

@@ -8,12 +8,14 @@ mod init;
 mod key;
 mod ledger;
 mod man;
+mod notify;
 mod points;
 mod prune;
 mod report;
 mod restore;
 mod run;
 mod selection;
+mod serve_metrics;
 mod status;
 mod tally;
 mod tracking;
@@ -35,9 +37,11 @@ pub fn run(invocation: &Invocation, command: Command) -> Result<Answer, Failure>
         Command::Prune(args) => prune::run(invocation, &args),
         Command::Verify(args) => verify::run(invocation, &args),
         Command::Status(args) => status::run(invocation, &args),
+        Command::ServeMetrics(args) => serve_metrics::run(invocation, &args),
         Command::Key(command) => key::run(invocation, &command),
         Command::Ledger(command) => ledger::run(invocation, command),
         Command::Tracking(command) => tracking::run(invocation, &command),
+        Command::Notify(command) => notify::run(invocation, command),
         Command::Guard(args) => guard::run(&args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(&args),

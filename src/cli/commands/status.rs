@@ -1,129 +1,150 @@
-use super::prune::{rank, worse};
+use super::prune::rank;
+use crate::cli::alarms::{Concern, exit_of};
 use crate::cli::answer::Answer;
 use crate::cli::args::StatusArgs;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
-use crate::cli::site::{OpenCustomer, Site};
+use crate::cli::overview::{Overview, VmRow};
+use crate::cli::site::Site;
 use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
-use crate::jobs::{Alarm, VmStatus, alarms, status};
-use crate::policy::NightState;
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
+use crate::jobs::Severity;
+use crate::policy::{Night, NightState};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-pub fn run(invocation: &Invocation, _args: &StatusArgs) -> Result<Answer, Failure> {
-    let site = Site::open(invocation)?;
+/// What the marks of the nights mean.
+const LEGEND: &str = "nights, oldest first: # a restore point  ? suspect  X none  . not over yet\n";
+
+// The exit codes of such plugins, 0 to 3, by the names that these have elsewhere.
+const OK: Exit = Exit::Done;
+const WARNING: Exit = Exit::Failed;
+const CRITICAL: Exit = Exit::Usage;
+const UNKNOWN: Exit = Exit::SomeFailed;
+
+pub fn run(invocation: &Invocation, args: &StatusArgs) -> Result<Answer, Failure> {
+    let site = match Site::open(invocation) {
+        Err(failure) if args.check => return Ok(unknown(&failure)),
+        opened => opened?,
+    };
     let now = site.host.now();
-    let mut table = Table::new()
-        .cut("VM")
-        .left("LAST")
-        .left("KIND")
-        .right("POINTS")
-        .right("NIGHTS")
-        .left("NEXT EXPIRY");
-    let mut lines = String::new();
-    let mut vms = Vec::new();
-    let mut all_alarms = Vec::new();
+    let overview = Overview::of(&site, now);
     let mut exit = Exit::Done;
-    let mut worst: Option<Failure> = None;
-    for config in &site.config.customers {
-        match site.customer(config) {
-            Ok(open) => {
-                let (rows, found) = look(&open, now);
-                let zone = open.zone();
-                for row in &rows {
-                    table.row(cells(config.name.as_str(), row, &zone));
-                    vms.push(vm_document(config.name.as_str(), row));
-                }
-                for (alarm, text) in found {
-                    let of = match alarm {
-                        Alarm::Warning => Exit::Done,
-                        // Who goes back to a suspect night may not find it: that was promised too.
-                        Alarm::Suspect | Alarm::Distrusted | Alarm::Hole | Alarm::OverMaximum => {
-                            Exit::PromiseBroken
-                        }
-                        Alarm::Damage => Exit::DamageFound,
-                    };
-                    if rank(of) > rank(exit) {
-                        exit = of;
-                    }
-                    let _ = writeln!(lines, "{}: {}: {text}", word(alarm), config.name);
-                    all_alarms.push(json!({
-                        "customer": config.name.as_str(),
-                        "severity": word(alarm),
-                        "text": text,
-                    }));
-                }
-            }
-            Err(failure) => {
-                let _ = writeln!(lines, "broken: {}: {}", config.name, failure.message);
-                all_alarms.push(json!({
-                    "customer": config.name.as_str(),
-                    "severity": "broken",
-                    "text": failure.message,
-                }));
-                worst = worse(worst, Some(failure));
-            }
+    for concern in &overview.concerns {
+        let of = exit_of(concern.alarm.kind.severity());
+        if rank(of) > rank(exit) {
+            exit = of;
         }
     }
-    if let Some(failure) = worst
-        && rank(failure.exit) > rank(exit)
-    {
-        exit = failure.exit;
+    for (_, failure) in &overview.unreachable {
+        if rank(failure.exit) > rank(exit) {
+            exit = failure.exit;
+        }
     }
-    let mut text = table.render(Terminal::width());
-    if !lines.is_empty() {
-        text.push('\n');
-        text.push_str(&lines);
+    if args.check {
+        return Ok(check(&overview));
     }
     let mut answer = Answer::done(
-        text,
-        json!({ "at": now.to_string(), "vms": vms, "alarms": all_alarms }),
+        text(&overview),
+        json!({
+            "at": now.to_string(),
+            "vms": overview.rows.iter().map(vm_document).collect::<Vec<_>>(),
+            "alarms": overview.concerns.iter().map(Concern::document).collect::<Vec<_>>(),
+        }),
     );
     answer.exit = exit;
     Ok(answer)
 }
 
-/// The VMs of a customer and what is wrong.
-pub fn look(open: &OpenCustomer<'_>, now: Timestamp) -> (Vec<VmStatus>, Vec<(Alarm, String)>) {
-    // Without an index nothing is known to be healed.
-    let unhealed = open.customer.load_index();
-    let unhealed = match unhealed.and_then(|index| index.unhealed()) {
-        Ok(unhealed) => unhealed,
-        Err(_) => open.customer.with_state(|state| state.damaged.len()),
-    };
-    let configured: Vec<_> = open.config.vms.iter().map(|vm| vm.name.clone()).collect();
-    open.customer.with_state(|state| {
-        let rows = status(state, &configured, now);
-        let mut found = alarms(state, &rows, unhealed, now);
-        if state.terms.as_ref() != Some(&open.config.terms) {
-            found.push((
-                Alarm::Warning,
-                "the configured policy is not in force yet: the next run applies it, or says \
-                 why not"
-                    .to_string(),
-            ));
-        }
-        (rows, found)
-    })
-}
-
-fn word(alarm: Alarm) -> &'static str {
-    match alarm {
-        Alarm::Warning => "warning",
-        Alarm::Suspect | Alarm::Distrusted => "suspect",
-        Alarm::Hole | Alarm::OverMaximum => "broken",
-        Alarm::Damage => "damage",
+fn text(overview: &Overview) -> String {
+    let mut table = Table::new()
+        .left("")
+        .cut("VM")
+        .left("LAST")
+        .left("KIND")
+        .right("POINTS")
+        .left("NIGHTS")
+        .left("EXPIRY");
+    for row in &overview.rows {
+        table.row(cells(row));
     }
+    let mut text = table.render(Terminal::width());
+    if !overview.rows.is_empty() {
+        text.push_str(LEGEND);
+    }
+    if !overview.concerns.is_empty() {
+        text.push('\n');
+    }
+    for concern in &overview.concerns {
+        let _ = writeln!(text, "{}", concern.line());
+    }
+    text
 }
 
-fn cells(customer: &str, row: &VmStatus, zone: &TimeZone) -> [String; 6] {
-    let (last, kind) = match &row.last {
+/// For plugins of Nagios and its like: whoever cannot look knows nothing.
+fn unknown(failure: &Failure) -> Answer {
+    let line = format!("VMKEEP UNKNOWN - {}", failure.message.replace('\n', " "));
+    let mut answer = Answer::done(
+        format!("{line}\n"),
+        json!({ "state": "UNKNOWN", "line": line }),
+    );
+    answer.exit = UNKNOWN;
+    answer
+}
+
+/// One line and an exit code as those plugins have them.
+fn check(overview: &Overview) -> Answer {
+    let severities = || {
+        overview
+            .concerns
+            .iter()
+            .map(|one| one.alarm.kind.severity())
+    };
+    let broken = severities().filter(|one| *one > Severity::Warning).count();
+    let warnings = severities().filter(|one| *one == Severity::Warning).count();
+    let (word, exit) = match (broken, warnings) {
+        (0, 0) => ("OK", OK),
+        (0, _) => ("WARNING", WARNING),
+        _ => ("CRITICAL", CRITICAL),
+    };
+    let mut vms = overview.rows.iter().filter(|row| row.status.configured);
+    let all = vms.clone().count();
+    let well = vms
+        .by_ref()
+        .filter(|row| row.severity.is_none_or(|one| one == Severity::Warning))
+        .count();
+    let worst = overview.concerns.first();
+    let what = worst.map_or(String::new(), |worst| format!(": {}", worst.line()));
+    let more = overview.concerns.len().saturating_sub(1);
+    let more = match more {
+        0 => String::new(),
+        more => format!(" (+{more} more)"),
+    };
+    let line = format!(
+        "VMKEEP {word} - {well} of {all} VMs protected{what}{more} | \
+         vms={all} unprotected={} broken={broken} warnings={warnings}",
+        all - well
+    );
+    let line = line.replace('\n', " ");
+    let mut answer = Answer::done(
+        format!("{line}\n"),
+        json!({ "state": word, "line": line, "vms": all, "protected": well }),
+    );
+    answer.exit = exit;
+    answer
+}
+
+fn cells(row: &VmRow) -> [String; 7] {
+    let status = &row.status;
+    let mark = match row.severity {
+        None => "",
+        Some(Severity::Warning) => "!",
+        Some(_) => "X",
+    };
+    let (last, kind) = match &status.last {
         Some((taken_at, kind)) => (
-            figures::minute(*taken_at, zone),
+            figures::minute(*taken_at, &row.zone),
             match kind {
                 crate::model::PointKind::Full => "full",
                 crate::model::PointKind::Incremental => "incr",
@@ -131,29 +152,45 @@ fn cells(customer: &str, row: &VmStatus, zone: &TimeZone) -> [String; 6] {
         ),
         None => ("never".to_string(), ""),
     };
-    let nights = row.coverage.as_ref().map_or(String::new(), |coverage| {
-        format!(
-            "{}/{}",
-            coverage.covered,
-            coverage.covered + coverage.missing + coverage.suspect
-        )
-    });
-    let name = match row.configured {
-        true => format!("{customer}/{}", row.vm),
-        false => format!("{customer}/{} (not configured)", row.vm),
+    let nights = status
+        .coverage
+        .as_ref()
+        .map_or(String::new(), |coverage| strip(&coverage.nights));
+    let name = match status.configured {
+        true => format!("{}/{}", row.customer, status.vm),
+        false => format!("{}/{} (gone)", row.customer, status.vm),
     };
     [
+        mark.to_string(),
         name,
         last,
         kind.to_string(),
-        row.points.to_string(),
+        status.points.to_string(),
         nights,
-        row.next_expiry
-            .map_or(String::new(), |at| figures::day(at, zone)),
+        status
+            .next_expiry
+            .map_or(String::new(), |at| figures::day(at, &row.zone)),
     ]
 }
 
-fn vm_document(customer: &str, row: &VmStatus) -> Value {
+/// The nights as marks, oldest first.
+fn strip(nights: &[Night]) -> String {
+    let mark = |night: &Night| match night.state {
+        NightState::Covered => '#',
+        NightState::Suspect => '?',
+        NightState::Missing => 'X',
+        NightState::NotYet => '.',
+        NightState::BeforeFirst => ' ',
+    };
+    nights.iter().map(mark).collect()
+}
+
+fn vm_document(row: &VmRow) -> Value {
+    let VmRow {
+        customer,
+        status: row,
+        ..
+    } = row;
     let nights = row.coverage.as_ref().map(|coverage| {
         coverage
             .nights
@@ -173,7 +210,7 @@ fn vm_document(customer: &str, row: &VmStatus) -> Value {
             .collect::<Vec<_>>()
     });
     json!({
-        "customer": customer,
+        "customer": customer.as_str(),
         "vm": row.vm.as_str(),
         "configured": row.configured,
         "points": row.points,
@@ -187,4 +224,26 @@ fn vm_document(customer: &str, row: &VmStatus) -> Value {
         "stored_bytes": row.stored_bytes,
         "distrusted_disks": row.distrusted.iter().map(|disk| disk.as_str()).collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::civil::date;
+
+    #[test]
+    fn nights_are_a_strip_of_marks() {
+        let states = [
+            NightState::BeforeFirst,
+            NightState::Covered,
+            NightState::Missing,
+            NightState::Suspect,
+            NightState::NotYet,
+        ];
+        let nights = states.map(|state| Night {
+            date: date(2026, 11, 8),
+            state,
+        });
+        assert_eq!(strip(&nights), " #X?.");
+    }
 }

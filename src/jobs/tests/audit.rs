@@ -3,8 +3,8 @@
 use crate::hypervisor::Reading;
 use crate::jobs::fake_vm::FakeVm;
 use crate::jobs::{
-    Alarm, BackedUp, BackupSettings, Choice, JobErrorKind, Quiet, alarms, backup_vm, choose,
-    due_now, good_instead, listed, status,
+    Alarm, AlarmKind, BackedUp, BackupSettings, Choice, JobErrorKind, Looked, Quiet, alarms,
+    backup_vm, choose, due_now, good_instead, listed, status,
 };
 use crate::model::{PointId, PointKind, VmName};
 use crate::policy::{DueReason, What};
@@ -78,11 +78,11 @@ impl Nights {
         })
     }
 
-    fn alarms(&self) -> Vec<(Alarm, String)> {
+    fn alarms(&self) -> Vec<Alarm> {
         let now = self.world.now();
         self.customer.with_state(|state| {
             let vms = status(state, &[web01()], now);
-            alarms(state, &vms, 0, now)
+            alarms(state, &vms, &Looked::default(), now)
         })
     }
 
@@ -442,15 +442,15 @@ fn a_difference_is_told_once_and_heard_until_an_audit_is_clean() {
     assert!(suspect.kind == PointKind::Incremental && nights.suspects().is_empty());
     let found = nights.backup(PointKind::Full);
     assert_eq!(nights.suspects(), [suspect.point]);
-    let told = |alarm: Alarm| -> Vec<String> {
+    let told = |kind: AlarmKind| -> Vec<String> {
         nights
             .alarms()
             .into_iter()
-            .filter(|(of, _)| *of == alarm)
-            .map(|(_, text)| text)
+            .filter(|alarm| alarm.kind == kind)
+            .map(|alarm| alarm.text)
             .collect()
     };
-    let distrusted = told(Alarm::Distrusted);
+    let distrusted = told(AlarmKind::Distrusted);
     assert_eq!(distrusted.len(), 1);
     assert!(
         distrusted[0].starts_with(
@@ -458,7 +458,7 @@ fn a_difference_is_told_once_and_heard_until_an_audit_is_clean() {
         ) && distrusted[0].ends_with("fulls until an audit is clean"),
         "{distrusted:?}"
     );
-    assert_eq!(told(Alarm::Suspect).len(), 1);
+    assert_eq!(told(AlarmKind::Suspect).len(), 1);
 
     // It lies again, and again is found out; the fulls are right.
     for _ in 0..3 {
@@ -468,17 +468,17 @@ fn a_difference_is_told_once_and_heard_until_an_audit_is_clean() {
         assert_eq!(differing(&again)["vda"], CHUNK as u64);
         nights.is_right(&again.point);
         assert_eq!(nights.suspects(), [suspect.point]);
-        assert_eq!(told(Alarm::Distrusted).len(), 1);
+        assert_eq!(told(AlarmKind::Distrusted).len(), 1);
     }
     // An audit that cannot be done is not a clean one.
     nights.vm.forget_tracking();
     nights.backup(PointKind::Full);
-    assert_eq!(told(Alarm::Distrusted).len(), 1);
+    assert_eq!(told(AlarmKind::Distrusted).len(), 1);
     assert_eq!(nights.due_tomorrow().0, What::Full);
     nights.backup(PointKind::Full);
-    assert_eq!(told(Alarm::Distrusted).len(), 0);
+    assert_eq!(told(AlarmKind::Distrusted).len(), 0);
     // The night stays one that may not restore.
-    assert_eq!(told(Alarm::Suspect).len(), 1);
+    assert_eq!(told(AlarmKind::Suspect).len(), 1);
 
     nights.customer.with_state(|state| {
         let points = listed(state, nights.world.now());

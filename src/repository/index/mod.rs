@@ -270,7 +270,8 @@ impl Index {
         Ok(unhealed)
     }
 
-    fn is_sound(&self, tag: &Tag, place: &Place) -> bool {
+    /// Whether nothing is known against it.
+    pub(super) fn is_sound(&self, tag: &Tag, place: &Place) -> bool {
         self.pack(place.pack)
             .is_some_and(|pack| !pack.condemned && !self.damaged.contains(&(pack.row.name, *tag)))
     }

@@ -4,8 +4,10 @@ use crate::format::entry::{AbortBody, Body};
 use crate::format::names::{ObjectRole, content_hash};
 use crate::model::ObjectName;
 use crate::repository::reclaim::{merge_segments, reclaim};
-use crate::repository::testing::{Running, World, image, restore, restore_from_copies};
-use crate::repository::{Customer, Mark, open_live};
+use crate::repository::testing::{
+    Running, World, image, restore, restore_from_copies, restore_with,
+};
+use crate::repository::{Customer, Mark, PointReader, Reader, open_live};
 use crate::storage::{Cached, Storage};
 use jiff::SignedDuration;
 use std::collections::BTreeSet;
@@ -81,6 +83,12 @@ fn nodes_are_read_from_copies_and_judged_in_the_store() {
     let bytes = image(&[1, 2, 3, 4, 5]);
     assert!(restore_from_copies(&lab.customer, &point).unwrap() == bytes);
 
+    // Who builds upon what it reads asks the store whether it has it.
+    let point_reader = PointReader::open(&lab.customer, &point).unwrap();
+    let reader = Reader::new(&lab.customer).unwrap();
+    let built_upon = restore_with(&reader.from_copies_that_stand(), &point_reader);
+    assert!(built_upon.unwrap_err().is_damage());
+
     // What the store has lost, the store is asked for.
     let lost = restore(&lab.customer, &point).unwrap_err();
     assert!(lost.is_damage(), "{lost}");
@@ -90,9 +98,20 @@ fn nodes_are_read_from_copies_and_judged_in_the_store() {
     assert_eq!(opened.unreadable.len(), 1);
     let refused = reclaim(&lab.customer, lab.world.now(), DAY * 22, false).unwrap_err();
     assert!(refused.is_damage(), "{refused}");
+    // Once the ledger says so, no copy hides it from anybody.
+    assert!(!lab.customer.with_state(|state| state.damaged.is_empty()));
+    let lost = restore_from_copies(&lab.customer, &point).unwrap_err();
+    assert!(lost.is_damage(), "{lost}");
+}
 
-    // A copy that has rotted is none.
+#[test]
+fn a_copy_that_has_rotted_is_none() {
+    let mut lab = Lab::new();
+    let point = lab.backup(&[1, 2, 3, 4, 5], true);
+    let nodes = lab.packs();
+    assert!(!nodes.is_empty());
     for name in &nodes {
+        lab.world.memory.delete(name).unwrap();
         let mut bytes = std::fs::read(lab.path(name)).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(lab.path(name), bytes).unwrap();

@@ -1,0 +1,112 @@
+//! What a policy that is configured and not yet in force would do to what there is.
+
+use crate::cli::figures;
+use crate::cli::invocation::Invocation;
+use crate::cli::site::Site;
+use crate::jobs::policy_change;
+use crate::model::VmName;
+use crate::policy::needs_confirmation;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// One customer whose policy will change.
+pub struct Effect {
+    customer: String,
+    /// By VM, when the points were taken that the next prune would expire and now keeps.
+    lost: BTreeMap<VmName, Vec<String>>,
+    /// Points that would be gone earlier than they are now.
+    earlier: usize,
+    waits: bool,
+}
+
+/// Of a host that has a repository; else nothing is there to be changed, or nobody here can look.
+pub fn effects_of(invocation: &Invocation) -> Result<Vec<Effect>, String> {
+    let Ok(config) = invocation.config() else {
+        return Ok(Vec::new());
+    };
+    // Looking must not make the state folder of a host that has none.
+    if !config.host.state_dir.join("repository").exists() {
+        return Ok(Vec::new());
+    }
+    let site = Site::open(invocation).map_err(|failure| failure.message)?;
+    let now = site.host.now();
+    let mut effects = Vec::new();
+    for config in &site.config.customers {
+        // One that is new in the configuration has nothing yet.
+        let Ok(open) = site.customer(config) else {
+            continue;
+        };
+        let zone = open.zone();
+        let change = open
+            .customer
+            .with_state(|state| policy_change(state, &config.terms, now));
+        let Some(change) = change else { continue };
+        let mut lost: BTreeMap<VmName, Vec<Timestamp>> = BTreeMap::new();
+        for (vm, taken_at) in change.lost {
+            lost.entry(vm).or_default().push(taken_at);
+        }
+        let day = |at: &Timestamp| figures::day(*at, &zone);
+        effects.push(Effect {
+            customer: config.name.to_string(),
+            lost: lost
+                .into_iter()
+                .map(|(vm, times)| (vm, times.iter().map(day).collect()))
+                .collect(),
+            earlier: change.earlier,
+            waits: needs_confirmation(&change.nights),
+        });
+    }
+    Ok(effects)
+}
+
+impl Effect {
+    pub fn sentences(&self) -> Vec<String> {
+        let customer = &self.customer;
+        let mut sentences = Vec::new();
+        match self.lost.is_empty() {
+            true => sentences.push(format!(
+                "{customer}: another policy than the one in force; the next run applies it, and no \
+                 restore point expires at once"
+            )),
+            false => {
+                let lost: Vec<String> = self
+                    .lost
+                    .iter()
+                    .map(|(vm, days)| format!("{vm} of {}", days.join(", ")))
+                    .collect();
+                sentences.push(format!(
+                    "{customer}: another policy than the one in force; with it the next prune would \
+                     expire what it keeps now: {}",
+                    lost.join("; ")
+                ));
+            }
+        }
+        if self.earlier > 0 {
+            sentences.push(format!(
+                "{customer}: {} would be gone earlier than told when they were made",
+                figures::count(self.earlier, "restore point", "restore points")
+            ));
+        }
+        if self.waits {
+            sentences.push(format!(
+                "{customer}: that is more than one night of a VM at once, so the old policy holds \
+                 until somebody confirms it: vmkeep prune --confirm"
+            ));
+        }
+        sentences
+    }
+
+    pub fn document(&self) -> Value {
+        let lost = self
+            .lost
+            .iter()
+            .map(|(vm, days)| (vm.to_string(), json!(days)));
+        json!({
+            "customer": self.customer,
+            "expires_at_once": lost.collect::<serde_json::Map<_, _>>(),
+            "expire_earlier": self.earlier,
+            "needs_confirmation": self.waits,
+        })
+    }
+}

@@ -1,0 +1,297 @@
+//! The nightly run as a whole: what it begins, what it leaves, and what it says of itself.
+
+mod support;
+
+use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use support::{Customer, Guest, Host, HostOptions, Picture, Random, path_text, time};
+
+const VMS: [&str; 3] = ["web01", "db01", "mail01"];
+const MIB: u64 = 1 << 20;
+
+struct Lab {
+    host: Host,
+    guests: Vec<Guest>,
+    at: Timestamp,
+}
+
+/// Three VMs of one customer, with this in the configuration besides.
+fn lab(more: &str) -> Lab {
+    let policy = format!("timezone = \"UTC\"\nwindow = \"22:00-06:00\"\n\n{more}");
+    let mut random = Random::new(0x7257_0001);
+    let host = Host::new(&HostOptions {
+        policy: Box::leak(policy.into_boxed_str()),
+        customers: vec![Customer {
+            name: "acme",
+            own: "",
+            vms: VMS.map(|vm| (vm, vec!["vda"])).to_vec(),
+        }],
+        ..HostOptions::default()
+    });
+    let guests = VMS.map(|vm| Guest::new(host.image(vm, "vda"), 2 * MIB, &mut random));
+    let at = time("2031-02-10T23:00:00Z");
+    host.vmkeep(&["init", "--yes"], at).exits(0);
+    Lab {
+        host,
+        guests: guests.into(),
+        at,
+    }
+}
+
+impl Lab {
+    #[track_caller]
+    fn all_restore(&self, at: Timestamp) {
+        for (vm, guest) in VMS.iter().zip(&self.guests) {
+            let target = self.host.restore(vm, "latest", at);
+            let restored = Picture::of_file(&target.path().join("vda.raw"));
+            assert!(restored == guest.picture(), "{vm}");
+        }
+    }
+}
+
+fn outcomes(document: &serde_json::Value) -> Vec<(String, String)> {
+    let vms = document["customers"][0]["vms"].as_array().unwrap().iter();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_string();
+    vms.map(|vm| (text(&vm["vm"]), text(&vm["outcome"])))
+        .collect()
+}
+
+#[test]
+fn several_vms_at_once_each_get_their_point() {
+    let lab = lab("[run]\nvms_at_once = 3");
+    let document = lab.host.json(&["run"], lab.at);
+    let wanted = VMS.map(|vm| (vm.to_string(), "backed-up".to_string()));
+    assert_eq!(outcomes(&document), wanted);
+    lab.all_restore(lab.at);
+    lab.host.vmkeep(&["verify", "--read-data"], lab.at).exits(0);
+}
+
+#[test]
+fn what_does_not_begin_before_the_windows_end_is_left_and_caught_up() {
+    // Each disk takes two seconds, and the window ends in less than two.
+    let lab = lab("[run]\nread_limit = \"1 MiB\"");
+    let late = time("2031-02-11T05:59:59Z");
+    let ran = lab.host.vmkeep(&["--json", "run"], late);
+    ran.exits(3)
+        .says("left for the next run: its window has ended");
+    let found = outcomes(&ran.document());
+    let done = found
+        .iter()
+        .filter(|(_, outcome)| outcome == "backed-up")
+        .count();
+    let left = found
+        .iter()
+        .filter(|(_, outcome)| outcome == "left")
+        .count();
+    assert!(done >= 1 && left >= 1 && done + left == 3, "{found:?}");
+    // In the day it is caught up: outside of the window nothing ends.
+    let day = time("2031-02-11T09:00:00Z");
+    let document = lab.host.json(&["run"], day);
+    let found = outcomes(&document);
+    let caught_up = found
+        .iter()
+        .filter(|(_, outcome)| outcome == "backed-up")
+        .count();
+    assert_eq!(caught_up, left, "{found:?}");
+    lab.all_restore(day);
+}
+
+#[test]
+fn a_limit_of_reading_is_kept() {
+    let lab = lab("[run]\nread_limit = \"2 MiB\"\nvms_at_once = 3");
+    let start = Instant::now();
+    lab.host.vmkeep(&["run"], lab.at).exits(0);
+    // Over four MiB on three disks; the first piece goes at once.
+    let least = Duration::from_millis(1800);
+    assert!(start.elapsed() >= least, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_limit_of_sending_holds_at_its_hours_only() {
+    let lab = lab("[run]\n[[run.limit]]\nhours = \"22:00-06:00\"\nupload_limit = \"1 MiB\"");
+    let start = Instant::now();
+    lab.host.vmkeep(&["run"], lab.at).exits(0);
+    let limited = start.elapsed();
+    // Each VM's packs, one after the other, of some 2 MiB; what is sent last is not waited for.
+    assert!(limited >= Duration::from_millis(1200), "{limited:?}");
+}
+
+#[test]
+fn a_dry_run_shows_the_night_in_its_order_and_does_nothing() {
+    let lab = lab("[run]\nspread = true");
+    let text = lab.host.vmkeep(&["run", "--dry-run"], lab.at);
+    text.exits(0)
+        .says(
+            "acme/db01: full: there is no restore point yet, from 2031-02-10 23:00\nacme/mail01: ",
+        )
+        .says("from 2031-02-11 01:02\nacme/web01: ")
+        .says("from 2031-02-11 03:05\n");
+    assert!(lab.host.points(lab.at).is_empty());
+}
+
+#[test]
+fn who_waits_for_its_time_ends_at_once_when_it_is_told_to() {
+    let lab = lab("[run]\nspread = true");
+    let running = lab.host.start(&["run"], lab.at);
+    // The first is backed up at once; the second's time comes in two hours.
+    let start = Instant::now();
+    while lab.host.points(lab.at).is_empty() {
+        assert!(
+            start.elapsed() < Duration::from_secs(120),
+            "no first backup"
+        );
+    }
+    running.signal("-TERM");
+    let ran = running.ended();
+    ran.exits(130).one_error();
+    assert_eq!(lab.host.points(lab.at).len(), 1);
+    // In the morning the others are caught up.
+    let day = time("2031-02-11T09:00:00Z");
+    lab.host.vmkeep(&["run"], day).exits(0);
+    lab.all_restore(day);
+}
+
+#[test]
+fn a_run_that_is_killed_at_any_moment_is_gone_on_with_by_the_next() {
+    const KILLS: u32 = 12;
+    let mut lab = lab("[run]\nvms_at_once = 2");
+    let mut random = Random::new(0x7257_0002);
+    let start = Instant::now();
+    lab.host.vmkeep(&["run"], lab.at).exits(0);
+    let mut takes = start.elapsed();
+    let mut killed = 0;
+    for round in 1..=KILLS {
+        let at = lab.at + SignedDuration::from_hours(24 * i64::from(round));
+        for guest in &mut lab.guests {
+            guest.work(4, &mut random);
+        }
+        let start = Instant::now();
+        let mut running = lab.host.start(&["run"], at);
+        let moment = takes * round / KILLS;
+        while running.is_running() && start.elapsed() < moment {}
+        let ran = running.kill();
+        if ran.was_killed() {
+            killed += 1;
+        } else {
+            ran.exits(0);
+            takes = start.elapsed();
+        }
+        lab.host.vmkeep(&["run"], at).exits(0);
+        lab.all_restore(at);
+        let pruned = &lab.host.json(&["prune"], at)["customers"][0];
+        assert_eq!(pruned["unexplained"], serde_json::json!([]), "{pruned}");
+    }
+    assert!(killed * 2 >= KILLS, "{killed} kills");
+    let end = lab.at + SignedDuration::from_hours(24 * i64::from(KILLS));
+    lab.host.vmkeep(&["verify", "--read-data"], end).exits(0);
+    lab.host.vmkeep(&["ledger", "verify"], end).exits(0);
+}
+
+#[test]
+fn a_check_speaks_as_monitoring_plugins_do() {
+    let lab = lab("");
+    let check = |at| lab.host.vmkeep(&["status", "--check"], at);
+    check(lab.at)
+        .exits(2)
+        .says("VMKEEP CRITICAL - 0 of 3 VMs protected: broken: acme: ");
+    lab.host.vmkeep(&["run"], lab.at).exits(0);
+    // No escrow: one warning.
+    let well = check(lab.at);
+    well.exits(1)
+        .says("VMKEEP WARNING - 3 of 3 VMs protected: warning: acme: no escrow");
+    assert_eq!(well.stdout.lines().count(), 1);
+    std::fs::rename(lab.host.store(), lab.host.path("elsewhere")).unwrap();
+    check(lab.at).exits(3).says("VMKEEP UNKNOWN - ");
+}
+
+/// Prometheus's own judge, given this to read.
+#[track_caller]
+fn promtool(arguments: &[&str], input: &str) {
+    let mut judge = Command::new("promtool")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool: scripts/test tools");
+    judge
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    let output = judge.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(output.status.success(), "promtool {arguments:?}: {said}");
+}
+
+/// What a scrape brings: the head and the body.
+fn scrape(address: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    (head.to_string(), body.to_string())
+}
+
+#[test]
+fn metrics_are_the_same_in_the_file_and_over_http() {
+    let file = tempfile::tempdir().unwrap();
+    let file = file.path().join("vmkeep.prom");
+    let lab = lab(&format!("[run]\nmetrics_file = \"{}\"", path_text(&file)));
+    lab.host.vmkeep(&["run"], lab.at).exits(0);
+    let written = std::fs::read_to_string(&file).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = port.local_addr().unwrap().to_string();
+    drop(port);
+    let mut serving = lab
+        .host
+        .start(&["serve-metrics", "--listen", &address], lab.at);
+    while TcpStream::connect(&address).is_err() {
+        assert!(serving.is_running());
+    }
+    let (head, body) = scrape(&address, "/metrics");
+    assert!(
+        head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: application/openmetrics-text"),
+        "{head}"
+    );
+    let (head, _) = scrape(&address, "/");
+    assert!(head.starts_with("HTTP/1.1 404"), "{head}");
+    // A client that says nothing is let go, and others are served after it.
+    let silent = TcpStream::connect(&address).unwrap();
+    drop(silent);
+    let (_, again) = scrape(&address, "/metrics");
+    assert_eq!(again, body, "a scrape soon after costs nothing");
+    serving.signal("-TERM");
+    serving.ended().exits(0);
+    let without_free = |text: &str| -> Vec<String> {
+        let lines = text
+            .lines()
+            .filter(|line| !line.starts_with("vmkeep_store_free"));
+        let mut lines: Vec<String> = lines.map(str::to_string).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(without_free(&written), without_free(&body));
+    promtool(&["check", "metrics"], &body);
+    // Every metric that an alert asks for is there.
+    let alerts = concat!(env!("CARGO_MANIFEST_DIR"), "/config/vmkeep-alerts.yml");
+    promtool(&["check", "rules", alerts], "");
+    let alerts = std::fs::read_to_string(alerts).unwrap();
+    let words = alerts.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let named: BTreeSet<&str> = words.filter(|word| word.starts_with("vmkeep_")).collect();
+    assert!(named.len() > 5, "{named:?}");
+    for name in named {
+        let is_it = |line: &str| line.starts_with(name) && !line.starts_with('#');
+        assert!(body.lines().any(is_it), "{name}");
+    }
+    let line = "vmkeep_vm_points{customer=\"acme\",vm=\"db01\"} 1.0";
+    assert!(body.lines().any(|one| one == line), "{body}");
+}
