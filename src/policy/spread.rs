@@ -20,7 +20,7 @@ pub struct NextFull {
 }
 
 /// Which fulls are taken tonight although their time comes later, by their place in `fulls`: those that a heavier
-/// night of the coming week can spare, until tonight has its seventh. Each move makes the sum of the squares of the
+/// night of the coming week can spare, until tonight has its share. Each move makes the sum of the squares of the
 /// nights' loads smaller, so after two weeks or so nothing moves any more, and every full comes seven nights after the
 /// last. What moves has to gain a quarter of its own weight, so that sizes that change a little move nothing.
 pub fn early_fulls(fulls: &[NextFull]) -> Vec<usize> {
@@ -34,16 +34,30 @@ pub fn early_fulls(fulls: &[NextFull]) -> Vec<usize> {
     let total: u128 = load.iter().sum();
     let [mut tonight, ..] = load;
     let mut early = Vec::new();
-    while tonight * nights < total {
+    loop {
+        let heaviest = load.iter().skip(1).max().copied().unwrap_or(0);
+        // A night that has gathered what others missed is taken apart at once, each of the nights before it taking a
+        // little more than its share: the one before it may be missed as well.
+        let share = match heaviest * nights * 4 > total * 5 {
+            true => total * 9 / 8,
+            false => total,
+        };
+        if tonight * nights >= share {
+            break;
+        }
         let candidates = fulls.iter().enumerate().filter_map(|(at, full)| {
             let night = usize::from(full.in_nights);
             let (load, weight) = (*load.get(night)?, u128::from(full.weight));
             let gains = tonight + weight + weight.div_ceil(4) <= load;
             let may_move =
                 full.may_move && night > 0 && weight > 0 && gains && !early.contains(&at);
-            may_move.then_some((load, weight, Reverse(at), night))
+            // What fits into tonight's share comes first, the largest of it; else what exceeds it least.
+            let fits = (tonight + weight) * nights <= share;
+            let suits = if fits { weight } else { u128::MAX - weight };
+            let has_room = fits || tonight * nights < total;
+            (may_move && has_room).then_some((fits, load, suits, Reverse(at), weight, night))
         });
-        let Some((_, weight, Reverse(at), night)) = candidates.max() else {
+        let Some((_, _, _, Reverse(at), weight, night)) = candidates.max() else {
             break;
         };
         tonight += weight;
@@ -149,14 +163,15 @@ mod tests {
     }
 
     #[test]
-    fn of_the_heaviest_night_the_heaviest_that_fits_comes_first() {
+    fn what_fits_into_tonights_share_comes_first_and_then_what_exceeds_it_least() {
         let full = |in_nights, weight| NextFull {
             in_nights,
             weight,
             may_move: true,
         };
         let fulls = [full(3, 4), full(5, 10), full(5, 6), full(5, 2)];
-        assert_eq!(early_fulls(&fulls), [1]);
+        // A seventh is 3: the 2 fits, and of the 16 that are left of the fifth night the 6 may come.
+        assert_eq!(early_fulls(&fulls), [2, 3]);
     }
 
     #[test]
