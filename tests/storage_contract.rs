@@ -1354,7 +1354,12 @@ fn a_full_disk_without_any_free_byte_still_deletes() {
     );
     assert_eq!(store.release_reserve(), Ok(false));
     assert_eq!(store.destroy(&name("a")), Ok(()));
-    assert_eq!(store.create(&name("b"), b"x"), Ok(()));
+    // A child that another test has just forked holds what was open here until it is another program.
+    let has_room = || {
+        std::thread::yield_now();
+        store.create(&name("b"), b"x").is_ok()
+    };
+    assert!((0..100_000).any(|_| has_room()));
 }
 
 #[test]
