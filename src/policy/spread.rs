@@ -21,8 +21,8 @@ pub struct NextFull {
 
 /// Which fulls are taken tonight although their time comes later, by their place in `fulls`: those that a heavier
 /// night of the coming week can spare, until tonight has its share. Each move makes the sum of the squares of the
-/// nights' loads smaller, so after two weeks or so nothing moves any more, and every full comes seven nights after the
-/// last. What moves has to gain a quarter of its own weight, so that sizes that change a little move nothing.
+/// nights' loads smaller, so after some weeks, mostly two, nothing moves any more, and every full comes seven nights
+/// after the last. What moves has to gain a quarter of its own weight, so that sizes that change a little move nothing.
 pub fn early_fulls(fulls: &[NextFull]) -> Vec<usize> {
     let mut load = [0_u128; FULL_EVERY_NIGHTS as usize];
     let nights = load.len() as u128;
@@ -143,6 +143,18 @@ mod tests {
         assert_eq!(early, 0);
     }
 
+    /// Of thousands of hosts the one that moved longest.
+    #[test]
+    fn a_host_that_moves_for_six_weeks_stands_still_then() {
+        let weights = [
+            382, 484, 105, 513, 5, 396, 418, 671, 339, 999, 570, 784, 923, 647, 614, 958, 299, 411,
+            88, 114, 954, 972, 94, 931, 406, 976, 513, 438, 211, 265, 968, 511, 79, 32, 317, 10,
+            616, 429, 684, 12, 916, 182, 88, 273, 37, 295, 788, 962, 749, 750, 593,
+        ];
+        assert!(weeks(&weights, 6).1 > 0);
+        assert_eq!(weeks(&weights, 7).1, 0);
+    }
+
     #[test]
     fn two_vms_take_their_fulls_in_different_nights() {
         let (nights, _) = weeks(&[5, 5], 3);
@@ -195,7 +207,7 @@ mod tests {
             weights in prop::collection::vec(1_u64..1000, 1..60),
         ) {
             let (first, _) = weeks(&weights, 1);
-            let (nights, early) = weeks(&weights, 6);
+            let (nights, early) = weeks(&weights, 12);
             prop_assert_eq!(early, 0);
             prop_assert_eq!(nights.iter().sum::<u64>(), weights.iter().sum::<u64>());
             prop_assert!(nights.iter().max() <= first.iter().max());
