@@ -5,6 +5,9 @@
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 
+/// Runs do not end at the same second of each night.
+const SLACK: SignedDuration = SignedDuration::from_mins(30);
+
 /// What is remembered of an alarm that was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToldAlarm {
@@ -50,6 +53,8 @@ pub fn announcements(
     now: Timestamp,
     remind_every: SignedDuration,
 ) -> Vec<Announcement> {
+    // A run that is quicker than the one before is not to put it off by a night.
+    let patience = remind_every - SLACK.min(remind_every / 2);
     let mut announcements = Vec::new();
     for (key, sounding) in current {
         let (change, since) = match told.get(key) {
@@ -59,7 +64,7 @@ pub fn announcements(
             }
             // A clock that was set back would silence it.
             Some(before) if before.told_at > now => (Change::Reminder, before.since.min(now)),
-            Some(before) if now.duration_since(before.told_at) >= remind_every => {
+            Some(before) if now.duration_since(before.told_at) >= patience => {
                 (Change::Reminder, before.since)
             }
             Some(_) => continue,
@@ -183,6 +188,19 @@ mod tests {
             told,
             wanted.map(|(hour, change, text)| (hour, change, text.to_string()))
         );
+    }
+
+    #[test]
+    fn a_quicker_night_does_not_put_a_reminder_off() {
+        let (mut told, current) = (
+            BTreeMap::new(),
+            BTreeMap::from([("hole".to_string(), sounding("a hole", 1))]),
+        );
+        let first = announcements(&told, &current, |_| true, at(0), DAY);
+        remember(&mut told, &first, at(0));
+        let sooner = at(24) - SignedDuration::from_secs(40);
+        let second = announcements(&told, &current, |_| true, sooner, DAY);
+        assert_eq!(second.first().map(|one| one.change), Some(Change::Reminder));
     }
 
     #[test]
