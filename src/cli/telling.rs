@@ -16,9 +16,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Tells everybody what they have not heard. Who cannot be reached keeps the news from nobody else.
 pub fn tell_all(receivers: &Receivers, site: &Site, overview: &Overview, answer: &Answer) {
-    for (name, failure) in &receivers.unusable {
-        tracing::warn!("{name}: {}", failure.message);
-    }
     let at = site.host.now();
     let settings = &site.config.notify;
     let is_reported = match settings.report {
@@ -35,10 +32,23 @@ pub fn tell_all(receivers: &Receivers, site: &Site, overview: &Overview, answer:
         configured: &configured(site),
         report: is_reported.then(|| report(host, at, answer)),
     };
-    let remind_every = remind_every(&site.config);
+    tell_each(receivers, site.host.folder(), &site.config, &findings);
+}
+
+fn tell_each(
+    receivers: &Receivers,
+    folder: &StateFolder,
+    config: &Config,
+    findings: &Findings<'_>,
+) {
+    for (name, failure) in &receivers.unusable {
+        tracing::warn!("{name}: {}", failure.message);
+    }
+    let remind_every = config.notify.remind_every;
+    let remind_every = SignedDuration::try_from(remind_every).unwrap_or(SignedDuration::MAX);
     for receiver in &receivers.notifiers {
-        if let Err(error) = tell(&**receiver, site.host.folder(), &findings, remind_every) {
-            tracing::warn!("nobody was told: {error}");
+        if let Err(error) = tell(&**receiver, folder, findings, remind_every) {
+            tracing::warn!("not everything was told: {error}");
         }
     }
 }
@@ -64,26 +74,16 @@ pub fn tell_failure(receivers: &Receivers, config: &Config, at: Timestamp, failu
         return;
     };
     let customers = config.customers.iter();
+    let customers = customers.map(|customer| customer.name.to_string());
     let findings = Findings {
         host: &config.host.name,
         at,
         concerns: &concerns,
-        unseen: &customers
-            .map(|customer| customer.name.to_string())
-            .collect(),
+        unseen: &customers.chain([STORE.to_string()]).collect(),
         configured: &BTreeSet::new(),
         report: None,
     };
-    let remind_every = remind_every(config);
-    for receiver in &receivers.notifiers {
-        if let Err(error) = tell(&**receiver, &folder, &findings, remind_every) {
-            tracing::warn!("nobody was told: {error}");
-        }
-    }
-}
-
-fn remind_every(config: &Config) -> SignedDuration {
-    SignedDuration::try_from(config.notify.remind_every).unwrap_or(SignedDuration::MAX)
+    tell_each(receivers, &folder, config, &findings);
 }
 
 fn report(host: &str, at: Timestamp, answer: &Answer) -> Message {
@@ -117,12 +117,15 @@ pub fn ping(receivers: &Receivers, moment: Moment, text: &str) {
     }
 }
 
+/// The customer in the name of an alarm that is about none.
+const STORE: &str = "";
+
 /// What a run found.
 pub struct Findings<'a> {
     pub host: &'a str,
     pub at: Timestamp,
     pub concerns: &'a [Concern],
-    /// Customers that could not be looked at: what was told of them may go on.
+    /// Customers, and [`STORE`], that could not be looked at: what was told of them may go on.
     pub unseen: &'a BTreeSet<String>,
     /// Customers, and VMs as `customer/vm`, of the configuration.
     pub configured: &'a BTreeSet<String>,
@@ -152,7 +155,7 @@ pub fn tell(
     folder: &StateFolder,
     findings: &Findings<'_>,
     remind_every: SignedDuration,
-) -> Result<usize, String> {
+) -> Result<(), String> {
     let mut told = folder.told_alarms(&receiver.name());
     let mut by_name: BTreeMap<String, &Concern> = BTreeMap::new();
     let mut current: BTreeMap<String, Sounding> = BTreeMap::new();
@@ -193,7 +196,7 @@ pub fn tell(
             .send(std::slice::from_ref(report))
             .map_err(|error| error.to_string())?;
     }
-    Ok(messages.len())
+    Ok(())
 }
 
 fn message(change: &Announcement, concern: Option<&Concern>, findings: &Findings<'_>) -> Message {
@@ -261,7 +264,7 @@ fn whom(name: &str) -> (Option<&str>, Option<&str>) {
 }
 
 fn customer_in(name: &str) -> &str {
-    whom(name).0.unwrap_or_default()
+    whom(name).0.unwrap_or(STORE)
 }
 
 #[cfg(test)]
@@ -361,6 +364,27 @@ mod tests {
                 told("over: warning: acme: web01: stale", Event::Cleared)
             ]
         );
+    }
+
+    #[test]
+    fn a_run_that_saw_nothing_calls_nothing_of_the_store_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = StateFolder::create(folder.path()).unwrap();
+        let ear = Ear::default();
+        let of_store = |kind| Concern {
+            customer: None,
+            alarm: Alarm::of_customer(kind, "10 GiB free"),
+        };
+        let full = [of_store(AlarmKind::AlmostFull)];
+        hear(&ear, &folder, 0, &full, &[]).unwrap();
+        let failed = [of_store(AlarmKind::RunFailed)];
+        let heard = hear(&ear, &folder, 1, &failed, &["acme", STORE]).unwrap();
+        assert_eq!(heard.len(), 1, "{heard:?}");
+        assert_eq!(heard[0].0, Event::Raised);
+        // The next run sees that both are over.
+        let heard = hear(&ear, &folder, 2, &[], &[]).unwrap();
+        assert!(heard.iter().all(|(event, _)| *event == Event::Cleared));
+        assert_eq!(heard.len(), 2);
     }
 
     #[test]
