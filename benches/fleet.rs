@@ -7,6 +7,7 @@
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::Command;
 use std::time::Instant;
@@ -105,6 +106,9 @@ impl Dice {
 struct Guest {
     vm: VmName,
     points: Vec<PointFacts>,
+    /// The night of its last full, and those in which it had no point since.
+    full: Option<i64>,
+    lost: usize,
     sizes: Sizes,
 }
 
@@ -120,6 +124,10 @@ struct Seen {
     backups: u64,
     failed_nights: u64,
     over_maximum: u64,
+    /// Nights from one full to the next, counted.
+    full_ages: BTreeMap<u64, u64>,
+    /// Of those over a week, the nights on which the host could do nothing, counted.
+    lost_before_late: BTreeMap<usize, u64>,
 }
 
 fn year() {
@@ -152,6 +160,11 @@ fn year() {
         seen.failed_nights
     );
     println!("  points over their maximum: {}", seen.over_maximum);
+    println!("  nights from one full to the next: {:?}", seen.full_ages);
+    println!(
+        "  fulls over a week after the last, by the nights in which that VM had no backup: {:?}",
+        seen.lost_before_late
+    );
     println!("  bytes read in an hour of a host against its mean (asked: at most 1.5):");
     for (what, values) in [
         ("after a whole night", &mut seen.level),
@@ -177,6 +190,8 @@ fn live(host: usize, policy: &Policy, zone: &TimeZone, seen: &mut Seen) {
             Guest {
                 vm: VmName::new(&format!("vm{number}")).expect("a name"),
                 points: Vec::new(),
+                full: None,
+                lost: 0,
                 sizes: Sizes {
                     disks_bytes: size * GIB,
                     stored_bytes: size * GIB / 100,
@@ -196,6 +211,7 @@ fn live(host: usize, policy: &Policy, zone: &TimeZone, seen: &mut Seen) {
         // The host is off in one night of two hundred, the store in one of three hundred.
         if dice.one_in(200) || dice.one_in(300) {
             seen.failed_nights += VMS_OF_HOST as u64;
+            guests.iter_mut().for_each(|guest| guest.lost += 1);
             was_whole = false;
             continue;
         }
@@ -245,8 +261,19 @@ fn live(host: usize, policy: &Policy, zone: &TimeZone, seen: &mut Seen) {
             seen.backups += 1;
             if dice.one_in(300) {
                 seen.failed_nights += 1;
+                guest.lost += 1;
                 whole = false;
                 continue;
+            }
+            if kind == PointKind::Full {
+                if let Some(last) = guest.full.replace(night) {
+                    let age = u64::try_from(night - last).expect("later");
+                    *seen.full_ages.entry(age).or_default() += 1;
+                    if age > 7 {
+                        *seen.lost_before_late.entry(guest.lost).or_default() += 1;
+                    }
+                }
+                guest.lost = 0;
             }
             let Expiry {
                 expires_at,

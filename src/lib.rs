@@ -61,9 +61,11 @@
 //!   it had; `verify`, `ledger verify` and whoever has no keys read from genesis.
 //! - The age format is our own 700 lines on `ring` and `x25519-dalek`: its library brings 150 crates.
 //!   The public `age` tool is held against it in the tests, and `minisign` against the certificates.
-//! - Without a weekday (`full_day = "auto"`) a full is due seven nights after the last good one, not on a day
-//!   that a hash gives: hashes of the VMs of one host leave some nights with twice the fulls of others. A host takes
-//!   fulls early where that makes its nights more level ([`policy::early_fulls`]), and then nothing moves any more.
+//! - Without a weekday (`full_day = "auto"`) a full is due six nights after the last good one, not on a day that a
+//!   hash gives: hashes of the VMs of one host leave some nights with twice the fulls of others, and after a night
+//!   that failed a full every seventh night is late. Each night of a host takes a sixth of its fulls
+//!   ([`policy::fulls_tonight`]): one that is six nights old can wait for the next, one of seven cannot. It costs a
+//!   sixth more reading, hardly any storage: what has not changed is not stored again.
 //! - A run that is in its window begins nothing after its end; one outside of it does what was missed at once. The
 //!   timer starts one of each. A customer is pruned as soon as the last of its VMs is done and does not wait
 //!   for those of others; every verification comes after the prunes.

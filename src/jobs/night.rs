@@ -6,8 +6,8 @@ use super::prune::facts;
 use super::run::tracking_of;
 use crate::model::{PointKind, PointState, VmName};
 use crate::policy::{
-    Due, DueReason, FULL_EVERY_NIGHTS, NextFull, PointFacts, Policy, Tracking, What, due,
-    early_fulls, night_of, nights_to_full, spread_until, start_times, window_of,
+    Due, DueReason, NextFull, PointFacts, Policy, Tonight, Tracking, What, due, fulls_tonight,
+    night_of, nights_since_full, spread_until, start_times, window_of,
 };
 use crate::repository::State;
 use jiff::Timestamp;
@@ -45,7 +45,7 @@ pub struct Work {
     pub until: Option<Timestamp>,
     window: (Timestamp, Timestamp),
     last_taken: Option<Timestamp>,
-    nights_to_full: Option<u8>,
+    nights_since_full: Option<u8>,
     full_bytes: u64,
     incremental_bytes: u64,
 }
@@ -86,7 +86,7 @@ impl Work {
                 .filter(|point| point.state != PointState::Erased && point.taken_at <= now)
                 .map(|point| point.taken_at)
                 .max(),
-            nights_to_full: nights_to_full(vm, points, policy, now),
+            nights_since_full: nights_since_full(vm, points, policy, now),
             full_bytes: sizes.disks_bytes.max(LEAST_WORK_BYTES),
             incremental_bytes: read_bytes.max(LEAST_WORK_BYTES),
         }
@@ -145,17 +145,7 @@ pub fn look_ahead(customer: usize, state: &State, vms: &[VmName], now: Timestamp
 /// the oldest comes first, so that what one night leaves is the next one's beginning; of equals the larger. With
 /// `spread`, what is due inside its window begins over all that is left of it.
 pub fn arrange(works: &mut [Work], now: Timestamp, spread: bool) {
-    let fulls: Vec<NextFull> = works.iter().map(next_full).collect();
-    for at in early_fulls(&fulls) {
-        if let Some(work) = works.get_mut(at)
-            && let DueReason::Tonight { night } = work.due.reason
-        {
-            work.due = Due {
-                what: What::Full,
-                reason: DueReason::Early { night },
-            };
-        }
-    }
+    level_fulls(works);
     works.sort_by(|one, other| {
         let key = |work: &Work| (work.last_taken, std::cmp::Reverse(work.weight()));
         key(one)
@@ -202,19 +192,44 @@ pub fn spread_rate(works: &[Work]) -> Option<SpreadRate> {
     })
 }
 
-/// The load of a VM's next full, and whether it could come tonight.
-fn next_full(work: &Work) -> NextFull {
-    let tonight = matches!(work.due.reason, DueReason::Tonight { .. });
-    // One that was taken tonight is part of tonight's load.
-    let in_nights = match work.nights_to_full {
-        Some(nights) if nights < FULL_EVERY_NIGHTS => nights,
-        _ => 0,
-    };
-    NextFull {
-        in_nights,
-        weight: work.nights_to_full.map_or(0, |_| work.full_bytes),
-        may_move: tonight,
+/// Which of those without a weekday of their own are full tonight.
+fn level_fulls(works: &mut [Work]) {
+    let mut levelled: Vec<(NextFull, &mut Work)> = works
+        .iter_mut()
+        .filter_map(|work| Some((next_full(work)?, work)))
+        .collect();
+    let fulls: Vec<NextFull> = levelled.iter().map(|(full, _)| *full).collect();
+    let taken = fulls_tonight(&fulls);
+    for (at, (full, work)) in levelled.iter_mut().enumerate() {
+        if full.tonight != Tonight::Open {
+            continue;
+        }
+        let (what, reason) = match (work.due.reason, taken.contains(&at)) {
+            (DueReason::Tonight { night }, true) => (What::Full, DueReason::Early { night }),
+            (DueReason::FullDay { night, since }, false) => {
+                (What::Incremental, DueReason::PutOff { night, since })
+            }
+            _ => continue,
+        };
+        work.due = Due { what, reason };
     }
+}
+
+/// `None` where the weekday is given.
+fn next_full(work: &Work) -> Option<NextFull> {
+    let age_nights = work.nights_since_full?;
+    let tonight = match (work.due.what, work.due.reason) {
+        (_, DueReason::Tonight { .. } | DueReason::FullDay { .. }) => Tonight::Open,
+        (What::Full, _) => Tonight::Full,
+        // One that was taken tonight is part of tonight's load.
+        (What::Nothing, _) if age_nights == 0 => Tonight::Full,
+        (What::Nothing | What::Incremental, _) => Tonight::Closed,
+    };
+    Some(NextFull {
+        age_nights,
+        weight: work.full_bytes,
+        tonight,
+    })
 }
 
 /// Does the works in their order, so many at once, each not before its time. What did not begin before its window's
@@ -288,10 +303,10 @@ mod tests {
 
     const HOUR: SignedDuration = SignedDuration::from_hours(1);
 
-    fn work(name: &str, nights_to_full: u8, last_taken: &str) -> Work {
+    fn work(name: &str, nights_since_full: u8, last_taken: &str) -> Work {
         let night = date(2026, 11, 8);
-        let due = match nights_to_full {
-            0 => Due {
+        let due = match nights_since_full {
+            6.. => Due {
                 what: What::Full,
                 reason: DueReason::FullDay {
                     night,
@@ -312,7 +327,7 @@ mod tests {
             until: Some(window.1),
             window,
             last_taken: Some(at(last_taken)),
-            nights_to_full: Some(nights_to_full),
+            nights_since_full: Some(nights_since_full),
             full_bytes: 10 << 30,
             incremental_bytes: 1 << 30,
         }
@@ -327,7 +342,7 @@ mod tests {
     #[test]
     fn a_heavy_night_to_come_gives_some_of_its_fulls_to_tonight() {
         let mut works: Vec<Work> = (0..7)
-            .map(|number| work(&format!("vm{number}"), 6, YESTERDAY))
+            .map(|number| work(&format!("vm{number}"), 3, YESTERDAY))
             .collect();
         arrange(&mut works, at("2026-11-08T22:00:00Z"), false);
         let early: Vec<_> = works
@@ -340,9 +355,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_night_cannot_hold_is_put_off_to_the_next_but_no_further() {
+        let mut works = vec![work("one", 6, YESTERDAY), work("two", 6, YESTERDAY)];
+        arrange(&mut works, at("2026-11-08T22:00:00Z"), false);
+        let night = date(2026, 11, 8);
+        let since = night;
+        assert_eq!(works[0].due.what, What::Full);
+        assert_eq!(works[1].due.reason, DueReason::PutOff { night, since });
+        assert_eq!(works[1].due.what, What::Incremental);
+        let mut works = vec![work("one", 7, YESTERDAY), work("two", 7, YESTERDAY)];
+        arrange(&mut works, at("2026-11-08T22:00:00Z"), false);
+        assert!(works.iter().all(|work| work.due.what == What::Full));
+    }
+
+    #[test]
     fn a_vm_that_has_its_point_is_not_asked_to_be_full() {
         let mut works: Vec<Work> = (0..7)
-            .map(|number| work(&format!("vm{number}"), 6, YESTERDAY))
+            .map(|number| work(&format!("vm{number}"), 3, YESTERDAY))
             .collect();
         for work in &mut works {
             work.due = Due {
@@ -360,7 +389,7 @@ mod tests {
     fn whose_newest_point_is_the_oldest_comes_first_then_the_largest() {
         let mut works = vec![
             work("small", 3, YESTERDAY),
-            work("full", 0, YESTERDAY),
+            work("full", 6, YESTERDAY),
             work("left-over", 3, "2026-11-06T22:10:00Z"),
             work("new", 3, YESTERDAY),
         ];

@@ -44,9 +44,12 @@ pub use retention::{
     next_prune_ends, plan, prune_needs_confirmation, shortening_impact,
 };
 pub use schedule::{
-    Coverage, Due, DueReason, Night, NightState, Tracking, What, coverage, due, nights_to_full,
+    Coverage, Due, DueReason, Night, NightState, Tracking, What, coverage, due, nights_since_full,
 };
-pub use spread::{FULL_EVERY_NIGHTS, NextFull, early_fulls, spread_until, start_times};
+pub use spread::{
+    FULL_AFTER_NIGHTS, FULL_WITHIN_NIGHTS, NextFull, Tonight, fulls_tonight, spread_until,
+    start_times,
+};
 pub use terms::{
     Effective, FullDay, KeepAfterWindow, Override, Policy, PolicyError, PolicyErrors, PolicyTerms,
     expected_rewriting, parse_hours,

@@ -13,7 +13,7 @@ use crate::model::{PointKind, PointState, VmName};
 
 use super::night::{days_after, night_of, window_of};
 use super::retention::PointFacts;
-use super::spread::FULL_EVERY_NIGHTS;
+use super::spread::FULL_AFTER_NIGHTS;
 use super::terms::{FullDay, Policy};
 
 /// What to do for a VM now.
@@ -48,6 +48,8 @@ pub enum DueReason {
     CatchesUp { night: Date },
     /// The night of the weekly full has come (`since`), and none was taken yet.
     FullDay { night: Date, since: Date },
+    /// The full that is due (`since`) comes in a night to come: tonight others have taken what a night holds.
+    PutOff { night: Date, since: Date },
     /// A point is suspect and no good full was taken after it.
     Suspect { night: Date },
     /// The full that is due later in the week comes tonight, when less is to be done.
@@ -74,6 +76,10 @@ impl fmt::Display for DueReason {
             DueReason::FullDay { since, .. } => {
                 write!(f, "catches up the weekly full of {since}")
             }
+            DueReason::PutOff { since, .. } => write!(
+                f,
+                "due tonight; the weekly full of {since} comes in one of the next nights, because others fill this one"
+            ),
             DueReason::Early { night } => write!(
                 f,
                 "the weekly full, in the night of {night} already, which has fewer than others"
@@ -99,7 +105,8 @@ pub struct Due {
 }
 
 /// The night for which the full of this week is due, if one is: of a given weekday, the last such night, until a
-/// full was taken; else the seventh night after the last full. `points` are those of the VM with their nights.
+/// full was taken; else the sixth night after the last full, so that a night that fails still leaves one within the
+/// week. `points` are those of the VM with their nights.
 fn full_since(points: &[(&PointFacts, Date)], policy: &Policy, night: Date) -> Option<Date> {
     // A full of a night to come was taken by a wrong clock and promises nothing.
     let newest = points
@@ -110,15 +117,15 @@ fn full_since(points: &[(&PointFacts, Date)], policy: &Policy, night: Date) -> O
     let since = match policy.full_day() {
         FullDay::On(weekday) => days_after(night, -i64::from(weekday.until(night.weekday()))),
         FullDay::Auto => newest.map_or(night, |newest| {
-            days_after(newest, i64::from(FULL_EVERY_NIGHTS))
+            days_after(newest, i64::from(FULL_AFTER_NIGHTS))
         }),
     };
     (since <= night && newest.is_none_or(|newest| newest < since)).then_some(since)
 }
 
-/// In how many nights the full of a VM with `full_day = "auto"` is due, 0 for tonight; `None` where a weekday is
-/// given. A host with several of them can level its nights ([`super::early_fulls`]).
-pub fn nights_to_full(
+/// How many nights ago a VM with `full_day = "auto"` had its last good full, 0 for tonight; `None` where a weekday is
+/// given. A host with several of them levels its nights ([`super::fulls_tonight`]).
+pub fn nights_since_full(
     vm: &VmName,
     points: &[PointFacts],
     policy: &Policy,
@@ -134,16 +141,15 @@ pub fn nights_to_full(
         .map(|point| night_of(point.taken_at, policy))
         .filter(|of| *of <= night)
         .max();
-    let Some(newest) = newest else {
-        return Some(0);
-    };
-    let due = days_after(newest, i64::from(FULL_EVERY_NIGHTS));
-    (0..=FULL_EVERY_NIGHTS).find(|nights| days_after(night, i64::from(*nights)) >= due)
+    let nights = newest.map_or(i64::MAX, |newest| {
+        night.duration_since(newest).as_hours() / 24
+    });
+    Some(u8::try_from(nights).unwrap_or(u8::MAX))
 }
 
 /// What is due for a VM at `now`. `points` are all its committed points, in every state; those of other VMs are
 /// ignored. Each night gets one point, inside the window or caught up until the next window starts; the missed full
-/// of a week is caught up with the next point. Between two fulls are seven nights at most, and what catching up takes.
+/// of a week is caught up with the next point. Between two fulls are six nights, and what catching up takes.
 ///
 /// While tracking is distrusted, what is due is a full.
 ///
@@ -499,32 +505,38 @@ mod tests {
     }
 
     #[test]
-    fn without_a_weekday_a_full_comes_seven_nights_after_the_last() {
+    fn without_a_weekday_a_full_comes_six_nights_after_the_last() {
         let policy = policy("auto");
         let mut points = vec![point("2026-11-03T23:00", PointKind::Full)];
         let now = |day: &str| at(&format!("2026-11-{day}T23:00"));
         let due_at = |points: &[PointFacts], day| {
             let due = due(&vm(), points, Tracking::Trusted, &policy, now(day), false);
-            (due.what, nights_to_full(&vm(), points, &policy, now(day)))
+            (
+                due.what,
+                nights_since_full(&vm(), points, &policy, now(day)),
+            )
         };
-        assert_eq!(due_at(&points, "04"), (What::Incremental, Some(6)));
-        assert_eq!(due_at(&points, "09"), (What::Incremental, Some(1)));
-        assert_eq!(due_at(&points, "10"), (What::Full, Some(0)));
-        assert_eq!(due_at(&points, "12"), (What::Full, Some(0)));
+        assert_eq!(due_at(&points, "04"), (What::Incremental, Some(1)));
+        assert_eq!(due_at(&points, "08"), (What::Incremental, Some(5)));
+        assert_eq!(due_at(&points, "09"), (What::Full, Some(6)));
+        assert_eq!(due_at(&points, "12"), (What::Full, Some(9)));
         points.push(point("2026-11-12T23:00", PointKind::Full));
-        assert_eq!(due_at(&points, "18"), (What::Incremental, Some(1)));
-        assert_eq!(due_at(&points, "19"), (What::Full, Some(0)));
+        assert_eq!(due_at(&points, "17"), (What::Incremental, Some(5)));
+        assert_eq!(due_at(&points, "18"), (What::Full, Some(6)));
         // A suspect full is none, and one of the future promises nothing.
         points[1].suspect = true;
         points.push(point("2036-11-12T23:00", PointKind::Full));
-        assert_eq!(due_at(&points, "18").1, Some(0));
-        assert_eq!(nights_to_full(&vm(), &[], &policy, now("18")), Some(0));
+        assert_eq!(due_at(&points, "18").1, Some(15));
+        assert_eq!(
+            nights_since_full(&vm(), &[], &policy, now("18")),
+            Some(u8::MAX)
+        );
     }
 
     #[test]
     fn a_weekday_leaves_nothing_to_be_levelled() {
         let now = at("2026-11-04T23:00");
-        assert_eq!(nights_to_full(&vm(), &[], &policy("sunday"), now), None);
+        assert_eq!(nights_since_full(&vm(), &[], &policy("sunday"), now), None);
     }
 
     #[test]

@@ -5,69 +5,165 @@
 use jiff::{SignedDuration, Timestamp};
 use std::cmp::Reverse;
 
-/// Nights from one full to the next.
-pub const FULL_EVERY_NIGHTS: u8 = 7;
+/// A full is taken so many nights after the last, so that a night that fails breaks no promise.
+pub const FULL_AFTER_NIGHTS: u8 = 6;
+/// A full is promised so many nights after the last.
+pub const FULL_WITHIN_NIGHTS: u8 = 7;
+/// What is late by then waits for no other.
+const FULL_AT_LATEST_NIGHTS: u8 = 14;
 
-/// The next full of a VM whose full day is "auto".
+/// The next full of a VM without a given weekday.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NextFull {
-    /// 0: it is due tonight, in any case.
-    pub in_nights: u8,
+    /// Nights from the last good full to tonight; 0: tonight has it.
+    pub age_nights: u8,
     /// What it costs, in the unit of all others.
     pub weight: u64,
-    /// It can be taken tonight.
-    pub may_move: bool,
+    pub tonight: Tonight,
 }
 
-/// Which fulls are taken tonight although their time comes later, by their place in `fulls`: those that a heavier
-/// night of the coming week can spare, until tonight has its share. Each move makes the sum of the squares of the
-/// nights' loads smaller, so after some weeks, mostly two, nothing moves any more, and every full comes seven nights
-/// after the last. What moves has to gain a quarter of its own weight, so that sizes that change a little move nothing.
-pub fn early_fulls(fulls: &[NextFull]) -> Vec<usize> {
-    let mut load = [0_u128; FULL_EVERY_NIGHTS as usize];
-    let nights = load.len() as u128;
-    for full in fulls {
-        if let Some(night) = load.get_mut(usize::from(full.in_nights)) {
-            *night += u128::from(full.weight);
+/// What can be said of a full and this night before its load is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tonight {
+    /// It has been taken, or is taken in any case.
+    Full,
+    /// There will be a point, full or incremental.
+    Open,
+    /// There is a point already, and it is no full.
+    Closed,
+}
+
+/// Which fulls that are open are taken tonight, by their place in `fulls`.
+///
+/// A night has its share, a sixth of all, and holds a fifth more. What can only be in time tonight is always taken. Then
+/// comes what is late, the oldest first, as far as the night holds it: nights that failed in a row are made up for in
+/// several, so that none of these is too short for all its VMs. Then what is six nights old, as far as there is room;
+/// what is left comes tomorrow. At last what must come early because the nights until its time cannot hold all that is
+/// due in them, which is how fulls that began in one night find nights of their own.
+pub fn fulls_tonight(fulls: &[NextFull]) -> Vec<usize> {
+    Night::new(fulls).taken()
+}
+
+struct Night<'a> {
+    fulls: &'a [NextFull],
+    share: u128,
+    /// Six fifths of a share.
+    holds: u128,
+    heaviest: u128,
+    load: u128,
+    is_taken: Vec<bool>,
+}
+
+impl<'a> Night<'a> {
+    fn new(fulls: &'a [NextFull]) -> Self {
+        let weights = || fulls.iter().map(|full| u128::from(full.weight));
+        let share = weights()
+            .sum::<u128>()
+            .div_ceil(u128::from(FULL_AFTER_NIGHTS));
+        let certain = fulls.iter().filter(|full| full.tonight == Tonight::Full);
+        Night {
+            fulls,
+            share,
+            holds: share * 6 / 5,
+            heaviest: weights().max().unwrap_or(0),
+            load: certain.map(|full| u128::from(full.weight)).sum(),
+            is_taken: vec![false; fulls.len()],
         }
     }
-    let total: u128 = load.iter().sum();
-    let [mut tonight, ..] = load;
-    let mut early = Vec::new();
-    loop {
-        let heaviest = load.iter().skip(1).max().copied().unwrap_or(0);
-        // A night that has gathered what others missed is taken apart at once, each of the nights before it taking a
-        // little more than its share: the one before it may be missed as well.
-        let share = match heaviest * nights * 4 > total * 5 {
-            true => total * 9 / 8,
-            false => total,
-        };
-        if tonight * nights >= share {
-            break;
+
+    fn taken(mut self) -> Vec<usize> {
+        let is_in_time = |age| age == FULL_WITHIN_NIGHTS || age >= FULL_AT_LATEST_NIGHTS;
+        for at in self.open(is_in_time) {
+            self.take(at);
         }
-        let candidates = fulls.iter().enumerate().filter_map(|(at, full)| {
-            let night = usize::from(full.in_nights);
-            let (load, weight) = (*load.get(night)?, u128::from(full.weight));
-            let gains = tonight + weight + weight.div_ceil(4) <= load;
-            let may_move =
-                full.may_move && night > 0 && weight > 0 && gains && !early.contains(&at);
-            // What fits into tonight's share comes first, the largest of it; else what exceeds it least.
-            let fits = (tonight + weight) * nights <= share;
-            let suits = if fits { weight } else { u128::MAX - weight };
-            let has_room = fits || tonight * nights < total;
-            (may_move && has_room).then_some((fits, load, suits, Reverse(at), weight, night))
-        });
-        let Some((_, _, _, Reverse(at), weight, night)) = candidates.max() else {
-            break;
-        };
-        tonight += weight;
-        if let Some(load) = load.get_mut(night) {
-            *load -= weight;
+        let late = self.open(|age| age > FULL_WITHIN_NIGHTS);
+        self.fill(late, self.holds.max(self.heaviest));
+        let is_planned = |age| age == FULL_AFTER_NIGHTS;
+        self.fill(self.open(is_planned), self.holds);
+        // What is left exceeds that, the smallest by the least. A quarter of a share unused would be worse: what is
+        // put off is late if the next night fails.
+        for at in self.open(is_planned).into_iter().rev() {
+            if self.load * 4 < self.share * 3 {
+                self.take(at);
+            }
         }
-        early.push(at);
+        for nights in 1..FULL_WITHIN_NIGHTS {
+            self.make_room_until(nights);
+        }
+        let taken = self.is_taken.iter().enumerate();
+        taken
+            .filter(|(_, is_taken)| **is_taken)
+            .map(|(at, _)| at)
+            .collect()
     }
-    early.sort_unstable();
-    early
+
+    fn is_taken(&self, at: usize) -> bool {
+        self.is_taken.get(at).copied().unwrap_or(false)
+    }
+
+    fn weight(&self, at: usize) -> u128 {
+        self.fulls.get(at).map_or(0, |full| u128::from(full.weight))
+    }
+
+    /// The oldest first, of equals the largest.
+    fn open(&self, is_asked: impl Fn(u8) -> bool) -> Vec<usize> {
+        let mut open: Vec<_> = (self.fulls.iter().enumerate())
+            .filter(|(at, full)| {
+                full.tonight == Tonight::Open && is_asked(full.age_nights) && !self.is_taken(*at)
+            })
+            .map(|(at, full)| (Reverse(full.age_nights), Reverse(full.weight), at))
+            .collect();
+        open.sort_unstable();
+        open.into_iter().map(|(.., at)| at).collect()
+    }
+
+    /// A night that has none takes one, however large.
+    fn fill(&mut self, open: Vec<usize>, up_to: u128) {
+        for at in open {
+            if self.load == 0 || self.load + self.weight(at) <= up_to {
+                self.take(at);
+            }
+        }
+    }
+
+    fn take(&mut self, at: usize) {
+        self.load += self.weight(at);
+        if let Some(is_taken) = self.is_taken.get_mut(at) {
+            *is_taken = true;
+        }
+    }
+
+    /// Takes early what so many nights from now on cannot hold.
+    fn make_room_until(&mut self, nights: u8) {
+        let holds = self.holds.max(self.heaviest);
+        loop {
+            let is_due = |age: u8| FULL_WITHIN_NIGHTS.saturating_sub(age) <= nights;
+            let due: u128 = (self.fulls.iter().enumerate())
+                .filter(|(at, full)| {
+                    full.tonight != Tonight::Full && is_due(full.age_nights) && !self.is_taken(*at)
+                })
+                .map(|(_, full)| u128::from(full.weight))
+                .sum();
+            let Some(excess) = due.checked_sub(holds * u128::from(nights) + 1) else {
+                return;
+            };
+            // The smallest that is enough, else the largest.
+            let candidates = self.open(is_due).into_iter();
+            let best = candidates
+                .filter(|at| self.load + self.weight(*at) <= holds && self.weight(*at) > 0)
+                .min_by_key(|at| {
+                    let weight = self.weight(*at);
+                    match weight > excess {
+                        true => (0, weight),
+                        false => (1, u128::MAX - weight),
+                    }
+                });
+            let Some(at) = best else {
+                return;
+            };
+            self.take(at);
+        }
+    }
 }
 
 /// The last eighth of a window is left free, for what takes longer than was thought.
@@ -105,85 +201,117 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// So many weeks of nights; what each of the last week's nights had, and how many fulls came early in it.
-    fn weeks(weights: &[u64], weeks: usize) -> (Vec<u64>, usize) {
-        let mut fulls: Vec<NextFull> = weights
-            .iter()
-            .map(|weight| NextFull {
-                in_nights: 0,
-                weight: *weight,
-                may_move: true,
-            })
-            .collect();
-        let mut nights = Vec::new();
-        let mut early = Vec::new();
-        for _ in 0..weeks * 7 {
-            let moved = early_fulls(&fulls);
-            let mut load = 0;
-            for (at, full) in fulls.iter_mut().enumerate() {
-                let taken = full.in_nights == 0 || moved.contains(&at);
-                load += if taken { full.weight } else { 0 };
-                full.in_nights = if taken { 6 } else { full.in_nights - 1 };
+    /// A host's nights, of which some are lost.
+    struct Year {
+        /// What each night had.
+        loads: Vec<u64>,
+        /// How many came before they were six nights old.
+        early: Vec<usize>,
+        /// The oldest of each night that was taken in it.
+        oldest: Vec<u8>,
+    }
+
+    fn year(weights: &[u64], nights: usize, is_lost: impl Fn(usize) -> bool) -> Year {
+        // All began in one night, the last.
+        let mut ages = vec![1_u8; weights.len()];
+        let mut year = Year {
+            loads: Vec::new(),
+            early: Vec::new(),
+            oldest: Vec::new(),
+        };
+        for night in 0..nights {
+            let fulls: Vec<NextFull> = (weights.iter().zip(&ages))
+                .map(|(weight, age_nights)| full(*age_nights, *weight))
+                .collect();
+            let taken = match is_lost(night) {
+                true => Vec::new(),
+                false => fulls_tonight(&fulls),
+            };
+            let before = || taken.iter().map(|at| ages[*at]);
+            year.loads.push(taken.iter().map(|at| weights[*at]).sum());
+            year.early
+                .push(before().filter(|age| *age < FULL_AFTER_NIGHTS).count());
+            year.oldest.push(before().max().unwrap_or(0));
+            for (at, age) in ages.iter_mut().enumerate() {
+                *age = if taken.contains(&at) { 1 } else { *age + 1 };
             }
-            nights.push(load);
-            early.push(moved.len());
         }
-        let last = nights.len() - 7;
-        (nights.split_off(last), early[last..].iter().sum())
+        year
+    }
+
+    fn full(age_nights: u8, weight: u64) -> NextFull {
+        NextFull {
+            age_nights,
+            weight,
+            tonight: Tonight::Open,
+        }
     }
 
     #[test]
-    fn fifty_vms_that_began_in_one_night_are_level_after_two_weeks_and_stay_so() {
-        let (nights, early) = weeks(&[1; 50], 3);
-        assert_eq!(nights.iter().sum::<u64>(), 50);
+    fn fifty_vms_that_began_in_one_night_are_level_after_two_weeks_and_never_over_a_week_old() {
+        let year = year(&[1; 50], 60, |_| false);
+        assert!(year.oldest.iter().all(|age| *age <= FULL_WITHIN_NIGHTS));
+        let settled = &year.loads[14..];
+        assert!(settled.iter().all(|load| *load <= 10), "{settled:?}");
+        assert_eq!(year.early[14..].iter().sum::<usize>(), 0);
+    }
+
+    #[test]
+    fn a_night_that_fails_makes_no_full_late_and_no_other_night_heavy() {
+        let year = year(&[1; 50], 200, |night| night > 20 && night % 25 == 0);
+        assert!(year.oldest.iter().all(|age| *age <= FULL_WITHIN_NIGHTS));
         assert!(
-            nights.iter().all(|load| (7..=8).contains(load)),
-            "{nights:?}"
+            year.loads[14..].iter().all(|load| *load <= 10),
+            "{:?}",
+            year.loads
         );
-        assert_eq!(early, 0);
     }
 
-    /// Of thousands of hosts the one that moved longest.
     #[test]
-    fn a_host_that_moves_for_six_weeks_stands_still_then() {
-        let weights = [
-            382, 484, 105, 513, 5, 396, 418, 671, 339, 999, 570, 784, 923, 647, 614, 958, 299, 411,
-            88, 114, 954, 972, 94, 931, 406, 976, 513, 438, 211, 265, 968, 511, 79, 32, 317, 10,
-            616, 429, 684, 12, 916, 182, 88, 273, 37, 295, 788, 962, 749, 750, 593,
-        ];
-        assert!(weeks(&weights, 6).1 > 0);
-        assert_eq!(weeks(&weights, 7).1, 0);
+    fn two_nights_that_fail_are_made_up_for_in_several() {
+        let year = year(&[1; 50], 60, |night| [30, 31].contains(&night));
+        let after = &year.loads[32..];
+        assert!(after.iter().all(|load| *load <= 10), "{after:?}");
+        assert!(year.oldest.iter().all(|age| *age <= FULL_AT_LATEST_NIGHTS));
+        let settled = &year.oldest[45..];
+        assert!(settled.iter().all(|age| *age <= FULL_WITHIN_NIGHTS));
     }
 
     #[test]
     fn two_vms_take_their_fulls_in_different_nights() {
-        let (nights, _) = weeks(&[5, 5], 3);
-        assert_eq!(nights.iter().max(), Some(&5), "{nights:?}");
+        let year = year(&[5, 5], 30, |_| false);
+        assert_eq!(year.loads.iter().max(), Some(&5), "{:?}", year.loads);
     }
 
     #[test]
-    fn one_vm_never_comes_early() {
-        assert_eq!(
-            early_fulls(&[NextFull {
-                in_nights: 6,
-                weight: 9,
-                may_move: true
-            }]),
-            [] as [usize; 0]
-        );
-        assert_eq!(weeks(&[9], 2).1, 0);
+    fn one_vm_has_its_full_every_six_nights() {
+        let year = year(&[9], 60, |_| false);
+        assert_eq!(year.loads.iter().filter(|load| **load > 0).count(), 10);
+        assert_eq!(year.early.iter().sum::<usize>(), 0);
     }
 
     #[test]
-    fn what_fits_into_tonights_share_comes_first_and_then_what_exceeds_it_least() {
-        let full = |in_nights, weight| NextFull {
-            in_nights,
-            weight,
-            may_move: true,
+    fn what_has_its_point_already_is_left_and_what_was_taken_fills_the_night() {
+        let closed = NextFull {
+            tonight: Tonight::Closed,
+            ..full(7, 5)
         };
-        let fulls = [full(3, 4), full(5, 10), full(5, 6), full(5, 2)];
-        // A seventh is 3: the 2 fits, and of the 16 that are left of the fifth night the 6 may come.
-        assert_eq!(early_fulls(&fulls), [2, 3]);
+        let done = NextFull {
+            tonight: Tonight::Full,
+            ..full(0, 5)
+        };
+        assert_eq!(fulls_tonight(&[closed, full(6, 1)]), [1]);
+        assert_eq!(fulls_tonight(&[done, full(6, 5)]), [] as [usize; 0]);
+        // It is promised for tonight.
+        assert_eq!(fulls_tonight(&[done, full(7, 5)]), [1]);
+    }
+
+    #[test]
+    fn what_is_in_time_only_tonight_comes_before_what_is_late() {
+        let weights = [8, 7, 6, 5].map(|age| full(age, 10));
+        assert_eq!(fulls_tonight(&weights), [1]);
+        let weights = [8, 10, 6, 5].map(|age| full(age, 10));
+        assert_eq!(fulls_tonight(&weights), [1]);
     }
 
     #[test]
@@ -203,19 +331,26 @@ mod tests {
 
     proptest! {
         #[test]
-        fn moving_ends_and_never_makes_the_heaviest_night_heavier(
+        fn nights_become_level_and_no_full_is_ever_late(
             weights in prop::collection::vec(1_u64..1000, 1..60),
         ) {
-            let (first, _) = weeks(&weights, 1);
-            let (nights, early) = weeks(&weights, 12);
-            prop_assert_eq!(early, 0);
-            prop_assert_eq!(nights.iter().sum::<u64>(), weights.iter().sum::<u64>());
-            prop_assert!(nights.iter().max() <= first.iter().max());
-            // Nothing that would gain by it is left where it is.
-            let mean = weights.iter().sum::<u64>() as f64 / 7.0;
-            let heaviest = *weights.iter().max().expect("one") as f64;
-            let most = *nights.iter().max().expect("seven") as f64;
-            prop_assert!(most <= mean + heaviest * 1.25 + 1.0, "{:?}", nights);
+            let year = year(&weights, 90, |_| false);
+            prop_assert!(year.oldest.iter().all(|age| *age <= FULL_WITHIN_NIGHTS));
+            let share = weights.iter().sum::<u64>().div_ceil(u64::from(FULL_AFTER_NIGHTS));
+            let heaviest = *weights.iter().max().expect("one");
+            let most = *year.loads[28..].iter().max().expect("nights");
+            prop_assert!(most <= (share * 6 / 5).max(share + heaviest), "{:?}", year.loads);
+            prop_assert_eq!(year.early[28..].iter().sum::<usize>(), 0, "{:?}", year.early);
+        }
+
+        #[test]
+        fn no_night_that_fails_alone_makes_a_full_late(
+            weights in prop::collection::vec(300_u64..1000, 30..60),
+            first in 21_usize..42,
+            apart in 21_usize..60,
+        ) {
+            let year = year(&weights, 120, |night| night >= first && (night - first) % apart == 0);
+            prop_assert!(year.oldest.iter().all(|age| *age <= FULL_WITHIN_NIGHTS), "{:?}", year.oldest);
         }
 
         #[test]

@@ -141,7 +141,9 @@ fn policy_text(policy: &Policy) -> String {
 
 fn full_day(terms: &PolicyTerms) -> String {
     match terms.full_day.as_str() {
-        "auto" => "every seven nights, the VMs of a host spread over them (auto)".to_string(),
+        "auto" => {
+            "every six nights, seven at most, the VMs of a host spread over them (auto)".to_string()
+        }
         day => format!("weekly, {day}"),
     }
 }
