@@ -404,21 +404,21 @@ mod tests {
         let mut works = vec![work("one", 3, YESTERDAY), work("two", 4, YESTERDAY)];
         arrange(&mut works, at("2026-11-09T02:00:00Z"), true);
         let starts: Vec<_> = works.iter().map(|work| work.starts_at).collect();
-        let wanted = ["2026-11-09T02:00:00Z", "2026-11-09T03:45:00Z"];
+        let wanted = ["2026-11-09T02:00:00Z", "2026-11-09T03:52:30Z"];
         assert_eq!(starts, wanted.map(|text| Some(at(text))));
-        // Two gigabytes in seven eighths of what is left.
+        // Two gigabytes in fifteen sixteenths of what is left.
         assert_eq!(
             spread_rate(&works),
             Some(SpreadRate {
                 bytes_per_second: LEAST_RATE,
-                until: at("2026-11-09T05:30:00Z"),
+                until: at("2026-11-09T05:45:00Z"),
             })
         );
         for work in &mut works {
             work.incremental_bytes *= 1000;
         }
         let rate = spread_rate(&works).expect("it is spread").bytes_per_second;
-        assert_eq!(rate, (2000_u64 << 30) / (7 * 1800));
+        assert_eq!(rate, (2000_u64 << 30) / (15 * 900));
         // Outside of the window everything that was missed is done at once.
         for work in &mut works {
             work.until = None;

@@ -80,10 +80,10 @@ impl<'a> Night<'a> {
         self.fill(late, self.holds.max(self.heaviest));
         let is_planned = |age| age == FULL_AFTER_NIGHTS;
         self.fill(self.open(is_planned), self.holds);
-        // What is left exceeds that, the smallest by the least. A quarter of a share unused would be worse: what is
+        // What is left exceeds that, the smallest by the least. A third of a share unused would be worse: what is
         // put off is late if the next night fails.
         for at in self.open(is_planned).into_iter().rev() {
-            if self.load * 4 < self.share * 3 {
+            if self.load * 3 < self.share * 2 {
                 self.take(at);
             }
         }
@@ -166,10 +166,10 @@ impl<'a> Night<'a> {
     }
 }
 
-/// The last eighth of a window is left free, for what takes longer than was thought.
+/// The last sixteenth of a window is left free, for what takes longer than was thought.
 pub fn spread_until(from: Timestamp, to: Timestamp) -> Timestamp {
     let whole = to.duration_since(from);
-    from.saturating_add(whole / 8 * 7).unwrap_or(to)
+    from.saturating_add(whole / 16 * 15).unwrap_or(to)
 }
 
 /// When the work of a night begins, one by one in the order given: each after a share of the window as large as the
@@ -318,7 +318,7 @@ mod tests {
     fn a_night_begins_with_its_first_and_leaves_the_end_free() {
         let at = |text: &str| text.parse::<Timestamp>().expect("a time");
         let window = (at("2026-11-08T22:00:00Z"), at("2026-11-09T06:00:00Z"));
-        let starts = start_times(window, &[4, 2, 1]);
+        let starts = start_times(window, &[8, 4, 3]);
         let wanted = [
             "2026-11-08T22:00:00Z",
             "2026-11-09T02:00:00Z",
@@ -360,7 +360,7 @@ mod tests {
             let starts = start_times((from, to), &weights);
             prop_assert_eq!(starts.len(), weights.len());
             prop_assert!(starts.is_sorted());
-            prop_assert!(starts.iter().all(|at| (from..=from + SignedDuration::from_hours(7)).contains(at)));
+            prop_assert!(starts.iter().all(|at| (from..=from + SignedDuration::from_mins(450)).contains(at)));
         }
     }
 }
