@@ -131,8 +131,8 @@ fn a_dry_run_shows_the_night_in_its_order_and_does_nothing() {
         .says(
             "acme/db01: full: there is no restore point yet, from 2031-02-10 23:00\nacme/mail01: ",
         )
-        .says("from 2031-02-11 01:02\nacme/web01: ")
-        .says("from 2031-02-11 03:05\n");
+        .says("from 2031-02-11 01:11\nacme/web01: ")
+        .says("from 2031-02-11 03:22\n");
     assert!(lab.host.points(lab.at).is_empty());
 }
 
@@ -159,22 +159,109 @@ fn who_waits_for_its_time_ends_at_once_when_it_is_told_to() {
 }
 
 #[test]
+fn a_later_host_takes_over_the_vms_of_a_dead_one_and_a_return_doubles_nothing() {
+    let mut lab = lab("[run]\nread_limit = \"512 KiB\"");
+    let (first, night) = (&lab.host, |days: i64| {
+        lab.at + SignedDuration::from_hours(24 * days)
+    });
+    let standby = Host::new(&HostOptions {
+        name: "host2",
+        store: Some(first.store().to_path_buf()),
+        policy: "timezone = \"UTC\"\nwindow = \"22:00-06:00\"",
+        customers: vec![Customer {
+            name: "acme",
+            own: "",
+            vms: VMS.map(|vm| (vm, vec!["vda"])).to_vec(),
+        }],
+        ..HostOptions::default()
+    });
+    let words = standby.admission(night(0));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    first.vmkeep(&words, night(0)).exits(0);
+    standby.vmkeep(&["init", "--yes"], night(0)).exits(0);
+    first.vmkeep(&["run"], night(0)).exits(0);
+
+    // The next night it dies in the middle of a backup.
+    let mut random = Random::new(0x7257_0003);
+    for guest in &mut lab.guests {
+        guest.work(30, &mut random);
+    }
+    let objects = || support::files_below(&first.customer_folder("acme")).len();
+    let before = objects();
+    let start = Instant::now();
+    let running = first.start(&["run"], night(1));
+    while objects() == before {
+        assert!(start.elapsed() < Duration::from_secs(120), "it never began");
+    }
+    assert!(running.kill().was_killed());
+
+    // The disks are on the other host, which is told to back them up.
+    for vm in VMS {
+        std::fs::copy(first.image(vm, "vda"), standby.image(vm, "vda")).unwrap();
+    }
+    let taken = |at| standby.vmkeep(&["--json", "run"], at).exits(0).document();
+    let backed_up = |vm: &str| (vm.to_string(), "backed-up".to_string());
+    let mut found = outcomes(&taken(night(2)));
+    found.sort();
+    let mut wanted = VMS.map(backed_up);
+    wanted.sort();
+    assert_eq!(found, wanted);
+    let points = standby.points(night(2));
+    for (vm, guest) in VMS.iter().zip(&lab.guests) {
+        let target = standby.restore(vm, "latest", night(2));
+        let restored = Picture::of_file(&target.path().join("vda.raw"));
+        assert!(restored == guest.picture(), "{vm}");
+    }
+
+    // The dead host is switched on again, and does what its configuration says.
+    first.vmkeep(&["run"], night(2)).exits(0);
+    assert_eq!(standby.points(night(2)), points);
+    let pruned = &first.json(&["prune"], night(4))["customers"][0];
+    assert_eq!(pruned["unexplained"], serde_json::json!([]), "{pruned}");
+    standby
+        .vmkeep(&["verify", "--read-data"], night(4))
+        .exits(0);
+}
+
+#[test]
+fn a_run_steps_back_behind_what_else_uses_the_disks() {
+    for (priority, wanted) in [("idle", "idle"), ("low", "best-effort: prio 7")] {
+        let lab = lab(&format!(
+            "[run]\nspread = true\nio_priority = \"{priority}\""
+        ));
+        let running = lab.host.start(&["run"], lab.at);
+        let start = Instant::now();
+        while lab.host.points(lab.at).is_empty() {
+            assert!(
+                start.elapsed() < Duration::from_secs(120),
+                "no first backup"
+            );
+        }
+        let found = support::tool("ionice", &["-p", &running.id().to_string()]);
+        assert_eq!(found.trim(), wanted);
+        running.signal("-TERM");
+        running.ended().exits(130);
+    }
+}
+
+#[test]
 fn a_run_that_is_killed_at_any_moment_is_gone_on_with_by_the_next() {
-    const KILLS: u32 = 12;
+    // Any number by hand: VMKEEP_KILLS=200.
+    let kills = std::env::var("VMKEEP_KILLS").map_or(12, |text| text.parse().unwrap());
     let mut lab = lab("[run]\nvms_at_once = 2");
     let mut random = Random::new(0x7257_0002);
     let start = Instant::now();
     lab.host.vmkeep(&["run"], lab.at).exits(0);
     let mut takes = start.elapsed();
     let mut killed = 0;
-    for round in 1..=KILLS {
+    for round in 1..=kills {
         let at = lab.at + SignedDuration::from_hours(24 * i64::from(round));
         for guest in &mut lab.guests {
             guest.work(4, &mut random);
         }
         let start = Instant::now();
         let mut running = lab.host.start(&["run"], at);
-        let moment = takes * round / KILLS;
+        let moment = takes * round / kills;
         while running.is_running() && start.elapsed() < moment {}
         let ran = running.kill();
         if ran.was_killed() {
@@ -188,8 +275,9 @@ fn a_run_that_is_killed_at_any_moment_is_gone_on_with_by_the_next() {
         let pruned = &lab.host.json(&["prune"], at)["customers"][0];
         assert_eq!(pruned["unexplained"], serde_json::json!([]), "{pruned}");
     }
-    assert!(killed * 2 >= KILLS, "{killed} kills");
-    let end = lab.at + SignedDuration::from_hours(24 * i64::from(KILLS));
+    println!("{killed} of {kills} were killed");
+    assert!(killed * 2 >= kills, "{killed} kills");
+    let end = lab.at + SignedDuration::from_hours(24 * i64::from(kills));
     lab.host.vmkeep(&["verify", "--read-data"], end).exits(0);
     lab.host.vmkeep(&["ledger", "verify"], end).exits(0);
 }
