@@ -4,14 +4,19 @@
 //! The disk is made up by `nbdkit` (`apt-get install nbdkit`): runs of data all over, no two chunks
 //! alike, which compress to little, so that the store stays small: what vmkeep has to remember depends
 //! on how many chunks there are. What it holds for a while depends on their size, so there is a
-//! second disk, of 2 GiB of random bytes. Wanted: a full below 300 MiB.
+//! second disk, of 2 GiB of random bytes, which goes into a bucket of the test server as well: there several packs
+//! are under way at once. Wanted: a full below 300 MiB.
 //!
 //! Environment: `VMKEEP_BENCH_DIR` (where; default the temporary folder; 8 GB).
+
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use support::s3::server;
 
 /// Wanted of every command.
 const LIMIT_MIB: f64 = 300.0;
@@ -30,11 +35,13 @@ fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    measure_disk("1T", "6.25", false);
-    measure_disk("64G", "3.125", true);
+    measure_disk("1T", "6.25", false, None);
+    measure_disk("64G", "3.125", true, None);
+    let bucket = server().bucket();
+    measure_disk("64G", "3.125", true, Some(bucket.config("backups")));
 }
 
-fn measure_disk(disk: &str, percent: &str, random: bool) {
+fn measure_disk(disk: &str, percent: &str, random: bool, bucket: Option<String>) {
     let parent = std::env::var_os("VMKEEP_BENCH_DIR");
     let folder = tempfile::Builder::new()
         .prefix("vmkeep-memory.")
@@ -42,20 +49,29 @@ fn measure_disk(disk: &str, percent: &str, random: bool) {
         .expect("a folder");
     let folder = folder.path();
     let _server = serve(folder, disk, percent, random);
-    prepare(folder);
+    let place = if bucket.is_some() {
+        "a bucket"
+    } else {
+        "a directory"
+    };
+    prepare(folder, bucket);
     let content = match random {
         true => "random bytes",
         false => "data",
     };
-    println!("A disk of {disk} with {percent} % of {content}\n");
+    println!("A disk of {disk} with {percent} % of {content}, in {place}\n");
     println!("| | seconds | MiB at most |");
     println!("|---|--:|--:|");
     let full = ["backup", "big", "--full"];
     let without_keys = ["verify", "--without-keys", "--read-data"];
-    let commands: [(&str, &[&str]); 7] = [
+    let target = folder.join("restored");
+    let target = target.to_str().expect("a folder with a plain name");
+    let restore = ["restore", "big", "--at", "latest", "--to", target];
+    let commands: [(&str, &[&str]); 8] = [
         ("first full", &full),
         ("full again, everything read", &full),
         ("points", &["points"]),
+        ("restore", &restore),
         ("prune", &["prune"]),
         ("verify, all trees", &["verify"]),
         ("verify, all data opened", &["verify", "--read-data"]),
@@ -63,6 +79,10 @@ fn measure_disk(disk: &str, percent: &str, random: bool) {
     ];
     measure(folder, "init", &["init", "--yes"]);
     for (what, arguments) in commands {
+        // 64 GiB would have to be there.
+        if what == "restore" && !random {
+            continue;
+        }
         measure(folder, what, arguments);
     }
     println!();
@@ -88,13 +108,15 @@ fn serve(folder: &Path, disk: &str, percent: &str, random: bool) -> Server {
     server
 }
 
-fn prepare(folder: &Path) {
+fn prepare(folder: &Path, bucket: Option<String>) {
     let at = folder.to_str().expect("a folder with a plain name");
+    let repository = bucket
+        .unwrap_or_else(|| format!("[repository]\nurl = \"{at}/store\"\nreserve = \"1 MiB\"\n"));
     fs::write(
         folder.join("vmkeep.toml"),
         format!(
             "[host]\nclock = \"trusted\"\nstate_dir = \"{at}/state\"\n\
-             [repository]\nurl = \"{at}/store\"\nreserve = \"1 MiB\"\n[policy]\n\
+             {repository}\n[policy]\n\
              timezone = \"UTC\"\n[[customer]]\nid = \"acme\"\n[[customer.vm]]\nname = \"big\"\n\
              nbd = \"{at}/job.json\"\n"
         ),

@@ -236,7 +236,11 @@ fn pass(
     }
     lock::renew(customer, host, now, pruned)?;
     go_on()?;
-    prove(customer, host, now, request, pruned)
+    prove(customer, host, now, request, pruned)?;
+    match pruned.reclaimed.refused.take() {
+        Some(refused) => Err(RepositoryError::from(refused).into()),
+        None => Ok(()),
+    }
 }
 
 /// The nearest deadline of anything that must still leave the store.

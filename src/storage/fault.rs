@@ -21,6 +21,8 @@ pub enum Fault {
     CrashAt { at: u64, applied: bool },
     /// From operation `at` on nothing can be created (`Full`); deleting and reading work.
     FullFrom { at: u64 },
+    /// Nobody may delete `name`.
+    Keep { name: ObjectName },
     /// Each read of `name` that covers `offset` returns that byte changed by `mask`.
     FlipOnRead {
         name: ObjectName,
@@ -196,7 +198,7 @@ enum Fate {
 }
 
 impl Plan {
-    fn fate(&mut self, number: u64, verb: Verb) -> Fate {
+    fn fate(&mut self, number: u64, verb: Verb, object: &str) -> Fate {
         const DEAD: &str = "the process is dead (planned)";
         if self.dead {
             return Fate::FailsBefore(StorageErrorKind::Denied, DEAD);
@@ -215,6 +217,9 @@ impl Plan {
                         true => Fate::FailsAfter(StorageErrorKind::Denied, DEAD),
                         false => Fate::FailsBefore(StorageErrorKind::Denied, DEAD),
                     };
+                }
+                Fault::Keep { name } if verb == Verb::Delete && name.as_str() == object => {
+                    return Fate::FailsBefore(StorageErrorKind::Denied, "planned");
                 }
                 Fault::FullFrom { at }
                     if *at <= number && matches!(verb, Verb::Create | Verb::RestoreReserve) =>
@@ -319,7 +324,7 @@ impl<S: Storage> Faulty<S> {
         };
         self.state.wait_while_frozen(number, Side::Before);
         // Decided after the wait: whoever was frozen while its process died is dead too.
-        let fate = self.state.plan().fate(number, verb);
+        let fate = self.state.plan().fate(number, verb, name);
         let told = match fate {
             Fate::Works => operation(),
             Fate::FailsBefore(kind, detail) => Err(StorageError::new(kind, name, detail)),

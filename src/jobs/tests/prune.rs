@@ -6,7 +6,7 @@ use crate::format::names::CustomerNames;
 use crate::jobs::prune::NO_CERTIFICATE_OF_COPIES;
 use crate::jobs::testing::{Lab, back_up, prune_with};
 use crate::jobs::{JobErrorKind, PruneRequest, Quiet, plan_prune, prune, undo};
-use crate::model::{ObjectHash, PackName, PointId, PointState, SessionId};
+use crate::model::{ObjectHash, ObjectName, PackName, PointId, PointState, SessionId};
 use crate::policy::{Action, PolicyTerms, next_prune_ends};
 use crate::repository::testing::{DAY, Running, change, image, restore, vm};
 use crate::repository::{Customer, Ledger, RepositoryErrorKind};
@@ -197,6 +197,73 @@ fn a_record_whose_erasure_was_cut_short_goes_at_once_even_if_nothing_can_be_recl
     assert!(result.is_err());
     let left = lab.storage.size_bytes(&record).map_err(|error| error.kind);
     assert_eq!(left, Err(StorageErrorKind::NotFound));
+}
+
+fn packs(lab: &Lab) -> BTreeSet<ObjectName> {
+    let listed = lab.storage.list("customers").unwrap().into_iter();
+    listed
+        .map(|object| object.name)
+        .filter(|name| name.as_str().contains("/packs/"))
+        .collect()
+}
+
+/// Two VMs without a restore point that is left.
+fn two_that_are_erased() -> Lab {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    nights(&lab, 1);
+    let customer = lab.open();
+    back_up(&customer, "db", &image(&[7, 8]), true);
+    for name in ["web", "db"] {
+        let point = customer.base(&vm(name)).unwrap();
+        change(&customer, point, Body::Expire).unwrap();
+        change(&customer, point, Body::Erase).unwrap();
+    }
+    lab
+}
+
+#[test]
+fn a_pack_that_cannot_be_deleted_keeps_no_other_from_going_and_is_told() {
+    let lab = two_that_are_erased();
+    let all = packs(&lab).len();
+    assert!(all > 2);
+    for at in 0..all {
+        let lab = two_that_are_erased();
+        let kept = packs(&lab).into_iter().nth(at).unwrap();
+        let store = Arc::new(Faulty::new(lab.storage.clone()));
+        let name = kept.clone();
+        store.add(Fault::Keep { name });
+        let customer = lab.open_on(store, &lab.host);
+        // What is new goes, too, while it stays.
+        for _ in 0..2 {
+            let error = lab.prune(&customer).unwrap_err();
+            let denied = RepositoryErrorKind::Storage(StorageErrorKind::Denied);
+            assert_eq!(error.kind, JobErrorKind::Repository(denied));
+            assert!(error.to_string().contains(kept.as_str()), "{error}");
+            assert_eq!(packs(&lab), BTreeSet::from([kept.clone()]));
+            back_up(&customer, "web", &image(&[1, 2]), true);
+            let point = customer.base(&vm("web")).unwrap();
+            change(&customer, point, Body::Expire).unwrap();
+            change(&customer, point, Body::Erase).unwrap();
+        }
+        let pruned = lab.prune(&lab.open()).unwrap();
+        assert!(pruned.certificate.is_some());
+        assert_eq!(packs(&lab), BTreeSet::new());
+    }
+}
+
+#[test]
+fn where_nothing_can_be_deleted_nothing_is_rewritten() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    nights(&lab, 7);
+    let store = Arc::new(Faulty::new(lab.storage.clone()));
+    let before = packs(&lab);
+    for name in &before {
+        let name = name.clone();
+        store.add(Fault::Keep { name });
+    }
+    let customer = lab.open_on(store, &lab.host);
+    assert!(lab.prune(&customer).is_err());
+    assert_eq!(packs(&lab), before);
 }
 
 /// A VM that was erased in part, with a node of what is left that does not open.

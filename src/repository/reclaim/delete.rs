@@ -24,7 +24,8 @@ impl Pass<'_> {
         let mut due = Vec::new();
         let looked_at = self.look_at(mark, waiting, &mut due);
         // Those that were looked at go, whatever became of the next one.
-        self.delete(&due).and(looked_at)
+        self.delete(&due);
+        looked_at
     }
 
     fn look_at(
@@ -56,7 +57,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn delete(&mut self, due: &[PackName]) -> Result<(), RepositoryError> {
+    fn delete(&mut self, due: &[PackName]) {
         let storage = self.customer.storage();
         let names = due.iter().map(|name| self.customer.names().pack(name));
         let names: Vec<ObjectName> = names.collect();
@@ -65,13 +66,20 @@ impl Pass<'_> {
             .map(|name| storage.size_bytes(name).unwrap_or_default())
             .collect();
         let deleted = storage.delete_all(&names);
+        // What is refused is tried again with each mark; others are not to wait for it.
+        self.result.refused = None;
         for ((name, freed), deleted) in due.iter().zip(sizes).zip(deleted) {
-            if gone_or_locked(deleted)?.is_none() {
-                self.result.freed_bytes += freed;
-                self.result.removed.push(*name);
+            match gone_or_locked(deleted) {
+                Ok(None) => {
+                    self.result.freed_bytes += freed;
+                    self.result.removed.push(*name);
+                }
+                Ok(Some(_locked)) => {}
+                Err(error) => {
+                    self.result.refused.get_or_insert(error);
+                }
             }
         }
-        Ok(())
     }
 
     /// Whether a tag of a condemned pack is live and stands in no pack that stays. What another

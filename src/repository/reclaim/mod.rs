@@ -20,6 +20,7 @@ use super::sealed::LOAD_ATTEMPTS;
 use crate::format::entry::{PackMark, VerifyMethod};
 use crate::format::pack::{self, DirectoryEntry};
 use crate::model::{PackName, Tag};
+use crate::storage::StorageError;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 
@@ -46,6 +47,8 @@ pub struct Reclaimed {
     /// Live frames that did not open; noted in the ledger. Their packs stay, unless what does not
     /// open was given up (`force`).
     pub damaged: Vec<(PackName, Tag)>,
+    /// Condemned packs that the store refuses to delete, the first with its reason; all others were done.
+    pub refused: Option<StorageError>,
 }
 
 /// One reclaim on its way.
@@ -95,6 +98,10 @@ pub fn reclaim(
         decisions.extend(pass.rescues(&mark));
         pass.leave_locked(&decisions)?;
         decisions.retain(|decision| !pass.stuck.contains(&decision.facts.name));
+        // Where nothing can be deleted, rewriting would only take room, night after night.
+        if pass.result.refused.is_some() && pass.result.removed.is_empty() {
+            decisions.retain(|decision| decision.action == PackAction::Remove);
+        }
         let batch = plan::next_batch(&decisions, most_bytes);
         if batch.is_empty() || fruitless >= FRUITLESS_SESSIONS {
             return pass.finish(&mark, now);
