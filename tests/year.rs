@@ -389,8 +389,8 @@ fn a_year_of_nights_is_told_as_a_careful_administrator_expects() {
             night if night == REMOVED + 20 => {
                 let text = year.host.vmkeep(&["status"], evening);
                 text.exits(0).says("acme/old01 (gone)");
-                let points = year.host.points(evening).into_iter();
-                let last = points.filter(|point| point["vm"] == "old01").next_back();
+                let mut points = year.host.points(evening).into_iter();
+                let last = points.rfind(|point| point["vm"] == "old01");
                 let last = last.expect("one is left");
                 assert_eq!(last["kind"], "full");
                 let taken_at: Timestamp = last["taken_at"].as_str().unwrap().parse().unwrap();
