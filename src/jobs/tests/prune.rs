@@ -239,6 +239,8 @@ fn a_pack_that_cannot_be_deleted_keeps_no_other_from_going_and_is_told() {
             let denied = RepositoryErrorKind::Storage(StorageErrorKind::Denied);
             assert_eq!(error.kind, JobErrorKind::Repository(denied));
             assert!(error.to_string().contains(kept.as_str()), "{error}");
+            // Bytes are left, so that nothing can be certified as destroyed.
+            assert!(customer.state().without_bytes().is_empty());
             assert_eq!(packs(&lab), BTreeSet::from([kept.clone()]));
             back_up(&customer, "web", &image(&[1, 2]), true);
             let point = customer.base(&vm("web")).unwrap();
