@@ -6,9 +6,9 @@
 use super::RepositoryError;
 use super::customer::Customer;
 use super::directory::read_directory;
-use super::index::{Index, LiveRecords, PackNumber, count_uses};
+use super::index::{Index, LiveRecords, PackNumber, Place, count_uses};
 use super::mark::Unreachable;
-use super::reader::{ReadScratch, Reader};
+use super::reader::{ReadScratch, Reader, frame_length};
 use super::tree::children;
 use crate::codec::DiskRecord;
 use crate::model::{Id, PackName, PieceKind, PointId, Tag};
@@ -27,6 +27,36 @@ pub struct Opened {
     pub damaged: Vec<(PackName, Tag)>,
     /// Pieces that open nowhere, with a restore point that needs them.
     pub unreadable: Vec<Unreachable>,
+}
+
+const CHUNK: PieceKind = PieceKind::Chunk;
+/// Read at once by each thread, or one frame.
+const RUN_BYTES: usize = 4 << 20;
+
+/// A chunk that is to be opened, and where it is sought first.
+struct Placed {
+    place: Option<Place>,
+    id: Id,
+    tag: Tag,
+}
+
+/// How many of these, at least one, stand one after the other in a pack.
+fn length_of_run(placed: &[Placed]) -> usize {
+    let mut bytes = 0;
+    let mut before: Option<Place> = None;
+    let joins = |one: &&Placed| {
+        let Some(place) = one.place else {
+            return false;
+        };
+        let follows = before.is_none_or(|before| {
+            let end = u64::from(before.offset) + u64::from(before.length_bytes);
+            before.pack == place.pack && end == u64::from(place.offset)
+        });
+        bytes += place.length_bytes as usize;
+        before = Some(place);
+        follows && bytes <= RUN_BYTES
+    };
+    placed.iter().take_while(joins).count().max(1)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -226,11 +256,83 @@ impl Opening<'_> {
             }
             wanted = unclaimed;
         }
-        wanted.sort_by_cached_key(|(_, tag)| self.index.first_place(tag));
+        let mut placed = Vec::with_capacity(wanted.len());
         for (id, tag) in wanted {
-            self.open_piece(point, PieceKind::Chunk, &id, &tag, scratch)?;
+            let place = self.index.places(&tag)?.into_iter().next();
+            // What cannot be a frame is no place to read together with others.
+            let place = place.filter(|place| frame_length(place).is_ok());
+            placed.push(Placed { place, id, tag });
+        }
+        placed.sort_by_key(|one| one.place.map(|place| (place.pack, place.offset)));
+        let mut buffer = Vec::new();
+        let mut left = placed.as_slice();
+        while !left.is_empty() {
+            let (run, rest) = left.split_at(length_of_run(left));
+            self.open_run(point, run, &mut buffer, scratch)?;
+            left = rest;
         }
         Ok(())
+    }
+
+    /// Frames that stand one after the other are read together: each request to a far store takes its time. What
+    /// does not open is looked for again by itself, wherever else it is.
+    fn open_run(
+        &self,
+        point: &PointId,
+        run: &[Placed],
+        buffer: &mut Vec<u8>,
+        scratch: &mut ReadScratch,
+    ) -> Result<(), RepositoryError> {
+        let is_read = self.read_run(run, buffer)?;
+        let mut at = 0;
+        for Placed { place, id, tag } in run {
+            let end = at + place.map_or(0, |place| place.length_bytes as usize);
+            let frame = buffer.get(at..end).filter(|_| is_read);
+            at = end;
+            if let (Some(place), Some(frame)) = (place, frame)
+                && let Some(pack) = self.index.pack(place.pack)
+            {
+                let name = &pack.row.name;
+                let opened = (self.reader).open_frame(name, frame, CHUNK, id, tag, scratch);
+                match opened {
+                    Ok(()) => {
+                        self.tally(place, scratch.plain.len() as u64, Vec::new());
+                        continue;
+                    }
+                    Err(error) if error.is_damage() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            self.open_piece(point, CHUNK, id, tag, scratch)?;
+        }
+        Ok(())
+    }
+
+    /// `false`: not as a whole.
+    fn read_run(&self, run: &[Placed], buffer: &mut Vec<u8>) -> Result<bool, RepositoryError> {
+        let places = || run.iter().filter_map(|one| one.place);
+        let Some(first) = places().next() else {
+            return Ok(false);
+        };
+        let Some(pack) = self.index.pack(first.pack) else {
+            return Ok(false);
+        };
+        buffer.clear();
+        buffer.resize(places().map(|place| place.length_bytes as usize).sum(), 0);
+        match (self.reader).read_range(&pack.row.name, u64::from(first.offset), buffer) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_damage() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn tally(&self, place: &Place, bytes: u64, failed: Vec<(PackName, Tag)>) {
+        (self.progress)(bytes);
+        let mut tally = lock(&self.opened);
+        tally.result.frames += 1;
+        tally.result.bytes += bytes;
+        *tally.by_pack.entry(place.pack).or_default() += 1;
+        tally.result.damaged.extend(failed);
     }
 
     /// Opens a piece at the first place that has it; places that fail on the way are noted.
@@ -252,13 +354,7 @@ impl Opening<'_> {
                 .open_at(self.index, &place, kind, id, tag, scratch)
             {
                 Ok(()) => {
-                    let bytes = scratch.plain.len() as u64;
-                    (self.progress)(bytes);
-                    let mut tally = lock(&self.opened);
-                    tally.result.frames += 1;
-                    tally.result.bytes += bytes;
-                    *tally.by_pack.entry(place.pack).or_default() += 1;
-                    tally.result.damaged.extend(failed);
+                    self.tally(&place, scratch.plain.len() as u64, failed);
                     return Ok(true);
                 }
                 Err(error) if error.is_damage() => {

@@ -13,7 +13,8 @@ use crate::format::pack::{
 };
 use crate::format::segment::{PackRow, Record};
 use crate::model::{Id, ObjectHash, ObjectName, PackName, PieceKind, SegmentName, SessionId, Tag};
-use crate::storage::{Storage, StorageErrorKind};
+use crate::storage::{Storage, StorageError, StorageErrorKind};
+use bytes::Bytes;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -120,7 +121,10 @@ impl Uploads {
         failure: &Arc<OnceLock<RepositoryError>>,
         given_up: &Arc<AtomicBool>,
     ) -> Self {
-        let (to_store, packs) = sync_channel::<Outgoing>(WAITING_PACKS);
+        let at_once = storage.writes_at_once().max(1);
+        // Where several are under way, another need not wait: one of these is soon done.
+        let waiting = if at_once == 1 { WAITING_PACKS } else { 0 };
+        let (to_store, packs) = sync_channel::<Outgoing>(waiting);
         let packs = Arc::new(Mutex::new(packs));
         let start = |_| {
             let (storage, packs) = (storage.clone(), packs.clone());
@@ -139,7 +143,7 @@ impl Uploads {
                 }
             })
         };
-        let threads = (0..storage.writes_at_once().max(1)).map(start).collect();
+        let threads = (0..at_once).map(start).collect();
         Uploads { to_store, threads }
     }
 
@@ -157,13 +161,14 @@ impl Uploads {
 /// A finished pack.
 struct Outgoing {
     object: ObjectName,
-    bytes: Vec<u8>,
+    bytes: Bytes,
     kind: PackKind,
 }
 
 impl Outgoing {
     fn send(&self, storage: &dyn Storage) -> Result<(), RepositoryError> {
-        upload(storage, &self.object, &self.bytes)?;
+        let create = || storage.create_large(&self.object, &self.bytes);
+        upload_by(storage, &self.object, &self.bytes, create)?;
         // The next night walks these; data is read when it is restored.
         if self.kind == PackKind::Node {
             storage.keep_copy(&self.object, &self.bytes);
@@ -472,7 +477,7 @@ impl<'a> Session<'a> {
             .fetch_add(row.size_bytes, Ordering::Relaxed);
         let outgoing = Outgoing {
             object: self.customer.names().pack(&name),
-            bytes: pack.bytes,
+            bytes: pack.bytes.into(),
             kind: row.kind,
         };
         #[cfg(test)]
@@ -616,9 +621,18 @@ pub(super) fn upload(
     name: &ObjectName,
     bytes: &[u8],
 ) -> Result<(), RepositoryError> {
+    upload_by(storage, name, bytes, || storage.create(name, bytes))
+}
+
+fn upload_by(
+    storage: &dyn Storage,
+    name: &ObjectName,
+    bytes: &[u8],
+    create: impl Fn() -> Result<(), StorageError>,
+) -> Result<(), RepositoryError> {
     let mut attempt = 0;
     loop {
-        let uncertain = match storage.create(name, bytes) {
+        let uncertain = match create() {
             Ok(()) => return Ok(()),
             Err(error) if error.kind == StorageErrorKind::AlreadyExists => {
                 match storage.read(name, bytes.len() as u64) {

@@ -2,6 +2,7 @@
 
 use super::{Latest, Leftover, Listed, OpenObject, Storage, StorageError, Survey};
 use crate::model::ObjectName;
+use bytes::Bytes;
 use jiff::Timestamp;
 use std::sync::Arc;
 
@@ -20,15 +21,24 @@ impl Braked {
     pub fn new(store: Arc<dyn Storage>, may_send: Arc<MaySend>) -> Self {
         Braked { store, may_send }
     }
+
+    /// An entry of the ledger does not wait behind packs: others wait for it.
+    fn wait_for(&self, data: &[u8]) {
+        if data.len() >= LEAST_BYTES {
+            (self.may_send)(data.len() as u64);
+        }
+    }
 }
 
 impl Storage for Braked {
     fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
-        // An entry of the ledger does not wait behind packs: others wait for it.
-        if data.len() >= LEAST_BYTES {
-            (self.may_send)(data.len() as u64);
-        }
+        self.wait_for(data);
         self.store.create(name, data)
+    }
+
+    fn create_large(&self, name: &ObjectName, data: &Bytes) -> Result<(), StorageError> {
+        self.wait_for(data);
+        self.store.create_large(name, data)
     }
 
     fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {

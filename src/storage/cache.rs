@@ -10,6 +10,7 @@
 
 use super::{Latest, Leftover, Listed, OpenObject, Storage, StorageError, Survey};
 use crate::model::ObjectName;
+use bytes::Bytes;
 use jiff::Timestamp;
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use std::collections::BTreeSet;
@@ -255,6 +256,10 @@ fn remove(path: &Path) -> io::Result<()> {
 impl Storage for Cached {
     fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
         self.store.create(name, data)
+    }
+
+    fn create_large(&self, name: &ObjectName, data: &Bytes) -> Result<(), StorageError> {
+        self.store.create_large(name, data)
     }
 
     fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {

@@ -20,6 +20,7 @@ pub use probe::{MAX_PROBE_BYTES, Probe, probe, probe_and_time, probe_without_del
 pub use s3::{S3, S3Credentials, S3Lock, S3Settings};
 
 use crate::model::ObjectName;
+use bytes::Bytes;
 use jiff::Timestamp;
 use std::fmt;
 use std::sync::Arc;
@@ -176,6 +177,11 @@ pub trait Storage: Send + Sync {
     /// Names that begin with the part `tmp` or `reserve` are the store's own: `Unsupported`.
     fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError>;
 
+    /// The same of much: a store that needs the bytes for longer than the call has no copy of its own.
+    fn create_large(&self, name: &ObjectName, data: &Bytes) -> Result<(), StorageError> {
+        self.create(name, data)
+    }
+
     /// The whole object, `Corrupt` if it is larger than `max_bytes` (nothing is allocated then).
     fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError>;
 
@@ -302,6 +308,10 @@ pub trait Storage: Send + Sync {
 impl<S: Storage + ?Sized> Storage for Arc<S> {
     fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
         (**self).create(name, data)
+    }
+
+    fn create_large(&self, name: &ObjectName, data: &Bytes) -> Result<(), StorageError> {
+        (**self).create_large(name, data)
     }
 
     fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {

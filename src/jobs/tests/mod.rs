@@ -3,4 +3,5 @@ mod audit;
 mod chunk_size;
 mod damage;
 mod lives;
+mod opening;
 mod prune;

@@ -36,6 +36,7 @@ use super::{checked_prefix, is_own_name, name_from_outside, refuse_own_names};
 use super::{too_large, too_short};
 use crate::model::{BucketFacts, ObjectName, Versioning};
 use aws_sdk_s3::Client;
+use bytes::Bytes;
 use connection::Rate;
 use jiff::Timestamp;
 use lock::ServerClock;
@@ -161,6 +162,10 @@ fn object_of(place: &str) -> Option<ObjectName> {
 
 impl Storage for S3 {
     fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+        self.create_large(name, &Bytes::copy_from_slice(data))
+    }
+
+    fn create_large(&self, name: &ObjectName, data: &Bytes) -> Result<(), StorageError> {
         refuse_own_names(name)?;
         self.runtime.block_on(self.upload(name, data))
     }

@@ -6,6 +6,7 @@ use super::{S3, StorageError, StorageErrorKind};
 use crate::model::{ObjectName, Versioning};
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
+use bytes::Bytes;
 use jiff::Timestamp;
 
 /// The server said that it created the object, and put it over another one (which is back).
@@ -16,7 +17,7 @@ const COMPARED_BYTES: usize = 16 << 20;
 impl S3 {
     /// The condition is asked with every attempt. An attempt whose outcome is unknown may have landed,
     /// so a later "exists" may be our own success: then, and only then, the bytes are compared.
-    pub(super) async fn upload(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+    pub(super) async fn upload(&self, name: &ObjectName, data: &Bytes) -> Result<(), StorageError> {
         if !self.settings.may_delete {
             self.refuse_hidden(name).await?;
         }
@@ -162,7 +163,7 @@ impl S3 {
     async fn put(
         &self,
         name: &ObjectName,
-        data: &[u8],
+        data: &Bytes,
         locked_until: Option<Timestamp>,
     ) -> Result<Option<String>, StorageError> {
         let put = self.client.put_object().bucket(&self.settings.bucket);
@@ -174,7 +175,7 @@ impl S3 {
                 .object_lock_retain_until_date(DateTime::from_secs(until.as_second()))
                 .checksum_algorithm(ChecksumAlgorithm::Crc32);
         }
-        let sent = put.body(ByteStream::from(data.to_vec())).send();
+        let sent = put.body(ByteStream::from(data.clone())).send();
         let put = self.answer_if_free(name, data.len() as u64, sent).await?;
         Ok(put.version_id().map(str::to_string))
     }
@@ -184,7 +185,7 @@ impl S3 {
     async fn put_in_parts(
         &self,
         name: &ObjectName,
-        data: &[u8],
+        data: &Bytes,
     ) -> Result<Option<String>, StorageError> {
         self.refuse_taken(name).await?;
         let key = self.key(name.as_str());
@@ -211,7 +212,7 @@ impl S3 {
         name: &ObjectName,
         key: &str,
         id: &str,
-        data: &[u8],
+        data: &Bytes,
     ) -> Result<Option<String>, StorageError> {
         let mut completed = CompletedMultipartUpload::builder();
         for (number, part) in (1..).zip(data.chunks(self.settings.part_bytes.max(1))) {
@@ -219,7 +220,7 @@ impl S3 {
                 .retried(async || {
                     let upload = self.client.upload_part().bucket(&self.settings.bucket);
                     let upload = upload.key(key).upload_id(id).part_number(number);
-                    let sent = upload.body(ByteStream::from(part.to_vec())).send();
+                    let sent = upload.body(ByteStream::from(data.slice_ref(part))).send();
                     self.answer(name, part.len() as u64, sent).await
                 })
                 .await

@@ -1,0 +1,61 @@
+//! `verify --read-data`: how it reads, and what it says of one frame among many.
+
+use crate::jobs::testing::{Lab, back_up};
+use crate::jobs::{Quiet, VerifyRequest, verify};
+use crate::model::ObjectName;
+use crate::policy::PolicyTerms;
+use crate::repository::Customer;
+use crate::repository::testing::image;
+use crate::storage::{Fault, Faulty, Memory, Storage, Verb};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+fn damage(customer: &Customer) -> Vec<String> {
+    let request = VerifyRequest {
+        trees: true,
+        read_percent: Some(100),
+        unread_since: None,
+        threads: 1,
+    };
+    let never = AtomicBool::new(false);
+    verify(customer, request, &Quiet, &never).unwrap().damage
+}
+
+#[test]
+fn what_stands_together_is_read_together_and_a_frame_that_does_not_open_is_told_alone() {
+    let lab = Lab::new(Arc::new(Memory::new()), &PolicyTerms::default());
+    let chunks: Vec<u32> = (1..=200).collect();
+    back_up(&lab.open(), "web", &image(&chunks), true);
+    let store = Arc::new(Faulty::new(lab.storage.clone()));
+    let customer = lab.open_on(store.clone(), &lab.host);
+    let before = store.log().len();
+    assert_eq!(damage(&customer), Vec::<String>::new());
+    let log = store.log().split_off(before);
+    // Four frames in a pack; their directories come afterwards.
+    let opening = log.iter().take_while(|line| line.verb != Verb::SizeBytes);
+    let reads: Vec<&str> = opening
+        .filter(|line| line.verb == Verb::ReadRange)
+        .map(|line| line.name.as_str())
+        .collect();
+    assert!((50..60).contains(&reads.len()), "{} reads", reads.len());
+
+    let most_read = reads
+        .iter()
+        .max_by_key(|name| lab.storage.size_bytes(&object(name)).unwrap());
+    let name = object(most_read.unwrap());
+    let offset = lab.storage.size_bytes(&name).unwrap() / 2;
+    store.add(Fault::FlipOnRead {
+        name,
+        offset,
+        mask: 1,
+    });
+    let told = damage(&customer);
+    let frames = told
+        .iter()
+        .filter(|line| line.contains("a frame does not open"));
+    assert_eq!(frames.count(), 1, "{told:?}");
+}
+
+fn object(name: &str) -> ObjectName {
+    ObjectName::new(name).unwrap()
+}
