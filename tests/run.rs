@@ -137,6 +137,28 @@ fn a_dry_run_shows_the_night_in_its_order_and_does_nothing() {
 }
 
 #[test]
+fn a_run_takes_the_fulls_that_its_plan_has_and_puts_the_others_off() {
+    let lab = lab("");
+    let mut fulls = Vec::new();
+    for night in 0..16 {
+        let at = lab.at + SignedDuration::from_hours(24 * night);
+        let plan = lab.host.vmkeep(&["run", "--dry-run"], at);
+        let planned = plan.exits(0).stdout.matches(": full: ").count();
+        lab.host.vmkeep(&["run"], at).exits(0);
+        let points = lab.host.points(at).into_iter();
+        let taken = |point: &serde_json::Value| {
+            let taken_at: Timestamp = point["taken_at"].as_str().unwrap().parse().unwrap();
+            taken_at >= at && point["kind"] == "full"
+        };
+        assert_eq!(points.filter(taken).count(), planned, "night {night}");
+        fulls.push(planned);
+    }
+    assert_eq!(fulls[0], 3);
+    assert!(fulls[1..].iter().all(|fulls| *fulls <= 1), "{fulls:?}");
+    assert!(fulls[1..].iter().sum::<usize>() >= 6, "{fulls:?}");
+}
+
+#[test]
 fn who_waits_for_its_time_ends_at_once_when_it_is_told_to() {
     let lab = lab("[run]\nspread = true");
     let running = lab.host.start(&["run"], lab.at);

@@ -237,9 +237,12 @@ fn pass(
     lock::renew(customer, host, now, pruned)?;
     go_on()?;
     prove(customer, host, now, request, pruned)?;
-    match pruned.reclaimed.refused.take() {
-        Some(refused) => Err(RepositoryError::from(refused).into()),
-        None => Ok(()),
+    // Only then the reserve may help.
+    match &pruned.reclaimed.refused {
+        Some(refused) if refused.kind == StorageErrorKind::Full => {
+            Err(RepositoryError::from(refused.clone()).into())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -8,8 +8,8 @@ use crate::format::entry::{Body, PolicyBody};
 use crate::hypervisor::Hypervisor;
 use crate::model::{PointKind, VmName};
 use crate::policy::{
-    ChangeImpact, Due, Policy, PolicyTerms, Tracking, What, change_impact, due, needs_confirmation,
-    shortening_impact,
+    ChangeImpact, Due, DueReason, Policy, PolicyTerms, Tracking, What, change_impact, due,
+    needs_confirmation, shortening_impact,
 };
 use crate::repository::{Customer, RepositoryError, RepositoryErrorKind, State, terms_map};
 use jiff::{SignedDuration, Timestamp};
@@ -250,6 +250,17 @@ fn no_policy(customer: &Customer) -> JobError {
     )
 }
 
+/// Whether the plan of the whole night goes before what is due for the VM by itself.
+fn is_levelled(due: Due, planned: Due) -> bool {
+    match (due.reason, planned.reason) {
+        // Of another night than that of the plan it is late.
+        (DueReason::FullDay { night, .. }, DueReason::PutOff { night: planned, .. }) => {
+            night == planned
+        }
+        _ => due.what == What::Incremental && planned.what == What::Full,
+    }
+}
+
 /// Gives a VM what was planned for it, or what is due by now: another host may have been there meanwhile.
 pub fn run_vm(
     customer: &Customer,
@@ -266,7 +277,7 @@ pub fn run_vm(
     let Some(mut due) = due else {
         return Err(no_policy(customer));
     };
-    if due.what == What::Incremental && planned.what == What::Full {
+    if is_levelled(due, planned) {
         due = planned;
     }
     let kind = match due.what {

@@ -10,7 +10,7 @@ pub const FULL_AFTER_NIGHTS: u8 = 6;
 /// A full is promised so many nights after the last.
 pub const FULL_WITHIN_NIGHTS: u8 = 7;
 /// What is late by then waits for no other.
-const FULL_AT_LATEST_NIGHTS: u8 = 14;
+const OVERDUE_NIGHTS: u8 = 14;
 
 /// The next full of a VM without a given weekday.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,11 +72,11 @@ impl<'a> Night<'a> {
     }
 
     fn taken(mut self) -> Vec<usize> {
-        let is_in_time = |age| age == FULL_WITHIN_NIGHTS || age >= FULL_AT_LATEST_NIGHTS;
-        for at in self.open(is_in_time) {
+        self.take_overdue();
+        for at in self.open(|age| age == FULL_WITHIN_NIGHTS) {
             self.take(at);
         }
-        let late = self.open(|age| age > FULL_WITHIN_NIGHTS);
+        let late = self.open(|age| (FULL_WITHIN_NIGHTS + 1..OVERDUE_NIGHTS).contains(&age));
         self.fill(late, self.holds.max(self.heaviest));
         let is_planned = |age| age == FULL_AFTER_NIGHTS;
         self.fill(self.open(is_planned), self.holds);
@@ -95,6 +95,16 @@ impl<'a> Night<'a> {
             .filter(|(_, is_taken)| **is_taken)
             .map(|(at, _)| at)
             .collect()
+    }
+
+    /// Perhaps they fail each night: they wait for no other, and no other for them. Where there are more of them than
+    /// a night holds, the host was away, and the small ones come first.
+    fn take_overdue(&mut self) {
+        let before = std::mem::take(&mut self.load);
+        let mut overdue = self.open(|age| age >= OVERDUE_NIGHTS);
+        overdue.sort_by_key(|at| self.weight(*at));
+        self.fill(overdue, self.holds);
+        self.load = before;
     }
 
     fn is_taken(&self, at: usize) -> bool {
@@ -137,7 +147,8 @@ impl<'a> Night<'a> {
     fn make_room_until(&mut self, nights: u8) {
         let holds = self.holds.max(self.heaviest);
         loop {
-            let is_due = |age: u8| FULL_WITHIN_NIGHTS.saturating_sub(age) <= nights;
+            let is_due =
+                |age: u8| age < OVERDUE_NIGHTS && FULL_WITHIN_NIGHTS.saturating_sub(age) <= nights;
             let due: u128 = (self.fulls.iter().enumerate())
                 .filter(|(at, full)| {
                     full.tonight != Tonight::Full && is_due(full.age_nights) && !self.is_taken(*at)
@@ -272,9 +283,45 @@ mod tests {
         let year = year(&[1; 50], 60, |night| [30, 31].contains(&night));
         let after = &year.loads[32..];
         assert!(after.iter().all(|load| *load <= 10), "{after:?}");
-        assert!(year.oldest.iter().all(|age| *age <= FULL_AT_LATEST_NIGHTS));
+        assert!(year.oldest.iter().all(|age| *age <= OVERDUE_NIGHTS));
         let settled = &year.oldest[45..];
         assert!(settled.iter().all(|age| *age <= FULL_WITHIN_NIGHTS));
+    }
+
+    #[test]
+    fn one_that_fails_every_night_makes_no_other_late() {
+        let mut ages = [6_u8; 50];
+        // The first is as large as all others together.
+        let weight = |at: usize| if at == 0 { 50 } else { 1 };
+        for night in 0..60 {
+            let fulls: Vec<NextFull> = (ages.iter().enumerate())
+                .map(|(at, age)| full(*age, weight(at)))
+                .collect();
+            let taken = fulls_tonight(&fulls);
+            assert!(night < 8 || taken.contains(&0));
+            for (at, age) in ages.iter_mut().enumerate() {
+                let is_done = taken.contains(&at) && at != 0;
+                assert!(!is_done || *age <= FULL_WITHIN_NIGHTS, "night {night}");
+                *age = if is_done { 1 } else { *age + 1 };
+            }
+        }
+    }
+
+    #[test]
+    fn a_host_that_was_away_for_weeks_spreads_what_it_owes() {
+        let mut ages = [30_u8; 50];
+        for _ in 0..8 {
+            let fulls: Vec<NextFull> = ages.iter().map(|age| full(*age, 1)).collect();
+            let taken = fulls_tonight(&fulls);
+            assert!(taken.len() <= 10, "{}", taken.len());
+            for (at, age) in ages.iter_mut().enumerate() {
+                *age = if taken.contains(&at) { 1 } else { *age + 1 };
+            }
+        }
+        assert!(
+            ages.iter().all(|age| *age <= FULL_AFTER_NIGHTS + 2),
+            "{ages:?}"
+        );
     }
 
     #[test]

@@ -10,9 +10,10 @@ use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
 use crate::config::HostRole;
 use crate::jobs::undo;
-use crate::jobs::{Policies, PruneRequest, Pruned, apply_policy, plan_prune, prune};
+use crate::jobs::{JobError, Policies, PruneRequest, Pruned, apply_policy, plan_prune, prune};
 use crate::model::PointState;
 use crate::policy::{Decision, Deletion};
+use crate::repository::RepositoryError;
 use jiff::Timestamp;
 use serde_json::json;
 use std::fmt::Write;
@@ -119,6 +120,9 @@ pub fn verdict(pruned: &Pruned) -> Option<Failure> {
             Exit::DamageFound,
             "a condemned pack holds what is nowhere else; it was kept",
         ));
+    }
+    if let Some(refused) = &pruned.reclaimed.refused {
+        return Some(JobError::from(RepositoryError::from(refused.clone())).into());
     }
     if !pruned.swept.unexplained.is_empty() {
         return Some(

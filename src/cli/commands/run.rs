@@ -193,6 +193,10 @@ fn alarms_of(done: &CustomerRun) -> Vec<Alarm> {
         let damage = pruned.damage.as_ref().map(ToString::to_string);
         let withheld = (!pruned.reclaimed.withheld.is_empty())
             .then(|| "a condemned pack holds what is nowhere else; it was kept".to_string());
+        if let Some(refused) = &pruned.reclaimed.refused {
+            let text = format!("the last prune could not delete everything: {refused}");
+            alarms.push(Alarm::of_customer(AlarmKind::PruneFailed, text));
+        }
         let texts = damage.into_iter().chain(withheld);
         alarms.extend(texts.map(|text| Alarm::of_customer(AlarmKind::Damage, text)));
         if let Some(first) = pruned.swept.unexplained.first() {

@@ -98,10 +98,7 @@ pub fn reclaim(
         decisions.extend(pass.rescues(&mark));
         pass.leave_locked(&decisions)?;
         decisions.retain(|decision| !pass.stuck.contains(&decision.facts.name));
-        // Where nothing can be deleted, rewriting would only take room, night after night.
-        if pass.result.refused.is_some() && pass.result.removed.is_empty() {
-            decisions.retain(|decision| decision.action == PackAction::Remove);
-        }
+        pass.try_one_if_refused(&mut decisions);
         let batch = plan::next_batch(&decisions, most_bytes);
         if batch.is_empty() || fruitless >= FRUITLESS_SESSIONS {
             return pass.finish(&mark, now);
@@ -184,6 +181,32 @@ pub fn survey(
 }
 
 impl Pass<'_> {
+    /// Where nothing can be deleted, rewriting would only take room, night after night: after a refusal one pack is
+    /// tried, the most urgent, and all others once it is gone.
+    fn try_one_if_refused(&self, decisions: &mut Vec<PackDecision>) {
+        let deleted_own = || {
+            self.result
+                .removed
+                .iter()
+                .any(|name| self.own.contains(name))
+        };
+        if self.result.refused.is_none() || deleted_own() {
+            return;
+        }
+        let is_rewritten = |decision: &PackDecision| {
+            decision.action == PackAction::Rewrite && !decision.facts.rescue
+        };
+        let first = decisions
+            .iter()
+            .filter(|decision| self.own.is_empty() && is_rewritten(decision))
+            .min_by_key(|decision| {
+                let deadline = decision.facts.earliest_deadline;
+                (deadline.is_none(), deadline)
+            })
+            .map(|decision| decision.facts.name);
+        decisions.retain(|decision| !is_rewritten(decision) || Some(decision.facts.name) == first);
+    }
+
     /// What nobody can delete yet is not condemned either: it would be neither of use nor gone. Its lock ends
     /// early enough before the deadline of what is in it.
     fn leave_locked(&mut self, decisions: &[PackDecision]) -> Result<(), RepositoryError> {
