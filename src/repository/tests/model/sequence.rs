@@ -310,7 +310,9 @@ impl Sequence {
         self.learn_what_a_prune_did(now);
         match done {
             Ok(done) => {
-                if done.damaged.is_empty() && !self.damaged && self.frozen == 0 {
+                assert!(faulty || done.refused.is_none(), "{:?}", done.refused);
+                let is_done = done.damaged.is_empty() && done.refused.is_none();
+                if is_done && !self.damaged && self.frozen == 0 {
                     self.nothing_is_over_its_time(now);
                 }
             }
