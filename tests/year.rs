@@ -95,13 +95,13 @@ const EXPECTED: &[Expected] = &[
     ),
     // A shorter maximum would expire several nights at once: it waits for somebody to say that this is meant.
     alarm("policy-waits globex", Night(SHORTER), Night(SHORTER + 1)),
-    // What is left of a VM that is gone: of its last week the full stays, which is of the night before the last. It
-    // expires two months less 22 days after it was taken, in the evening of 1 September. That is told 14 days before,
-    // and no more once it has expired.
+    // What is left of a VM that is gone: of its last week the full stays, which is its last point, of the night before.
+    // It expires two months less 22 days after it was taken, in the evening of 2 September. That is told 14 days
+    // before, and no more once it has expired.
     alarm(
         "last-point acme/old01",
-        Night(REMOVED + 24),
-        Night(REMOVED + 38),
+        Night(REMOVED + 25),
+        Night(REMOVED + 39),
     ),
 ];
 
@@ -394,7 +394,11 @@ fn a_year_of_nights_is_told_as_a_careful_administrator_expects() {
                 let last = last.expect("one is left");
                 assert_eq!(last["kind"], "full");
                 let taken_at: Timestamp = last["taken_at"].as_str().unwrap().parse().unwrap();
-                assert!(taken_at.duration_since(year.time(Night(REMOVED - 2))).abs() < hours(1));
+                let night = year.time(Night(REMOVED - 1));
+                assert!(
+                    taken_at.duration_since(night).abs() < hours(1),
+                    "{taken_at}, not {night}"
+                );
             }
             _ => {}
         }
