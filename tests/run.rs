@@ -19,17 +19,21 @@ struct Lab {
     at: Timestamp,
 }
 
+fn acme() -> Customer {
+    Customer {
+        name: "acme",
+        own: "",
+        vms: VMS.map(|vm| (vm, vec!["vda"])).to_vec(),
+    }
+}
+
 /// Three VMs of one customer, with this in the configuration besides.
 fn lab(more: &str) -> Lab {
     let policy = format!("timezone = \"UTC\"\nwindow = \"22:00-06:00\"\n\n{more}");
     let mut random = Random::new(0x7257_0001);
     let host = Host::new(&HostOptions {
         policy: Box::leak(policy.into_boxed_str()),
-        customers: vec![Customer {
-            name: "acme",
-            own: "",
-            vms: VMS.map(|vm| (vm, vec!["vda"])).to_vec(),
-        }],
+        customers: vec![acme()],
         ..HostOptions::default()
     });
     let guests = VMS.map(|vm| Guest::new(host.image(vm, "vda"), 2 * MIB, &mut random));
@@ -43,10 +47,27 @@ fn lab(more: &str) -> Lab {
 }
 
 impl Lab {
+    /// The others of a night that is spread have their time in two hours.
+    #[track_caller]
+    fn waits_for_its_first_point(&self) {
+        let start = Instant::now();
+        while self.host.points(self.at).is_empty() {
+            assert!(
+                start.elapsed() < Duration::from_secs(120),
+                "no first backup"
+            );
+        }
+    }
+
     #[track_caller]
     fn all_restore(&self, at: Timestamp) {
+        self.all_restore_on(&self.host, at);
+    }
+
+    #[track_caller]
+    fn all_restore_on(&self, host: &Host, at: Timestamp) {
         for (vm, guest) in VMS.iter().zip(&self.guests) {
-            let target = self.host.restore(vm, "latest", at);
+            let target = host.restore(vm, "latest", at);
             let restored = Picture::of_file(&target.path().join("vda.raw"));
             assert!(restored == guest.picture(), "{vm}");
         }
@@ -162,14 +183,7 @@ fn a_run_takes_the_fulls_that_its_plan_has_and_puts_the_others_off() {
 fn who_waits_for_its_time_ends_at_once_when_it_is_told_to() {
     let lab = lab("[run]\nspread = true");
     let running = lab.host.start(&["run"], lab.at);
-    // The first is backed up at once; the second's time comes in two hours.
-    let start = Instant::now();
-    while lab.host.points(lab.at).is_empty() {
-        assert!(
-            start.elapsed() < Duration::from_secs(120),
-            "no first backup"
-        );
-    }
+    lab.waits_for_its_first_point();
     running.signal("-TERM");
     let ran = running.ended();
     ran.exits(130).one_error();
@@ -190,11 +204,7 @@ fn a_later_host_takes_over_the_vms_of_a_dead_one_and_a_return_doubles_nothing() 
         name: "host2",
         store: Some(first.store().to_path_buf()),
         policy: "timezone = \"UTC\"\nwindow = \"22:00-06:00\"",
-        customers: vec![Customer {
-            name: "acme",
-            own: "",
-            vms: VMS.map(|vm| (vm, vec!["vda"])).to_vec(),
-        }],
+        customers: vec![acme()],
         ..HostOptions::default()
     });
     let words = standby.admission(night(0));
@@ -229,11 +239,7 @@ fn a_later_host_takes_over_the_vms_of_a_dead_one_and_a_return_doubles_nothing() 
     wanted.sort();
     assert_eq!(found, wanted);
     let points = standby.points(night(2));
-    for (vm, guest) in VMS.iter().zip(&lab.guests) {
-        let target = standby.restore(vm, "latest", night(2));
-        let restored = Picture::of_file(&target.path().join("vda.raw"));
-        assert!(restored == guest.picture(), "{vm}");
-    }
+    lab.all_restore_on(&standby, night(2));
 
     // The dead host is switched on again, and does what its configuration says.
     first.vmkeep(&["run"], night(2)).exits(0);
@@ -252,13 +258,7 @@ fn a_run_steps_back_behind_what_else_uses_the_disks() {
             "[run]\nspread = true\nio_priority = \"{priority}\""
         ));
         let running = lab.host.start(&["run"], lab.at);
-        let start = Instant::now();
-        while lab.host.points(lab.at).is_empty() {
-            assert!(
-                start.elapsed() < Duration::from_secs(120),
-                "no first backup"
-            );
-        }
+        lab.waits_for_its_first_point();
         let found = support::tool("ionice", &["-p", &running.id().to_string()]);
         assert_eq!(found.trim(), wanted);
         running.signal("-TERM");

@@ -78,7 +78,7 @@ impl fmt::Display for DueReason {
             }
             DueReason::PutOff { since, .. } => write!(
                 f,
-                "due tonight; the weekly full of {since} comes in one of the next nights, because others fill this one"
+                "the weekly full of {since} comes in one of the next nights, because others fill this one"
             ),
             DueReason::Early { night } => write!(
                 f,

@@ -1,7 +1,7 @@
 //! Opening everything that is live with the key: what a checksum cannot tell, this does.
 //!
-//! Memory: a bit a record of the index, 32 bytes for each lowest node of the disk at hand, and
-//! what a [`Reader`] holds.
+//! Memory: a bit a record of the index, 32 bytes for each lowest node of the disk at hand, 4 MiB for each
+//! thread, and what a [`Reader`] holds.
 
 use super::RepositoryError;
 use super::customer::Customer;
@@ -317,7 +317,6 @@ impl Opening<'_> {
         let Some(pack) = self.index.pack(first.pack) else {
             return Ok(false);
         };
-        buffer.clear();
         buffer.resize(places().map(|place| place.length_bytes as usize).sum(), 0);
         match (self.reader).read_range(&pack.row.name, u64::from(first.offset), buffer) {
             Ok(()) => Ok(true),

@@ -149,7 +149,8 @@ fn is_content(name: &ObjectName) -> bool {
     )
 }
 
-fn verify_all(customer: &Customer) -> Result<Vec<String>, JobError> {
+/// What is wrong, with all data opened.
+pub(super) fn verify_all(customer: &Customer) -> Result<Vec<String>, JobError> {
     let request = VerifyRequest {
         trees: true,
         read_percent: Some(100),

@@ -1,25 +1,12 @@
 //! `verify --read-data`: how it reads, and what it says of one frame among many.
 
+use super::damage::verify_all;
 use crate::jobs::testing::{Lab, back_up};
-use crate::jobs::{Quiet, VerifyRequest, verify};
 use crate::model::ObjectName;
 use crate::policy::PolicyTerms;
-use crate::repository::Customer;
 use crate::repository::testing::image;
 use crate::storage::{Fault, Faulty, Memory, Storage, Verb};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
-fn damage(customer: &Customer) -> Vec<String> {
-    let request = VerifyRequest {
-        trees: true,
-        read_percent: Some(100),
-        unread_since: None,
-        threads: 1,
-    };
-    let never = AtomicBool::new(false);
-    verify(customer, request, &Quiet, &never).unwrap().damage
-}
 
 #[test]
 fn what_stands_together_is_read_together_and_a_frame_that_does_not_open_is_told_alone() {
@@ -29,7 +16,7 @@ fn what_stands_together_is_read_together_and_a_frame_that_does_not_open_is_told_
     let store = Arc::new(Faulty::new(lab.storage.clone()));
     let customer = lab.open_on(store.clone(), &lab.host);
     let before = store.log().len();
-    assert_eq!(damage(&customer), Vec::<String>::new());
+    assert_eq!(verify_all(&customer).unwrap(), Vec::<String>::new());
     let log = store.log().split_off(before);
     // Four frames in a pack; their directories come afterwards.
     let opening = log.iter().take_while(|line| line.verb != Verb::SizeBytes);
@@ -49,7 +36,7 @@ fn what_stands_together_is_read_together_and_a_frame_that_does_not_open_is_told_
         offset,
         mask: 1,
     });
-    let told = damage(&customer);
+    let told = verify_all(&customer).unwrap();
     let frames = told
         .iter()
         .filter(|line| line.contains("a frame does not open"));
