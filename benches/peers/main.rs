@@ -5,7 +5,8 @@
 //! file system, `web02` (the same base), `db01` (tables). Each task runs `ROUNDS` times; the
 //! tables show medians. Files are in the page cache. Absolute times are this machine's; the ratios
 //! are what counts. Root, for the loop mounts. Environment: `VMKEEP_BENCH_DIR` (where; default the
-//! temporary folder), `VMKEEP_BENCH_MIB` (files in each image; default 1024), `VMKEEP_BENCH_ROUNDS`.
+//! temporary folder), `VMKEEP_BENCH_MIB` (files in each image; default 1024), `VMKEEP_BENCH_ROUNDS`,
+//! `VMKEEP_BENCH_PEERS` (only peers whose name holds one of these words, "fixed,bupstash").
 //!
 //! The bounds are measured in the same run, each step alone on all cores. That of a full is read +
 //! hash + compress + cipher + write; vmkeep also opens every frame again before it is sent
@@ -192,9 +193,13 @@ fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    let (tools, missing) = tools::tools();
+    let (mut tools, missing) = tools::tools();
     for how in missing {
         eprintln!("not installed: {how}");
+    }
+    if let Ok(wanted) = std::env::var("VMKEEP_BENCH_PEERS") {
+        let is_wanted = |name: &str| wanted.split(',').any(|word| name.contains(word));
+        tools.retain(|tool| tool.name().starts_with("vmkeep") || is_wanted(&tool.name()));
     }
     let rounds = number("VMKEEP_BENCH_ROUNDS", 3) as usize;
     let base = std::env::var_os("VMKEEP_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);

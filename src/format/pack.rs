@@ -13,6 +13,8 @@ pub const FRAME_HEADER_BYTES: usize = 44;
 const CHECKED_HEADER_BYTES: usize = 28;
 /// The first bytes of BLAKE3 over the checked fields and the sealed piece.
 const CHECKSUM_BYTES: usize = 16;
+/// As many bytes as BLAKE3 takes at once with the widest instructions.
+const CHECKSUM_FIRST_BYTES: usize = 16 << 10;
 /// tag 16, offset u32, length u32, kind u8, zeros 7.
 const DIRECTORY_ENTRY_BYTES: usize = 32;
 /// BLAKE3 over the pack's header and the directory.
@@ -116,9 +118,16 @@ impl FrameHeader {
 }
 
 fn checksum(checked: &[u8], sealed: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    // BLAKE3 takes many of its 1 KiB chunks at once only where it is given a power of two of them from
+    // such a boundary on: fed with 28 bytes first it takes twice the time.
+    let mut first = [0; CHECKSUM_FIRST_BYTES];
+    let (now, later) = sealed.split_at(sealed.len().min(first.len() - checked.len()));
+    let length = checked.len() + now.len();
+    first[..checked.len()].copy_from_slice(checked);
+    first[checked.len()..length].copy_from_slice(now);
     let mut hasher = blake3::Hasher::new();
-    hasher.update(checked);
-    hasher.update(sealed);
+    hasher.update(&first[..length]);
+    hasher.update(later);
     let mut sum = [0; CHECKSUM_BYTES];
     sum.copy_from_slice(&hasher.finalize().as_bytes()[..CHECKSUM_BYTES]);
     sum
