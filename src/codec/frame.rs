@@ -113,7 +113,6 @@ impl Opener {
         }
         let aad = associated_data(kind, compressed, plain_bytes, &keys.uid(), tag);
         let inner = open(&keys.frame_key(id), &aad, sealed, &mut self.scratch)?;
-        out.clear();
         if compressed {
             // Exactly one zstd frame that declares exactly this length, nothing after it.
             if zstd_safe::get_frame_content_size(inner).ok().flatten() != Some(length as u64)
@@ -121,18 +120,23 @@ impl Opener {
             {
                 return Err(CodecError::WrongContent("not one bounded zstd frame"));
             }
+            // What stands in it is written over; zeros for each piece would be one more write of all.
             out.resize(length, 0);
             match self
                 .decompressor
                 .decompress_to_buffer(inner, out.as_mut_slice())
             {
                 Ok(written) if written == length => {}
-                _ => return Err(CodecError::WrongContent("does not decompress")),
+                _ => {
+                    out.clear();
+                    return Err(CodecError::WrongContent("does not decompress"));
+                }
             }
         } else {
             if inner.len() != length {
                 return Err(CodecError::WrongContent("length differs"));
             }
+            out.clear();
             out.extend_from_slice(inner);
         }
         match keys.id(kind, out) == *id {

@@ -1,7 +1,7 @@
 //! Opening everything that is live with the key: what a checksum cannot tell, this does.
 //!
-//! Memory: a bit a record of the index, 32 bytes for each lowest node of the disk at hand, 4 MiB for each
-//! thread, and what a [`Reader`] holds.
+//! Memory: a bit a record of the index, some hundred bytes for each node (of 16 MiB of a disk; one that points share
+//! counts once), 4 MiB for each thread, and what a [`Reader`] holds.
 
 use super::RepositoryError;
 use super::customer::Customer;
@@ -10,7 +10,7 @@ use super::index::{Index, LiveRecords, PackNumber, Place, count_uses};
 use super::mark::Unreachable;
 use super::reader::{ReadScratch, Reader, frame_length};
 use super::tree::children;
-use crate::codec::DiskRecord;
+use crate::codec::{DiskRecord, decode_node};
 use crate::model::{Id, PackName, PieceKind, PointId, Tag};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -75,15 +75,15 @@ pub fn open_live(
     let reader = Reader::with_index(customer, index.clone());
     let points: Vec<PointId> =
         customer.with_state(|state| state.roots().map(|(id, _)| *id).collect());
-    let mut opening = Opening {
+    let opening = Opening {
         customer,
         index: &index,
         reader: &reader,
-        claimed: Mutex::new(LiveRecords::none_of(&index)),
+        claimed: LiveRecords::none_of(&index),
         opened: Mutex::default(),
         progress,
-        nodes: HashSet::new(),
     };
+    let mut nodes = Nodes::default();
     for point in points {
         let record = match customer.record(&point) {
             Ok(record) => record,
@@ -101,10 +101,14 @@ pub fn open_live(
             Err(error) => return Err(error),
         };
         for disk in &record.disks {
-            opening.open_disk(&point, disk, threads, stop)?;
+            opening.walk(&point, disk, &mut nodes)?;
         }
     }
-    let uses = count_uses(&index, &lock(&opening.claimed))?;
+    // All of them together: of a night's tree there is too little to keep the threads busy.
+    on_threads(threads, &nodes.lowest, stop, |node, scratch| {
+        opening.open_below(node, scratch)
+    })?;
+    let uses = count_uses(&index, &opening.claimed)?;
     let Tally {
         mut result,
         by_pack,
@@ -124,13 +128,17 @@ pub fn open_live(
         })
         .map(|(_, (info, _))| info.row.name)
         .collect();
-    for name in opened {
-        match read_directory(customer, &name) {
-            Ok(_) => result.whole.push(name),
+    let whole = Mutex::new(Vec::new());
+    on_threads(threads, &opened, stop, |name, _| {
+        match read_directory(customer, name) {
+            Ok(_) => lock(&whole).push(*name),
             Err(error) if error.is_damage() => {}
             Err(error) => return Err(error),
         }
-    }
+        Ok(())
+    })?;
+    result.whole = whole.into_inner().unwrap_or_else(PoisonError::into_inner);
+    result.whole.sort_unstable();
     result.damaged.sort_unstable();
     result.damaged.dedup();
     Ok(result)
@@ -142,82 +150,97 @@ struct Tally {
     by_pack: HashMap<PackNumber, u64>,
 }
 
+/// Does the work for each of these, until one fails or it is stopped.
+fn on_threads<T: Sync>(
+    threads: usize,
+    all: &[T],
+    stop: &AtomicBool,
+    work: impl Fn(&T, &mut ReadScratch) -> Result<(), RepositoryError> + Sync,
+) -> Result<(), RepositoryError> {
+    let next = AtomicUsize::new(0);
+    let failure: Mutex<Option<RepositoryError>> = Mutex::new(None);
+    let take_turns = || -> Result<(), RepositoryError> {
+        let mut scratch = ReadScratch::new()?;
+        while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if stop.load(Ordering::Relaxed) || lock(&failure).is_some() {
+                return Ok(());
+            }
+            work(one, &mut scratch)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, all.len().max(1)) {
+            scope.spawn(|| {
+                if let Err(error) = take_turns() {
+                    lock(&failure).get_or_insert(error);
+                }
+            });
+        }
+    });
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// The nodes of all points.
+#[derive(Default)]
+struct Nodes {
+    /// What points share is walked once.
+    met: HashSet<Tag>,
+    /// Those above the chunks, not opened yet, point by point in disk order, which is much the order of the packs.
+    lowest: Vec<LowestNode>,
+}
+
+struct LowestNode {
+    /// One that needs it.
+    point: PointId,
+    id: Id,
+    tag: Tag,
+    children: usize,
+}
+
 struct Opening<'a> {
     customer: &'a Customer,
     index: &'a Index,
     reader: &'a Reader<'a>,
-    claimed: Mutex<LiveRecords>,
+    claimed: LiveRecords,
     opened: Mutex<Tally>,
     progress: &'a (dyn Fn(u64) + Sync),
-    /// Nodes walked already: what points share is walked once.
-    nodes: HashSet<Tag>,
 }
 
 impl Opening<'_> {
-    fn open_disk(
-        &mut self,
+    /// Opens the upper nodes of a disk that were not met yet, and notes the lowest ones.
+    fn walk(
+        &self,
         point: &PointId,
         disk: &DiskRecord,
-        threads: usize,
-        stop: &AtomicBool,
+        nodes: &mut Nodes,
     ) -> Result<(), RepositoryError> {
-        let lowest = self.lowest_nodes(point, disk)?;
-        let next = AtomicUsize::new(0);
-        let failure: Mutex<Option<RepositoryError>> = Mutex::new(None);
-        let this = &*self;
-        std::thread::scope(|scope| {
-            for _ in 0..threads.clamp(1, lowest.len().max(1)) {
-                scope.spawn(|| {
-                    let work = || -> Result<(), RepositoryError> {
-                        let mut scratch = ReadScratch::new()?;
-                        while let Some((id, count)) =
-                            lowest.get(next.fetch_add(1, Ordering::Relaxed))
-                        {
-                            if stop.load(Ordering::Relaxed) || lock(&failure).is_some() {
-                                return Ok(());
-                            }
-                            this.open_chunks(point, id, *count, &mut scratch)?;
-                        }
-                        Ok(())
-                    };
-                    if let Err(error) = work() {
-                        lock(&failure).get_or_insert(error);
-                    }
-                });
-            }
-        });
-        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
-
-    /// The lowest nodes of a disk that were not walked yet, each opened, with how many children
-    /// they have.
-    fn lowest_nodes(
-        &mut self,
-        point: &PointId,
-        disk: &DiskRecord,
-    ) -> Result<Vec<(Id, usize)>, RepositoryError> {
-        let mut lowest = Vec::new();
         let Some(root) = disk.root else {
-            return Ok(lowest);
+            return Ok(());
         };
         let shape = disk.shape;
         let mut scratch = ReadScratch::new()?;
         let mut waiting = vec![(shape.height(), 0u64, root)];
         while let Some((height, at, id)) = waiting.pop() {
             let tag = self.customer.keys().tag(&id);
-            if !self.nodes.insert(tag) {
-                continue;
-            }
-            let kind = PieceKind::Node { height };
-            if !self.open_piece(point, kind, &id, &tag, &mut scratch)? {
+            if !nodes.met.insert(tag) {
                 continue;
             }
             let count = shape.children_of(height, at);
             if height == 1 {
-                lowest.push((id, count));
+                nodes.lowest.push(LowestNode {
+                    point: *point,
+                    id,
+                    tag,
+                    children: count,
+                });
+                continue;
+            }
+            let kind = PieceKind::Node { height };
+            if !self.open_piece(point, kind, &id, &tag, &mut scratch)? {
                 continue;
             }
             let below = children(self.reader, height, &id, count, &mut scratch)?;
@@ -228,40 +251,35 @@ impl Opening<'_> {
                 }
             }
         }
-        // In disk order, which is much the order of the packs.
-        Ok(lowest)
+        Ok(())
     }
 
-    fn open_chunks(
+    /// Opens a lowest node, and the chunks below it that nobody has opened.
+    fn open_below(
         &self,
-        point: &PointId,
-        node: &Id,
-        count: usize,
+        node: &LowestNode,
         scratch: &mut ReadScratch,
     ) -> Result<(), RepositoryError> {
-        let below = children(self.reader, 1, node, count, scratch)?;
-        let mut wanted: Vec<(Id, Tag)> = below
-            .iter()
-            .flatten()
-            .map(|id| (*id, self.customer.keys().tag(id)))
-            .collect();
-        {
-            let mut claimed = lock(&self.claimed);
-            let mut unclaimed = Vec::with_capacity(wanted.len());
-            for (id, tag) in wanted {
-                if !claimed.has(self.index, &tag)? {
-                    claimed.mark(self.index, &tag)?;
-                    unclaimed.push((id, tag));
-                }
-            }
-            wanted = unclaimed;
+        let LowestNode {
+            point,
+            id,
+            tag,
+            children,
+        } = node;
+        if !self.open_piece(point, PieceKind::Node { height: 1 }, id, tag, scratch)? {
+            return Ok(());
         }
-        let mut placed = Vec::with_capacity(wanted.len());
-        for (id, tag) in wanted {
-            let place = self.index.places(&tag)?.into_iter().next();
-            // What cannot be a frame is no place to read together with others.
-            let place = place.filter(|place| frame_length(place).is_ok());
-            placed.push(Placed { place, id, tag });
+        let below = decode_node(&scratch.plain, *children)
+            .map_err(|error| RepositoryError::damaged("node", error))?;
+        let mut placed = Vec::new();
+        for id in below.into_iter().flatten() {
+            let tag = self.customer.keys().tag(&id);
+            if self.claimed.claim(self.index, &tag)? {
+                let place = self.index.places(&tag)?.into_iter().next();
+                // What cannot be a frame is no place to read together with others.
+                let place = place.filter(|place| frame_length(place).is_ok());
+                placed.push(Placed { place, id, tag });
+            }
         }
         placed.sort_by_key(|one| one.place.map(|place| (place.pack, place.offset)));
         let mut buffer = Vec::new();
@@ -344,7 +362,7 @@ impl Opening<'_> {
         scratch: &mut ReadScratch,
     ) -> Result<bool, RepositoryError> {
         if kind != PieceKind::Chunk {
-            lock(&self.claimed).mark(self.index, tag)?;
+            self.claimed.mark(self.index, tag)?;
         }
         let mut failed = Vec::new();
         for place in self.index.places(tag)? {

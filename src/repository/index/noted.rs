@@ -29,10 +29,11 @@ impl NotedRecords {
         self.bits.get(record.segment)?.get(record.at / 64)
     }
 
-    pub(in super::super) fn note(&self, record: RecordAt) {
-        if let Some(word) = self.word(record) {
-            word.fetch_or(1 << (record.at % 64), Ordering::Relaxed);
-        }
+    /// Whether it was not noted before; of threads that note it together one hears so.
+    pub(in super::super) fn note(&self, record: RecordAt) -> bool {
+        let bit = 1 << (record.at % 64);
+        self.word(record)
+            .is_some_and(|word| word.fetch_or(bit, Ordering::Relaxed) & bit == 0)
     }
 
     fn has(&self, record: RecordAt) -> bool {
@@ -78,47 +79,39 @@ impl NotedRecords {
     }
 }
 
-/// One bit for each record of an index.
-#[derive(Clone)]
-pub struct LiveRecords {
-    bits: Vec<Vec<u64>>,
-}
+/// The records of all that is reached.
+pub struct LiveRecords(NotedRecords);
 
 impl LiveRecords {
     pub fn none_of(index: &Index) -> Self {
-        LiveRecords {
-            bits: index
-                .segments
-                .iter()
-                .map(|loaded| vec![0; loaded.segment.len().div_ceil(64)])
-                .collect(),
-        }
+        LiveRecords(NotedRecords::none_of(index))
     }
 
     /// Marks every place of `tag`. `false`: the index does not know it.
-    pub fn mark(&mut self, index: &Index, tag: &Tag) -> Result<bool, RepositoryError> {
-        let mut found = false;
-        for (record, _) in index.records_of(tag)? {
-            let words = self.bits.get_mut(record.segment);
-            if let Some(word) = words.and_then(|words| words.get_mut(record.at / 64)) {
-                *word |= 1 << (record.at % 64);
-                found = true;
-            }
+    pub fn mark(&self, index: &Index, tag: &Tag) -> Result<bool, RepositoryError> {
+        let records = index.records_of(tag)?;
+        for (record, _) in &records {
+            self.0.note(*record);
         }
-        Ok(found)
+        Ok(!records.is_empty())
     }
 
-    fn contains(&self, record: RecordAt) -> bool {
-        self.bits
-            .get(record.segment)
-            .and_then(|words| words.get(record.at / 64))
-            .is_some_and(|word| word & 1 << (record.at % 64) != 0)
+    /// Marks every place of `tag`, and says whether that is news: of threads that claim a tag together one gets it.
+    /// What the index does not know, each of them gets.
+    pub fn claim(&self, index: &Index, tag: &Tag) -> Result<bool, RepositoryError> {
+        let mut first = None;
+        for (record, _) in index.records_of(tag)? {
+            let is_news = self.0.note(record);
+            // All come by the same record first.
+            first.get_or_insert(is_news);
+        }
+        Ok(first.unwrap_or(true))
     }
 
     /// Whether `tag` is marked in any segment.
     pub fn has(&self, index: &Index, tag: &Tag) -> Result<bool, RepositoryError> {
         let records = index.records_of(tag)?;
-        Ok(records.iter().any(|(record, _)| self.contains(*record)))
+        Ok(records.iter().any(|(record, _)| self.0.has(*record)))
     }
 }
 
@@ -145,7 +138,7 @@ pub fn count_uses(index: &Index, live: &LiveRecords) -> Result<Vec<PackUse>, Rep
         }
         if let Some(usage) = uses.get_mut(place.pack as usize) {
             usage.known_frames += 1;
-            if live.contains(record) {
+            if live.0.has(record) {
                 usage.live_frames += 1;
                 usage.live_bytes += u64::from(place.length_bytes);
             }
