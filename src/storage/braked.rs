@@ -1,9 +1,8 @@
 //! A store to which nothing is sent faster than somebody allows.
 
-use super::{Latest, Leftover, Listed, OpenObject, Storage, StorageError, Survey};
+use super::{Leftover, Listed, OpenObject, Storage, StorageError, Survey};
 use crate::model::ObjectName;
 use bytes::Bytes;
-use jiff::Timestamp;
 use std::sync::Arc;
 
 /// Returns when so many bytes may be sent.
@@ -31,6 +30,10 @@ impl Braked {
 }
 
 impl Storage for Braked {
+    fn behind(&self) -> Option<&dyn Storage> {
+        Some(&*self.store)
+    }
+
     fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
         self.wait_for(data);
         self.store.create(name, data)
@@ -66,32 +69,12 @@ impl Storage for Braked {
         self.store.open_copy(name, max_bytes)
     }
 
-    fn copy(&self, name: &ObjectName) -> Option<Box<dyn OpenObject>> {
-        self.store.copy(name)
-    }
-
-    fn keep_copy(&self, name: &ObjectName, bytes: &[u8]) {
-        self.store.keep_copy(name, bytes);
-    }
-
     fn leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
         self.store.leftovers(prefix)
     }
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
         self.store.size_bytes(name)
-    }
-
-    fn reads_at_once(&self) -> usize {
-        self.store.reads_at_once()
-    }
-
-    fn writes_at_once(&self) -> usize {
-        self.store.writes_at_once()
-    }
-
-    fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
-        self.store.created_at(name)
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
@@ -110,36 +93,12 @@ impl Storage for Braked {
         self.store.delete_all(names)
     }
 
-    fn locked_until(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
-        self.store.locked_until(name)
-    }
-
-    fn locks(&self) -> bool {
-        self.store.locks()
-    }
-
-    fn renew_locks(&self, place: &str, latest: &Latest<'_>) -> Result<u64, StorageError> {
-        self.store.renew_locks(place, latest)
-    }
-
     fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
         self.store.sweep_leftovers(prefix)
     }
 
     fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
         self.store.survey(prefix)
-    }
-
-    fn free_bytes(&self) -> Option<u64> {
-        self.store.free_bytes()
-    }
-
-    fn release_reserve(&self) -> Result<bool, StorageError> {
-        self.store.release_reserve()
-    }
-
-    fn restore_reserve(&self) -> Result<bool, StorageError> {
-        self.store.restore_reserve()
     }
 
     fn location(&self) -> String {

@@ -8,10 +8,9 @@
 //! through here goes at once. A host that is off cannot do it; its copies are then bytes without keys, as
 //! those went with the point's record, and they go when it comes back.
 
-use super::{Latest, Leftover, Listed, OpenObject, Storage, StorageError, Survey};
+use super::{Leftover, Listed, OpenObject, Storage, StorageError, Survey};
 use crate::model::ObjectName;
 use bytes::Bytes;
-use jiff::Timestamp;
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -254,6 +253,10 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 impl Storage for Cached {
+    fn behind(&self) -> Option<&dyn Storage> {
+        Some(&*self.store)
+    }
+
     fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
         self.store.create(name, data)
     }
@@ -321,18 +324,6 @@ impl Storage for Cached {
         self.store.size_bytes(name)
     }
 
-    fn reads_at_once(&self) -> usize {
-        self.store.reads_at_once()
-    }
-
-    fn writes_at_once(&self) -> usize {
-        self.store.writes_at_once()
-    }
-
-    fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
-        self.store.created_at(name)
-    }
-
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
         self.store.list(prefix)
     }
@@ -354,36 +345,12 @@ impl Storage for Cached {
         self.store.destroy(name)
     }
 
-    fn locked_until(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
-        self.store.locked_until(name)
-    }
-
-    fn locks(&self) -> bool {
-        self.store.locks()
-    }
-
-    fn renew_locks(&self, place: &str, latest: &Latest<'_>) -> Result<u64, StorageError> {
-        self.store.renew_locks(place, latest)
-    }
-
     fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
         self.store.sweep_leftovers(prefix)
     }
 
     fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
         self.store.survey(prefix)
-    }
-
-    fn free_bytes(&self) -> Option<u64> {
-        self.store.free_bytes()
-    }
-
-    fn release_reserve(&self) -> Result<bool, StorageError> {
-        self.store.release_reserve()
-    }
-
-    fn restore_reserve(&self) -> Result<bool, StorageError> {
-        self.store.restore_reserve()
     }
 
     fn location(&self) -> String {

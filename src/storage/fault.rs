@@ -362,6 +362,10 @@ impl<S: Storage> Faulty<S> {
 }
 
 impl<S: Storage> Storage for Faulty<S> {
+    fn behind(&self) -> Option<&dyn Storage> {
+        Some(&self.inner)
+    }
+
     fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
         self.run(Verb::Create, name.as_str(), || {
             self.inner.create(name, data)
@@ -396,10 +400,6 @@ impl<S: Storage> Storage for Faulty<S> {
         }
     }
 
-    fn writes_at_once(&self) -> usize {
-        self.inner.writes_at_once()
-    }
-
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
         self.run(Verb::SizeBytes, name.as_str(), || {
             self.inner.size_bytes(name)
@@ -426,11 +426,6 @@ impl<S: Storage> Storage for Faulty<S> {
 
     fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
         self.run(Verb::Survey, prefix, || self.inner.survey(prefix))
-    }
-
-    /// Not counted: nobody decides anything by it that a plan could disturb.
-    fn free_bytes(&self) -> Option<u64> {
-        self.inner.free_bytes()
     }
 
     fn release_reserve(&self) -> Result<bool, StorageError> {

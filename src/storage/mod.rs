@@ -169,6 +169,12 @@ pub type Latest<'a> = dyn Fn(&ObjectName) -> Option<Timestamp> + Sync + 'a;
 
 /// Named immutable objects. All calls may come from several threads and several processes.
 pub trait Storage: Send + Sync {
+    /// Of a store in front of another, that one. What a store knows and can do is asked of it, unless said
+    /// otherwise here; how it reads, writes and deletes is not, or it would be passed by.
+    fn behind(&self) -> Option<&dyn Storage> {
+        None
+    }
+
     /// Creates `name` with exactly `data`, durably, if and only if the name is free.
     ///
     /// `Ok`: stands, and survives a power cut. `AlreadyExists`: the name was taken. `Transient`:
@@ -212,29 +218,34 @@ pub trait Storage: Send + Sync {
 
     /// This host's copy, if it keeps one that is known to be right. The store is not asked: whether it still
     /// has the object is not answered by it.
-    fn copy(&self, _name: &ObjectName) -> Option<Box<dyn OpenObject>> {
-        None
+    fn copy(&self, name: &ObjectName) -> Option<Box<dyn OpenObject>> {
+        self.behind()?.copy(name)
     }
 
     /// Keeps a copy on this host, where that is done at all, of what the store was seen to have.
-    fn keep_copy(&self, _name: &ObjectName, _bytes: &[u8]) {}
+    fn keep_copy(&self, name: &ObjectName, bytes: &[u8]) {
+        if let Some(store) = self.behind() {
+            store.keep_copy(name, bytes);
+        }
+    }
 
     fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError>;
 
     /// How many reads are worth having under way at once: of a far store, each waits most of its time.
     fn reads_at_once(&self) -> usize {
-        1
+        self.behind().map_or(1, |store| store.reads_at_once())
     }
 
     /// The same of creations; each holds its object in memory.
     fn writes_at_once(&self) -> usize {
-        1
+        self.behind().map_or(1, |store| store.writes_at_once())
     }
 
     /// When the object was created by the store's own clock, to the second; `None` where the store has none
     /// but this host's.
-    fn created_at(&self, _name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
-        Ok(None)
+    fn created_at(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
+        self.behind()
+            .map_or(Ok(None), |store| store.created_at(name))
     }
 
     /// All objects below `prefix` (a whole number of parts, `""` for all), sorted by name; not one
@@ -255,19 +266,21 @@ pub trait Storage: Send + Sync {
     fn destroy(&self, name: &ObjectName) -> Result<(), StorageError>;
 
     /// Until when, by its own clock, the store lets nobody delete the object; `None`: it would now.
-    fn locked_until(&self, _name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
-        Ok(None)
+    fn locked_until(&self, name: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
+        self.behind()
+            .map_or(Ok(None), |store| store.locked_until(name))
     }
 
     /// Whether the store locks what is created.
     fn locks(&self) -> bool {
-        false
+        self.behind().is_some_and(|store| store.locks())
     }
 
     /// Locks what is called `place` and what is below it as if it were created now, but none for longer than
     /// `latest` says; `None`: not at all. No lock becomes shorter. Returns how many were made longer.
-    fn renew_locks(&self, _place: &str, _latest: &Latest<'_>) -> Result<u64, StorageError> {
-        Ok(0)
+    fn renew_locks(&self, place: &str, latest: &Latest<'_>) -> Result<u64, StorageError> {
+        self.behind()
+            .map_or(Ok(0), |store| store.renew_locks(place, latest))
     }
 
     /// Removes what dead writers left below `prefix`, or outside of any, under names that no listing
@@ -288,17 +301,19 @@ pub trait Storage: Send + Sync {
 
     /// Bytes that can still be written, if the store can tell.
     fn free_bytes(&self) -> Option<u64> {
-        None
+        self.behind()?.free_bytes()
     }
 
     /// Gives back space set aside at `init`, so that a prune works on a full store. `false`: none.
     fn release_reserve(&self) -> Result<bool, StorageError> {
-        Ok(false)
+        self.behind()
+            .map_or(Ok(false), |store| store.release_reserve())
     }
 
     /// Sets space aside again. Fails silently short only by returning `Ok(false)`.
     fn restore_reserve(&self) -> Result<bool, StorageError> {
-        Ok(false)
+        self.behind()
+            .map_or(Ok(false), |store| store.restore_reserve())
     }
 
     /// Where this is, for messages and certificates.
@@ -494,4 +509,128 @@ fn fill_random(bytes: &mut [u8]) -> Result<(), StorageError> {
             .ok_or_else(|| failed(&"the system gave none"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Knows and can do all that a store may.
+    struct Able(Memory);
+
+    const SOME_DAY: Timestamp = Timestamp::UNIX_EPOCH;
+
+    impl Storage for Able {
+        fn created_at(&self, _: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
+            Ok(Some(SOME_DAY))
+        }
+
+        fn locked_until(&self, _: &ObjectName) -> Result<Option<Timestamp>, StorageError> {
+            Ok(Some(SOME_DAY))
+        }
+
+        fn locks(&self) -> bool {
+            true
+        }
+
+        fn renew_locks(&self, _: &str, _: &Latest<'_>) -> Result<u64, StorageError> {
+            Ok(7)
+        }
+
+        fn reads_at_once(&self) -> usize {
+            3
+        }
+
+        fn writes_at_once(&self) -> usize {
+            4
+        }
+
+        fn free_bytes(&self) -> Option<u64> {
+            Some(5)
+        }
+
+        fn release_reserve(&self) -> Result<bool, StorageError> {
+            Ok(true)
+        }
+
+        fn restore_reserve(&self) -> Result<bool, StorageError> {
+            Ok(true)
+        }
+
+        fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+            self.0.create(name, data)
+        }
+
+        fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {
+            self.0.read(name, max_bytes)
+        }
+
+        fn read_range(
+            &self,
+            name: &ObjectName,
+            offset: u64,
+            buffer: &mut [u8],
+        ) -> Result<(), StorageError> {
+            self.0.read_range(name, offset, buffer)
+        }
+
+        fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
+            self.0.size_bytes(name)
+        }
+
+        fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
+            self.0.list(prefix)
+        }
+
+        fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
+            self.0.delete(name)
+        }
+
+        fn destroy(&self, name: &ObjectName) -> Result<(), StorageError> {
+            self.0.destroy(name)
+        }
+
+        fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+            self.0.sweep_leftovers(prefix)
+        }
+
+        fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
+            self.0.survey(prefix)
+        }
+
+        fn location(&self) -> String {
+            self.0.location()
+        }
+    }
+
+    fn what_it_can(store: &dyn Storage) -> String {
+        let name = ObjectName::new("a/b").unwrap();
+        format!(
+            "{:?}",
+            (
+                (store.created_at(&name), store.locked_until(&name)),
+                (store.locks(), store.renew_locks("a", &|_| None)),
+                (store.reads_at_once(), store.writes_at_once()),
+                (store.free_bytes(), store.location()),
+                (store.release_reserve(), store.restore_reserve()),
+            )
+        )
+    }
+
+    #[test]
+    fn a_store_in_front_of_another_knows_and_can_what_that_one_does() {
+        let able: Arc<dyn Storage> = Arc::new(Able(Memory::new()));
+        let folder = tempfile::tempdir().unwrap();
+        let cached = Cached::new(able.clone(), folder.path().join("cache"), 1000, |_| None);
+        let expected = what_it_can(&*able);
+        assert_ne!(expected, what_it_can(&Memory::new()));
+        for store in [
+            &able as &dyn Storage,
+            &cached,
+            &Braked::new(able.clone(), Arc::new(|_| ())),
+            &Faulty::new(able.clone()),
+        ] {
+            assert_eq!(what_it_can(store), expected);
+        }
+    }
 }

@@ -53,6 +53,10 @@ impl Unsynced {
 }
 
 impl Storage for Unsynced {
+    fn behind(&self) -> Option<&dyn Storage> {
+        Some(&self.faulty)
+    }
+
     fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
         let alive = !self.faulty.crashed();
         let result = self.faulty.create(name, data);
@@ -98,14 +102,6 @@ impl Storage for Unsynced {
 
     fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
         self.faulty.survey(prefix)
-    }
-
-    fn release_reserve(&self) -> Result<bool, StorageError> {
-        self.faulty.release_reserve()
-    }
-
-    fn restore_reserve(&self) -> Result<bool, StorageError> {
-        self.faulty.restore_reserve()
     }
 
     fn location(&self) -> String {
