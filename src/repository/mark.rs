@@ -25,7 +25,8 @@ pub struct Unreachable {
 pub(super) struct Found {
     pub kind: PieceKind,
     pub id: Id,
-    /// When the last point that holds it expires.
+    /// The last point to hold it, and when that expires.
+    pub point: PointId,
     pub held_until: Timestamp,
 }
 
@@ -302,6 +303,7 @@ impl Mark {
             found.entry(tag).or_insert(Found {
                 kind,
                 id: *id,
+                point: *point,
                 held_until: self.walked_until,
             });
         }

@@ -7,7 +7,7 @@ use super::RepositoryError;
 use super::customer::Customer;
 use super::directory::read_directory;
 use super::index::{Index, LiveRecords, PackNumber, Place, count_uses};
-use super::mark::Unreachable;
+use super::mark::{Mark, Unreachable};
 use super::reader::{ReadScratch, Reader, frame_length};
 use super::tree::children;
 use crate::codec::{DiskRecord, decode_node};
@@ -112,6 +112,7 @@ pub fn open_live(
     let Tally {
         mut result,
         by_pack,
+        in_doubt,
     } = opening
         .opened
         .into_inner()
@@ -139,15 +140,48 @@ pub fn open_live(
     })?;
     result.whole = whole.into_inner().unwrap_or_else(PoisonError::into_inner);
     result.whole.sort_unstable();
+    still_needed(customer, in_doubt, &mut result)?;
     result.damaged.sort_unstable();
     result.damaged.dedup();
     Ok(result)
+}
+
+/// Pieces are opened for the first point that has them. When that one was erased meanwhile, what did not open may have
+/// gone with it, unless another point has it too.
+fn still_needed(
+    customer: &Customer,
+    in_doubt: HashMap<Tag, Vec<(PackName, Tag)>>,
+    result: &mut Opened,
+) -> Result<(), RepositoryError> {
+    if in_doubt.is_empty() {
+        return Ok(());
+    }
+    let tags = in_doubt.keys().copied().collect();
+    let mut mark = Mark::collecting(customer.load_index()?, tags);
+    mark.extend(customer)?;
+    for (tag, failed) in in_doubt {
+        if let Some(found) = mark.found(&tag) {
+            result.damaged.extend(failed);
+            result.unreadable.push(Unreachable {
+                point: found.point,
+                error: RepositoryError::damaged(
+                    format!("{} (tag {tag})", customer.names().prefix()),
+                    "a piece of a restore point opens nowhere",
+                ),
+            });
+        }
+    }
+    // What is below a node that does not open was not found.
+    result.unreadable.extend(mark.damage);
+    Ok(())
 }
 
 #[derive(Default)]
 struct Tally {
     result: Opened,
     by_pack: HashMap<PackNumber, u64>,
+    /// What did not open for a point that is not there any more, with the places that failed.
+    in_doubt: HashMap<Tag, Vec<(PackName, Tag)>>,
 }
 
 /// Does the work for each of these, until one fails or it is stopped.
@@ -392,8 +426,10 @@ impl Opening<'_> {
                 let needed = self
                     .customer
                     .with_state(|state| state.roots().any(|(id, _)| id == point));
-                if needed {
-                    let mut tally = lock(&self.opened);
+                let mut tally = lock(&self.opened);
+                if !needed {
+                    tally.in_doubt.insert(*tag, failed);
+                } else {
                     tally.result.damaged.extend(failed);
                     tally.result.unreadable.push(Unreachable {
                         point: *point,

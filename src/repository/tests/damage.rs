@@ -9,7 +9,7 @@ use crate::model::PointId;
 use crate::model::{FAN_OUT, ObjectName, PackName};
 use std::sync::atomic::AtomicBool;
 
-fn data_packs(world: &World, kind: PackKind) -> Vec<ObjectName> {
+pub(super) fn packs_of(world: &World, kind: PackKind) -> Vec<ObjectName> {
     let holds = |name: &ObjectName| {
         let bytes = world.memory.read(name, u64::MAX).unwrap();
         pack::parse_header(&bytes[..pack::HEADER_BYTES])
@@ -53,7 +53,7 @@ fn heals(plant: impl Fn(&World, &ObjectName), look: impl Fn(&Customer, &PointId)
     let customer = world.open();
     let bytes = image(&[1, 2, 3, 4, 5]);
     let point = world.backup(&customer, "web", &bytes, true);
-    for name in data_packs(&world, PackKind::Data) {
+    for name in packs_of(&world, PackKind::Data) {
         plant(&world, &name);
     }
     assert!(restore(&customer, &point).is_err());
@@ -135,7 +135,7 @@ fn a_full_does_not_believe_a_pack_that_nobody_read_for_eight_days() {
     let customer = world.open();
     let bytes = image(&[1, 2, 3, 4, 5]);
     world.backup(&customer, "web", &bytes, true);
-    for name in data_packs(&world, PackKind::Data) {
+    for name in packs_of(&world, PackKind::Data) {
         damage(&world, &name);
     }
     world.time.pass(DAY * 9);
@@ -157,7 +157,7 @@ fn a_damaged_node_stops_a_reclaim_and_is_healed_by_the_next_full() {
         .max_by_key(|row| row.seq)
         .unwrap()
         .session;
-    for name in data_packs(&world, PackKind::Node) {
+    for name in packs_of(&world, PackKind::Node) {
         if pack_name(&name).session == newest {
             damage(&world, &name);
         }
@@ -191,7 +191,7 @@ fn a_rewrite_that_meets_a_damaged_live_frame_keeps_its_pack_until_forced() {
         let bytes = world.memory.read(name, u64::MAX).unwrap();
         pack::directory_of(&bytes).unwrap().len() >= 3
     };
-    let name = data_packs(&world, PackKind::Data)
+    let name = packs_of(&world, PackKind::Data)
         .iter()
         .find(with_one)
         .cloned()
@@ -233,7 +233,7 @@ fn a_wrongly_condemned_pack_is_read_rescued_and_only_then_deleted_whatever_else_
         if other_damage {
             let (_, result) = backup(&customer, "db", &image(&[20, 21]), true);
             result.unwrap();
-            for name in data_packs(&world, PackKind::Node) {
+            for name in packs_of(&world, PackKind::Node) {
                 damage(&world, &name);
             }
         }
@@ -263,7 +263,7 @@ fn a_pack_that_is_missing_for_now_is_not_condemned_for_it() {
     let dying = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
     let point = world.backup(&customer, "web", &image(&[1]), true);
     world.erase(&customer, dying);
-    let names = data_packs(&world, PackKind::Data);
+    let names = packs_of(&world, PackKind::Data);
     let name = names.first().unwrap();
     let bytes = world.memory.read(name, u64::MAX).unwrap();
     world.memory.delete(name).unwrap();
@@ -321,7 +321,7 @@ fn a_node_that_does_not_open_hides_only_what_is_below_it() {
     let mut world = World::new();
     let customer = world.open();
     world.backup(&customer, "web", &two_levels(1), true);
-    let chunks = data_packs(&world, PackKind::Data);
+    let chunks = packs_of(&world, PackKind::Data);
     let entries_of = |name: &ObjectName| {
         let bytes = world.memory.read(name, u64::MAX).unwrap();
         crate::format::pack::directory_of(&bytes).unwrap()
@@ -329,7 +329,7 @@ fn a_node_that_does_not_open_hides_only_what_is_below_it() {
     let chunks: Vec<_> = chunks.iter().flat_map(entries_of).collect();
     assert_eq!(chunks.len(), 3);
     let mut reached = Vec::new();
-    for name in data_packs(&world, PackKind::Node) {
+    for name in packs_of(&world, PackKind::Node) {
         let whole = world.memory.read(&name, u64::MAX).unwrap();
         for node in entries_of(&name) {
             let mut bad = whole.clone();
@@ -354,7 +354,7 @@ fn a_pack_without_live_frames_may_be_missing_or_cut_short_and_goes_all_the_same(
         let mut world = World::new();
         let customer = world.open();
         let dying = world.backup(&customer, "web", &image(&[1, 2]), true);
-        let [pack] = &data_packs(&world, PackKind::Data)[..] else {
+        let [pack] = &packs_of(&world, PackKind::Data)[..] else {
             panic!("one pack of two chunks")
         };
         world.backup(&customer, "db", &image(&[3, 4]), true);
@@ -389,7 +389,7 @@ fn partly_dead() -> (World, ObjectName) {
     let mut world = World::new();
     let customer = world.open();
     let dying = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
-    let pack = data_packs(&world, PackKind::Data).remove(0);
+    let pack = packs_of(&world, PackKind::Data).remove(0);
     world.backup(&customer, "web", &image(&[1, 2, 9]), false);
     world.erase(&customer, dying);
     (world, pack)

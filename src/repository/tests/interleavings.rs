@@ -3,11 +3,15 @@
 use super::super::testing::*;
 use super::super::*;
 use super::crashes::rewind;
+use super::damage::packs_of;
 use crate::format::entry::Body;
+use crate::format::pack::PackKind;
 use crate::model::ObjectName;
 use crate::model::PointId;
 use crate::storage::{Fault, Faulty, Memory, Snapshot, Verb};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 #[test]
@@ -544,6 +548,53 @@ fn what_is_erased_while_a_mark_looks_for_it_is_no_damage() {
             thread.join().unwrap();
         });
     }
+}
+
+#[test]
+fn damage_that_is_met_under_a_point_that_is_erased_meanwhile_is_told_of_the_others() {
+    let mut world = World::new();
+    let customer = world.open();
+    // The very same tree: whichever point is walked first meets all of it.
+    let bytes = image(&[1, 2, 3, 4]);
+    let points = ["web", "db"].map(|vm| world.backup(&customer, vm, &bytes, true));
+    let (dying, left) = match points {
+        [one, other] if one < other => (one, other),
+        [one, other] => (other, one),
+    };
+    let data = packs_of(&world, PackKind::Data);
+    world.memory.delete(&data[0]).unwrap();
+    let snapshot = world.memory.snapshot();
+    let open = |world: &World| {
+        rewind(world, &snapshot);
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_on(store.clone(), &world.host).unwrap();
+        (store.operations(), store, customer)
+    };
+    // Of each piece that opens nowhere, a point that needs it.
+    let unreadable = |customer: &Customer| -> Vec<PointId> {
+        let opened = open_live(customer, 1, &AtomicBool::new(false), &|_| {}).unwrap();
+        assert!(!opened.damaged.is_empty());
+        let points = opened.unreadable.iter().map(|found| found.point);
+        points.collect()
+    };
+    let (before, store, customer) = open(&world);
+    let all = unreadable(&customer).len();
+    let mut told = BTreeSet::new();
+    for at in before + 1..=store.operations() {
+        let (_, store, customer) = open(&world);
+        let other = world.open_second();
+        let gate = store.freeze_before(at);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| unreadable(&customer));
+            assert!(gate.wait_until_reached(Duration::from_secs(10)));
+            world.erase(&other, dying);
+            gate.release();
+            let points = thread.join().unwrap();
+            assert_eq!(points.len(), all, "operation {at}");
+            told.extend(points);
+        });
+    }
+    assert_eq!(told, BTreeSet::from([dying, left]));
 }
 
 #[test]
