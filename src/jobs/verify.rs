@@ -5,7 +5,8 @@ use crate::format::entry::VerifyMethod;
 use crate::model::{PackName, PointId, PointState, Tag};
 use crate::repository::reclaim::mark_now;
 use crate::repository::{
-    Customer, Index, Scrubbed, SealedCustomer, State, Unreachable, open_live, scrub_packs,
+    Customer, Index, RepositoryErrorKind, Scrubbed, SealedCustomer, State, Unreachable, open_live,
+    scrub_packs,
 };
 use crate::storage::{Listed, StorageErrorKind};
 use jiff::Timestamp;
@@ -175,6 +176,8 @@ fn check_records(customer: &SealedCustomer, damage: &mut Vec<String>) -> Result<
     for point in points {
         match customer.sealed_record(&point) {
             Ok(_) => {}
+            // Erased, as the ledger says by now.
+            Err(error) if error.kind == RepositoryErrorKind::NotFound => {}
             Err(error) if error.is_damage() => {
                 // Erased meanwhile, or damage.
                 customer.refresh()?;
@@ -337,9 +340,8 @@ fn check_packs(
                 info.row.size_bytes
             )),
             None => {
-                // Another prune may have condemned and deleted it since.
-                customer.refresh()?;
-                if !customer.with_state(|state| state.is_condemned(&info.row.name)) {
+                // Another prune may have condemned, deleted and forgotten it since.
+                if customer.load_index()?.is_current(&info.row.name) {
                     damage.push(format!("{name}: is missing"));
                 }
             }

@@ -108,12 +108,7 @@ pub struct Due {
 /// full was taken; else the sixth night after the last full, so that a night that fails still leaves one within the
 /// week. `points` are those of the VM with their nights.
 fn full_since(points: &[(&PointFacts, Date)], policy: &Policy, night: Date) -> Option<Date> {
-    // A full of a night to come was taken by a wrong clock and promises nothing.
-    let newest = points
-        .iter()
-        .filter(|(point, of)| point.kind == PointKind::Full && !point.suspect && *of <= night)
-        .map(|(_, of)| *of)
-        .max();
+    let newest = newest_full(points.iter().copied(), night);
     let since = match policy.full_day() {
         FullDay::On(weekday) => days_after(night, -i64::from(weekday.until(night.weekday()))),
         FullDay::Auto => newest.map_or(night, |newest| {
@@ -121,6 +116,17 @@ fn full_since(points: &[(&PointFacts, Date)], policy: &Policy, night: Date) -> O
         }),
     };
     (since <= night && newest.is_none_or(|newest| newest < since)).then_some(since)
+}
+
+/// The night of the last good full. One of a night to come was taken by a wrong clock and promises nothing.
+fn newest_full<'a>(
+    points: impl Iterator<Item = (&'a PointFacts, Date)>,
+    night: Date,
+) -> Option<Date> {
+    points
+        .filter(|(point, of)| point.kind == PointKind::Full && !point.suspect && *of <= night)
+        .map(|(_, of)| of)
+        .max()
 }
 
 /// How many nights ago a VM with `full_day = "auto"` had its last good full, 0 for tonight; `None` where a weekday is
@@ -135,12 +141,11 @@ pub fn nights_since_full(
         return None;
     }
     let night = night_of(now, policy);
-    let newest = points
-        .iter()
-        .filter(|point| point.vm == *vm && point.kind == PointKind::Full && !point.suspect)
-        .map(|point| night_of(point.taken_at, policy))
-        .filter(|of| *of <= night)
-        .max();
+    let mine = points.iter().filter(|point| point.vm == *vm);
+    let newest = newest_full(
+        mine.map(|point| (point, night_of(point.taken_at, policy))),
+        night,
+    );
     let nights = newest.map_or(i64::MAX, |newest| {
         night.duration_since(newest).as_hours() / 24
     });

@@ -99,13 +99,28 @@ impl Mark {
     /// A complete mark: its roots are those of the ledger's end, its index is that end's, and
     /// whatever is missing was asked for after the ledger had been read again.
     pub fn at_end(customer: &Customer) -> Result<Self, RepositoryError> {
-        let mut mark = Mark::new(customer.load_index()?);
+        Self::complete(customer, Mark::new)
+    }
+
+    /// The same, with the ids of `tags`. What is found is needed by a root that is there at the end.
+    pub(super) fn at_end_collecting(
+        customer: &Customer,
+        tags: &HashSet<Tag>,
+    ) -> Result<Self, RepositoryError> {
+        Self::complete(customer, |index| Mark::collecting(index, tags.clone()))
+    }
+
+    fn complete(
+        customer: &Customer,
+        new: impl Fn(Arc<Index>) -> Mark,
+    ) -> Result<Self, RepositoryError> {
+        let mut mark = new(customer.load_index()?);
         loop {
             mark.extend(customer)?;
             let index = customer.load_index()?;
             if !mark.index.same_segments(&index) {
                 // Born meanwhile: the index must know what the new roots reach.
-                mark = Mark::new(index);
+                mark = new(index);
                 continue;
             }
             // Condemnations without survivors change no segment, but what may be relied on.
@@ -115,9 +130,10 @@ impl Mark {
                 let at_end = state.seq == mark.index.seq() && now.is_subset(&mark.roots);
                 (at_end, !mark.roots.is_subset(&now))
             });
-            if vanished && !mark.damage.is_empty() {
-                // What was missing may have been missing because its point was erased.
-                mark = Mark::new(mark.index);
+            if vanished && (!mark.damage.is_empty() || mark.wanted.is_some()) {
+                // What was missing may have been missing because its point was erased, and what was found may have
+                // been found below it.
+                mark = new(mark.index);
             } else if at_end {
                 return Ok(mark);
             }
@@ -126,6 +142,14 @@ impl Mark {
 
     pub fn index(&self) -> &Arc<Index> {
         &self.index
+    }
+
+    /// Whether none of its roots was erased since, as far as the ledger was read.
+    pub(super) fn stands(&self, customer: &Customer) -> bool {
+        customer.with_state(|state| {
+            let now: BTreeSet<PointId> = state.roots().map(|(id, _)| *id).collect();
+            self.roots.is_subset(&now)
+        })
     }
 
     pub fn live(&self) -> &LiveRecords {

@@ -3,16 +3,17 @@
 //! Memory: a bit a record of the index, some hundred bytes for each node (of 16 MiB of a disk; one that points share
 //! counts once), 4 MiB for each thread, and what a [`Reader`] holds.
 
-use super::RepositoryError;
 use super::customer::Customer;
 use super::directory::read_directory;
 use super::index::{Index, LiveRecords, PackNumber, Place, count_uses};
 use super::mark::{Mark, Unreachable};
 use super::reader::{ReadScratch, Reader, frame_length};
-use super::tree::children;
+use super::sealed::LOAD_ATTEMPTS;
+use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{DiskRecord, decode_node};
+use crate::format::segment::PackRow;
 use crate::model::{Id, PackName, PieceKind, PointId, Tag};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -64,7 +65,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Opens every node and chunk that a live or expired point reaches, each once. `progress` hears of
-/// plain bytes.
+/// plain bytes. What it found is not complete if it was stopped.
 pub fn open_live(
     customer: &Customer,
     threads: usize,
@@ -85,23 +86,19 @@ pub fn open_live(
     };
     let mut nodes = Nodes::default();
     for point in points {
-        let record = match customer.record(&point) {
-            Ok(record) => record,
-            Err(error) if error.is_damage() => {
-                // Erased meanwhile, or damage.
-                customer.refresh()?;
-                if customer.with_state(|state| state.roots().any(|(id, _)| *id == point)) {
-                    lock(&opening.opened)
-                        .result
-                        .unreadable
-                        .push(Unreachable { point, error });
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        match customer.record(&point) {
+            Ok(record) => {
+                for disk in &record.disks {
+                    opening.walk(disk, &mut nodes)?;
                 }
-                continue;
             }
+            // Erased, as the ledger says by now.
+            Err(error) if error.kind == RepositoryErrorKind::NotFound => {}
+            Err(error) if error.is_damage() => lock(&opening.opened).records_lost = true,
             Err(error) => return Err(error),
-        };
-        for disk in &record.disks {
-            opening.walk(&point, disk, &mut nodes)?;
         }
     }
     // All of them together: of a night's tree there is too little to keep the threads busy.
@@ -109,79 +106,127 @@ pub fn open_live(
         opening.open_below(node, scratch)
     })?;
     let uses = count_uses(&index, &opening.claimed)?;
-    let Tally {
-        mut result,
-        by_pack,
-        in_doubt,
-    } = opening
+    let mut tally = opening
         .opened
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
+    let mut result = Opened {
+        frames: tally.frames,
+        bytes: tally.bytes,
+        ..Opened::default()
+    };
     // A frame that nothing reaches was not opened: such a pack has not been seen whole. Nor has one
     // whose directory is damaged, which no frame tells.
-    let opened: Vec<PackName> = index
-        .packs()
-        .iter()
+    let all_opened: Vec<PackNumber> = (0..)
         .zip(&uses)
-        .enumerate()
-        .filter(|(number, (_, usage))| {
-            by_pack.get(&(*number as PackNumber)).copied() == Some(usage.known_frames)
-        })
-        .map(|(_, (info, _))| info.row.name)
+        .filter(|(number, usage)| tally.by_pack.get(number) == Some(&usage.known_frames))
+        .map(|(number, _)| number)
         .collect();
     let whole = Mutex::new(Vec::new());
-    on_threads(threads, &opened, stop, |name, _| {
-        match read_directory(customer, name) {
-            Ok(_) => lock(&whole).push(*name),
-            Err(error) if error.is_damage() => {}
-            Err(error) => return Err(error),
+    on_threads(threads, &all_opened, stop, |number, _| {
+        if let Some(info) = index.pack(*number)
+            && lists_what_it_holds(customer, &index, *number, &info.row)?
+        {
+            lock(&whole).push(info.row.name);
         }
         Ok(())
     })?;
     result.whole = whole.into_inner().unwrap_or_else(PoisonError::into_inner);
     result.whole.sort_unstable();
-    still_needed(customer, in_doubt, &mut result)?;
-    result.damaged.sort_unstable();
-    result.damaged.dedup();
+    tally.failed.sort_unstable();
+    tally.failed.dedup();
+    let is_sound = tally.failed.is_empty() && tally.lost.is_empty() && !tally.records_lost;
+    if !is_sound && !stop.load(Ordering::Relaxed) {
+        look_again(customer, threads, stop, &tally, &mut result)?;
+    }
     Ok(result)
 }
 
-/// Pieces are opened for the first point that has them. When that one was erased meanwhile, what did not open may have
-/// gone with it, unless another point has it too.
-fn still_needed(
+/// Whether a pack's own directory names the frames that the index knows, each where it is.
+fn lists_what_it_holds(
     customer: &Customer,
-    in_doubt: HashMap<Tag, Vec<(PackName, Tag)>>,
-    result: &mut Opened,
-) -> Result<(), RepositoryError> {
-    if in_doubt.is_empty() {
-        return Ok(());
-    }
-    let tags = in_doubt.keys().copied().collect();
-    let mut mark = Mark::collecting(customer.load_index()?, tags);
-    mark.extend(customer)?;
-    for (tag, failed) in in_doubt {
-        if let Some(found) = mark.found(&tag) {
-            result.damaged.extend(failed);
-            result.unreadable.push(Unreachable {
-                point: found.point,
-                error: RepositoryError::damaged(
-                    format!("{} (tag {tag})", customer.names().prefix()),
-                    "a piece of a restore point opens nowhere",
-                ),
-            });
+    index: &Index,
+    number: PackNumber,
+    row: &PackRow,
+) -> Result<bool, RepositoryError> {
+    let entries = match read_directory(customer, &row.name) {
+        Ok(entries) => entries,
+        Err(error) if error.is_damage() => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    for entry in &entries {
+        let is_it = |place: &Place| {
+            (place.pack, place.offset, place.length_bytes)
+                == (number, entry.offset, entry.length_bytes)
+        };
+        if !index.places(&entry.tag)?.iter().any(is_it) {
+            return Ok(false);
         }
     }
-    // What is below a node that does not open was not found.
-    result.unreadable.extend(mark.damage);
-    Ok(())
+    Ok(entries.len() == row.frames as usize)
+}
+
+/// What did not open is asked again at the ledger's end, which took hours to come: points were erased, and what only
+/// they had went with them; packs were rewritten; and what is needed may stand elsewhere by now.
+fn look_again(
+    customer: &Customer,
+    threads: usize,
+    stop: &AtomicBool,
+    tally: &Tally,
+    result: &mut Opened,
+) -> Result<(), RepositoryError> {
+    let lost: Vec<Tag> = tally.lost.iter().copied().collect();
+    for _ in 0..LOAD_ATTEMPTS {
+        let mark = Mark::at_end_collecting(customer, &tally.lost)?;
+        let index = mark.index();
+        let reader = Reader::with_index(customer, index.clone());
+        let unreadable = Mutex::new(Vec::new());
+        on_threads(threads, &lost, stop, |tag, scratch| {
+            // The mark itself tells of nodes, and of what has no place.
+            let Some(found) = mark.found(tag).filter(|found| found.kind == CHUNK) else {
+                return Ok(());
+            };
+            let mut last = None;
+            for place in index.places(tag)? {
+                match reader.open_at(index, &place, CHUNK, &found.id, tag, scratch) {
+                    Ok(()) => return Ok(()),
+                    Err(error) if error.is_damage() => last = Some(error),
+                    Err(error) => return Err(error),
+                }
+            }
+            if let Some(error) = last {
+                let point = found.point;
+                lock(&unreadable).push(Unreachable { point, error });
+            }
+            Ok(())
+        })?;
+        customer.refresh()?;
+        if mark.stands(customer) || stop.load(Ordering::Relaxed) {
+            let failed = tally.failed.iter().chain(&mark.damaged_frames).copied();
+            let current: BTreeSet<(PackName, Tag)> =
+                failed.filter(|(pack, _)| index.is_current(pack)).collect();
+            result.damaged = current.into_iter().collect();
+            result.unreadable = unreadable
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner);
+            result.unreadable.extend(mark.damage);
+            return Ok(());
+        }
+    }
+    Err(customer.index_changes_too_fast())
 }
 
 #[derive(Default)]
 struct Tally {
-    result: Opened,
+    frames: u64,
+    bytes: u64,
     by_pack: HashMap<PackNumber, u64>,
-    /// What did not open for a point that is not there any more, with the places that failed.
-    in_doubt: HashMap<Tag, Vec<(PackName, Tag)>>,
+    /// Places whose frame did not open.
+    failed: Vec<(PackName, Tag)>,
+    /// Pieces that opened nowhere.
+    lost: HashSet<Tag>,
+    /// A record did not open.
+    records_lost: bool,
 }
 
 /// Does the work for each of these, until one fails or it is stopped.
@@ -228,8 +273,6 @@ struct Nodes {
 }
 
 struct LowestNode {
-    /// One that needs it.
-    point: PointId,
     id: Id,
     tag: Tag,
     children: usize,
@@ -246,12 +289,7 @@ struct Opening<'a> {
 
 impl Opening<'_> {
     /// Opens the upper nodes of a disk that were not met yet, and notes the lowest ones.
-    fn walk(
-        &self,
-        point: &PointId,
-        disk: &DiskRecord,
-        nodes: &mut Nodes,
-    ) -> Result<(), RepositoryError> {
+    fn walk(&self, disk: &DiskRecord, nodes: &mut Nodes) -> Result<(), RepositoryError> {
         let Some(root) = disk.root else {
             return Ok(());
         };
@@ -266,18 +304,13 @@ impl Opening<'_> {
             let count = shape.children_of(height, at);
             if height == 1 {
                 nodes.lowest.push(LowestNode {
-                    point: *point,
                     id,
                     tag,
                     children: count,
                 });
                 continue;
             }
-            let kind = PieceKind::Node { height };
-            if !self.open_piece(point, kind, &id, &tag, &mut scratch)? {
-                continue;
-            }
-            let below = children(self.reader, height, &id, count, &mut scratch)?;
+            let below = self.children(height, &id, &tag, count, &mut scratch)?;
             for (child, id) in below.iter().enumerate().rev() {
                 if let Some(id) = id {
                     let index = at * crate::model::FAN_OUT as u64 + child as u64;
@@ -294,17 +327,7 @@ impl Opening<'_> {
         node: &LowestNode,
         scratch: &mut ReadScratch,
     ) -> Result<(), RepositoryError> {
-        let LowestNode {
-            point,
-            id,
-            tag,
-            children,
-        } = node;
-        if !self.open_piece(point, PieceKind::Node { height: 1 }, id, tag, scratch)? {
-            return Ok(());
-        }
-        let below = decode_node(&scratch.plain, *children)
-            .map_err(|error| RepositoryError::damaged("node", error))?;
+        let below = self.children(1, &node.id, &node.tag, node.children, scratch)?;
         let mut placed = Vec::new();
         for id in below.into_iter().flatten() {
             let tag = self.customer.keys().tag(&id);
@@ -320,7 +343,7 @@ impl Opening<'_> {
         let mut left = placed.as_slice();
         while !left.is_empty() {
             let (run, rest) = left.split_at(length_of_run(left));
-            self.open_run(point, run, &mut buffer, scratch)?;
+            self.open_run(run, &mut buffer, scratch)?;
             left = rest;
         }
         Ok(())
@@ -330,7 +353,6 @@ impl Opening<'_> {
     /// does not open is looked for again by itself, wherever else it is.
     fn open_run(
         &self,
-        point: &PointId,
         run: &[Placed],
         buffer: &mut Vec<u8>,
         scratch: &mut ReadScratch,
@@ -355,7 +377,9 @@ impl Opening<'_> {
                     Err(error) => return Err(error),
                 }
             }
-            self.open_piece(point, CHUNK, id, tag, scratch)?;
+            if !self.open_piece(CHUNK, id, tag, scratch)? {
+                lock(&self.opened).lost.insert(*tag);
+            }
         }
         Ok(())
     }
@@ -380,24 +404,50 @@ impl Opening<'_> {
     fn tally(&self, place: &Place, bytes: u64, failed: Vec<(PackName, Tag)>) {
         (self.progress)(bytes);
         let mut tally = lock(&self.opened);
-        tally.result.frames += 1;
-        tally.result.bytes += bytes;
+        tally.frames += 1;
+        tally.bytes += bytes;
         *tally.by_pack.entry(place.pack).or_default() += 1;
-        tally.result.damaged.extend(failed);
+        tally.failed.extend(failed);
+    }
+
+    /// Opens a node. One that does not open has no children, and is asked for again at the end.
+    fn children(
+        &self,
+        height: u8,
+        id: &Id,
+        tag: &Tag,
+        count: usize,
+        scratch: &mut ReadScratch,
+    ) -> Result<Vec<Option<Id>>, RepositoryError> {
+        let kind = PieceKind::Node { height };
+        self.claimed.mark(self.index, tag)?;
+        let mut is_open = self.open_piece(kind, id, tag, scratch)?;
+        if !is_open {
+            // Moved by a prune meanwhile: what is below it must be opened all the same.
+            is_open = match self.reader.open(kind, id, scratch) {
+                Ok(()) => true,
+                Err(error) if error.is_damage() => false,
+                Err(error) => return Err(error),
+            };
+        }
+        let children = is_open.then(|| decode_node(&scratch.plain, count));
+        match children {
+            Some(Ok(children)) => Ok(children),
+            Some(Err(_)) | None => {
+                lock(&self.opened).lost.insert(*tag);
+                Ok(Vec::new())
+            }
+        }
     }
 
     /// Opens a piece at the first place that has it; places that fail on the way are noted.
     fn open_piece(
         &self,
-        point: &PointId,
         kind: PieceKind,
         id: &Id,
         tag: &Tag,
         scratch: &mut ReadScratch,
     ) -> Result<bool, RepositoryError> {
-        if kind != PieceKind::Chunk {
-            self.claimed.mark(self.index, tag)?;
-        }
         let mut failed = Vec::new();
         for place in self.index.places(tag)? {
             match self
@@ -418,27 +468,7 @@ impl Opening<'_> {
                 Err(error) => return Err(error),
             }
         }
-        // Moved by another prune meanwhile, or damage: the ledger is read again before it is said.
-        match self.reader.open(kind, id, scratch) {
-            Ok(()) => Ok(true),
-            Err(error) if error.is_damage() => {
-                self.customer.refresh()?;
-                let needed = self
-                    .customer
-                    .with_state(|state| state.roots().any(|(id, _)| id == point));
-                let mut tally = lock(&self.opened);
-                if !needed {
-                    tally.in_doubt.insert(*tag, failed);
-                } else {
-                    tally.result.damaged.extend(failed);
-                    tally.result.unreadable.push(Unreachable {
-                        point: *point,
-                        error,
-                    });
-                }
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
+        lock(&self.opened).failed.extend(failed);
+        Ok(false)
     }
 }

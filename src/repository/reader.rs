@@ -52,6 +52,8 @@ pub struct Reader<'a> {
     customer: &'a Customer,
     index: Mutex<Arc<Index>>,
     nodes: Mutex<NodeCache>,
+    /// Held while a node pack is read whole: threads that need the same one would each hold it.
+    one_whole_pack: Mutex<()>,
     failed: Mutex<BTreeSet<(PackName, Tag)>>,
     /// Whether nodes are read from this host's copies.
     from_copies: AtomicBool,
@@ -169,6 +171,7 @@ impl<'a> Reader<'a> {
             customer,
             index: Mutex::new(index),
             nodes: Mutex::default(),
+            one_whole_pack: Mutex::default(),
             failed: Mutex::default(),
             from_copies: AtomicBool::new(false),
             asks_first: false,
@@ -404,6 +407,10 @@ impl<'a> Reader<'a> {
         }
         if !lock(&self.nodes).is_worth_reading(&row.name, row.size_bytes, piece_bytes) {
             return Ok(None);
+        }
+        let _one = lock(&self.one_whole_pack);
+        if let Some(read_meanwhile) = lock(&self.nodes).get(&row.name) {
+            return Ok(Some(read_meanwhile));
         }
         // A pack that is longer than the index says is damaged at most in its end: its pieces are
         // read one by one.

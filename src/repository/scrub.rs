@@ -117,9 +117,8 @@ fn scrub_one(customer: &SealedCustomer, name: &PackName) -> Result<Scrubbed, Rep
                 StorageErrorKind::NotFound | StorageErrorKind::Corrupt
             ) =>
         {
-            // Another host may have condemned and deleted it: only then it is no damage.
-            customer.refresh()?;
-            if !customer.with_state(|state| state.is_condemned(name)) {
+            // Another host may have condemned, deleted and forgotten it: only then it is no damage.
+            if customer.load_index()?.is_current(name) {
                 one.broken.push((*name, error.to_string()));
             }
             return Ok(one);
@@ -152,6 +151,15 @@ impl Customer {
         packs: &[PackName],
         damaged: &[(PackName, Tag)],
     ) -> Result<(), RepositoryError> {
+        // What was forgotten meanwhile would stay in the ledger's list of damage for ever.
+        let damaged: Vec<(PackName, Tag)> = match damaged {
+            [] => Vec::new(),
+            damaged => {
+                let index = self.load_index()?;
+                let is_known = |(pack, _): &&(PackName, Tag)| index.number_of(pack).is_some();
+                damaged.iter().filter(is_known).copied().collect()
+            }
+        };
         let mut packs = packs.chunks(NAMES_IN_ENTRY);
         let mut damaged = damaged.chunks(NAMES_IN_ENTRY);
         loop {

@@ -270,6 +270,13 @@ impl Index {
         Ok(unhealed)
     }
 
+    /// Whether the pack is one that this index relies on: a prune condemns it, and forgets it once it is deleted.
+    pub fn is_current(&self, name: &PackName) -> bool {
+        self.number_of(name)
+            .and_then(|number| self.pack(number))
+            .is_some_and(|info| !info.condemned)
+    }
+
     /// Whether nothing is known against it.
     pub(super) fn is_sound(&self, tag: &Tag, place: &Place) -> bool {
         self.pack(place.pack)

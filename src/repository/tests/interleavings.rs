@@ -5,11 +5,10 @@ use super::super::*;
 use super::crashes::rewind;
 use super::damage::packs_of;
 use crate::format::entry::Body;
-use crate::format::pack::PackKind;
+use crate::format::pack::{self, PackKind};
 use crate::model::ObjectName;
 use crate::model::PointId;
 use crate::storage::{Fault, Faulty, Memory, Snapshot, Verb};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -550,19 +549,14 @@ fn what_is_erased_while_a_mark_looks_for_it_is_no_damage() {
     }
 }
 
-#[test]
-fn damage_that_is_met_under_a_point_that_is_erased_meanwhile_is_told_of_the_others() {
-    let mut world = World::new();
-    let customer = world.open();
-    // The very same tree: whichever point is walked first meets all of it.
-    let bytes = image(&[1, 2, 3, 4]);
-    let points = ["web", "db"].map(|vm| world.backup(&customer, vm, &bytes, true));
-    let (dying, left) = match points {
-        [one, other] if one < other => (one, other),
-        [one, other] => (other, one),
-    };
-    let data = packs_of(&world, PackKind::Data);
-    world.memory.delete(&data[0]).unwrap();
+/// Does the reading again and again from what the store holds now, another host doing something before each of its
+/// operations in turn.
+fn meanwhile<T: Send>(
+    world: &World,
+    read: impl Fn(&Customer) -> T + Sync,
+    other_does: impl Fn(&Customer),
+    look: impl Fn(T),
+) {
     let snapshot = world.memory.snapshot();
     let open = |world: &World| {
         rewind(world, &snapshot);
@@ -570,31 +564,124 @@ fn damage_that_is_met_under_a_point_that_is_erased_meanwhile_is_told_of_the_othe
         let customer = world.open_on(store.clone(), &world.host).unwrap();
         (store.operations(), store, customer)
     };
-    // Of each piece that opens nowhere, a point that needs it.
-    let unreadable = |customer: &Customer| -> Vec<PointId> {
-        let opened = open_live(customer, 1, &AtomicBool::new(false), &|_| {}).unwrap();
-        assert!(!opened.damaged.is_empty());
-        let points = opened.unreadable.iter().map(|found| found.point);
-        points.collect()
-    };
-    let (before, store, customer) = open(&world);
-    let all = unreadable(&customer).len();
-    let mut told = BTreeSet::new();
+    let (before, store, customer) = open(world);
+    look(read(&customer));
     for at in before + 1..=store.operations() {
-        let (_, store, customer) = open(&world);
+        let (_, store, customer) = open(world);
         let other = world.open_second();
         let gate = store.freeze_before(at);
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| unreadable(&customer));
+        let result = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| read(&customer));
             assert!(gate.wait_until_reached(Duration::from_secs(10)));
-            world.erase(&other, dying);
+            other_does(&other);
             gate.release();
-            let points = thread.join().unwrap();
-            assert_eq!(points.len(), all, "operation {at}");
-            told.extend(points);
+            thread.join().unwrap()
         });
+        look(result);
     }
-    assert_eq!(told, BTreeSet::from([dying, left]));
+}
+
+fn open_all(customer: &Customer) -> Opened {
+    open_live(customer, 1, &AtomicBool::new(false), &|_| {}).unwrap()
+}
+
+#[test]
+fn damage_that_is_met_under_a_point_that_is_erased_meanwhile_is_told_of_the_others() {
+    for kind in [PackKind::Data, PackKind::Node] {
+        for dying in [0, 1] {
+            let mut world = World::new();
+            let customer = world.open();
+            // The very same tree: whichever point is walked first meets all of it.
+            let bytes = image(&[1, 2, 3, 4]);
+            let points = ["web", "db"].map(|vm| world.backup(&customer, vm, &bytes, true));
+            world.memory.delete(&packs_of(&world, kind)[0]).unwrap();
+            let all = open_all(&customer).unreadable.len();
+            assert!(all > 0);
+            meanwhile(
+                &world,
+                open_all,
+                |other| world.erase(other, points[dying]),
+                |opened| {
+                    assert!(!opened.damaged.is_empty());
+                    assert_eq!(opened.unreadable.len(), all);
+                },
+            );
+        }
+    }
+}
+
+/// Two points that share half, the shared half stored twice; and one more.
+fn points_with_a_piece_twice(world: &mut World) -> [PointId; 3] {
+    let (host, other) = (world.open(), world.open_second());
+    let one = Running::write(&host, "web", &image(&[1, 2, 3, 4, 5]), true).unwrap();
+    let two = Running::write(&other, "db", &image(&[3, 4, 5, 6]), true).unwrap();
+    let points = [one.point, two.point];
+    one.commit().unwrap();
+    two.commit().unwrap();
+    let [one, two] = points;
+    [one, two, world.backup(&host, "mail", &image(&[6, 7]), true)]
+}
+
+#[test]
+fn nothing_is_called_damage_that_a_prune_takes_away_while_it_is_verified() {
+    for dying in [&[0][..], &[1], &[0, 1], &[0, 2]] {
+        for later in [&[][..], &[1, 2, 5, 8]] {
+            let mut world = World::new();
+            let points = points_with_a_piece_twice(&mut world);
+            meanwhile(
+                &world,
+                |customer| {
+                    let opened = open_all(customer);
+                    let packs: Vec<_> = customer.load_index().unwrap().packs().to_vec();
+                    let names: Vec<_> = packs.iter().map(|info| info.row.name).collect();
+                    let stop = AtomicBool::new(false);
+                    (
+                        opened,
+                        scrub_packs(customer, &names, 1, &stop, &|_| {}).unwrap(),
+                    )
+                },
+                |other| {
+                    for point in dying {
+                        let name = other.names().point(&points[*point]);
+                        change(other, points[*point], Body::Expire).unwrap();
+                        change(other, points[*point], Body::Erase).unwrap();
+                        other.storage().destroy(&name).unwrap();
+                    }
+                    world.prune(other).unwrap();
+                    if !later.is_empty() {
+                        backup(other, "late", &image(later), true).1.unwrap();
+                    }
+                },
+                |(opened, scrubbed)| {
+                    assert_eq!(opened.damaged, []);
+                    assert_eq!(opened.unreadable, []);
+                    assert_eq!(scrubbed.damaged, []);
+                    assert!(scrubbed.broken.is_empty());
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn a_pack_whose_directory_lists_other_tags_is_not_called_whole() {
+    let mut world = World::new();
+    let customer = world.open();
+    world.backup(&customer, "web", &image(&[1, 2, 3, 4]), true);
+    let all = open_all(&customer).whole.len();
+    let name = packs_of(&world, PackKind::Data)[0].clone();
+    let mut bytes = world.memory.read(&name, u64::MAX).unwrap();
+    let end = bytes.len() - pack::TRAILER_BYTES;
+    let range = pack::directory_range(&bytes[end..], bytes.len() as u64).unwrap();
+    let (start, end) = (range.start as usize, range.end as usize);
+    bytes[start] ^= 1;
+    let mut hash = blake3::Hasher::new();
+    hash.update(&bytes[..pack::HEADER_BYTES]);
+    hash.update(&bytes[start..end - 32]);
+    bytes[end - 32..end].copy_from_slice(hash.finalize().as_bytes());
+    world.memory.plant(&name, &bytes);
+    assert!(pack::directory_of(&bytes).is_ok());
+    assert_eq!(open_all(&customer).whole.len(), all - 1);
 }
 
 #[test]
