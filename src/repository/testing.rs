@@ -12,14 +12,14 @@ use crate::model::{
     PointId, PointKind, PointState, SessionId, TreeShape, VmName, Writers,
 };
 use crate::policy::PolicyTerms;
-use crate::storage::{Memory, Storage};
+use crate::storage::{Faulty, Memory, Snapshot, Storage};
 use jiff::SignedDuration;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub const CHUNK: usize = 64 << 10;
 pub const DAY: SignedDuration = SignedDuration::from_hours(24);
@@ -382,10 +382,30 @@ impl World {
 
     /// Expires and erases a point, with the day between.
     pub fn erase(&self, customer: &Customer, point: PointId) {
-        change(customer, point, Body::Expire).unwrap();
-        change(customer, point, Body::Erase).unwrap();
-        let name = customer.names().point(&point);
-        customer.storage().destroy(&name).unwrap();
+        self.erase_all(customer, &[point]);
+    }
+
+    /// All by one entry each.
+    pub fn erase_all(&self, customer: &Customer, points: &[PointId]) {
+        let all = |body: fn(PointsBody) -> Body| {
+            let reason = |point: &PointId| PointReason {
+                point: *point,
+                reason: "a test".to_string(),
+            };
+            let points: Vec<PointReason> = points.iter().map(reason).collect();
+            customer
+                .append(|_| {
+                    let points = points.clone();
+                    Ok(body(PointsBody { points }))
+                })
+                .unwrap();
+        };
+        all(Body::Expire);
+        all(Body::Erase);
+        for point in points {
+            let name = customer.names().point(point);
+            customer.storage().destroy(&name).unwrap();
+        }
     }
 
     /// What a nightly prune does below the policy: dead sessions, reclaim, merge, sweep.
@@ -460,6 +480,46 @@ impl World {
         let names = crate::format::names::CustomerNames::new(&customer_name());
         let listed = self.memory.list(&names.keys_prefix()).unwrap();
         listed.into_iter().map(|object| object.name).collect()
+    }
+
+    /// Sets the store back; what its hosts remember of it is gone.
+    pub fn rewind(&self, snapshot: &Snapshot) {
+        self.memory.restore_snapshot(snapshot);
+        for host in [&self.host, &self.second] {
+            host.forget();
+        }
+    }
+
+    /// Does the reading again and again from what the store holds now, another host doing something before each of
+    /// its operations in turn.
+    pub fn meanwhile<T: Send>(
+        &self,
+        read: impl Fn(&Customer) -> T + Sync,
+        other_does: impl Fn(&Customer),
+        look: impl Fn(T),
+    ) {
+        let snapshot = self.memory.snapshot();
+        let open = || {
+            self.rewind(&snapshot);
+            let store = Arc::new(Faulty::new(self.memory.clone()));
+            let customer = self.open_on(store.clone(), &self.host).unwrap();
+            (store.operations(), store, customer)
+        };
+        let (before, store, customer) = open();
+        look(read(&customer));
+        for at in before + 1..=store.operations() {
+            let (_, store, customer) = open();
+            let other = self.open_second();
+            let gate = store.freeze_before(at);
+            let result = std::thread::scope(|scope| {
+                let thread = scope.spawn(|| read(&customer));
+                assert!(gate.wait_until_reached(Duration::from_secs(10)));
+                other_does(&other);
+                gate.release();
+                thread.join().unwrap()
+            });
+            look(result);
+        }
     }
 
     pub fn packs(&self) -> Vec<ObjectName> {

@@ -22,10 +22,7 @@ pub(super) fn small_repository() -> (World, Snapshot) {
 }
 
 pub(super) fn rewind(world: &World, snapshot: &Snapshot) {
-    world.memory.restore_snapshot(snapshot);
-    for host in [&world.host, &world.second] {
-        host.forget();
-    }
+    world.rewind(snapshot);
 }
 
 pub(super) type Step = fn(&World, &Customer) -> Result<(), RepositoryError>;

@@ -549,38 +549,6 @@ fn what_is_erased_while_a_mark_looks_for_it_is_no_damage() {
     }
 }
 
-/// Does the reading again and again from what the store holds now, another host doing something before each of its
-/// operations in turn.
-fn meanwhile<T: Send>(
-    world: &World,
-    read: impl Fn(&Customer) -> T + Sync,
-    other_does: impl Fn(&Customer),
-    look: impl Fn(T),
-) {
-    let snapshot = world.memory.snapshot();
-    let open = |world: &World| {
-        rewind(world, &snapshot);
-        let store = Arc::new(Faulty::new(world.memory.clone()));
-        let customer = world.open_on(store.clone(), &world.host).unwrap();
-        (store.operations(), store, customer)
-    };
-    let (before, store, customer) = open(world);
-    look(read(&customer));
-    for at in before + 1..=store.operations() {
-        let (_, store, customer) = open(world);
-        let other = world.open_second();
-        let gate = store.freeze_before(at);
-        let result = std::thread::scope(|scope| {
-            let thread = scope.spawn(|| read(&customer));
-            assert!(gate.wait_until_reached(Duration::from_secs(10)));
-            other_does(&other);
-            gate.release();
-            thread.join().unwrap()
-        });
-        look(result);
-    }
-}
-
 fn open_all(customer: &Customer) -> Opened {
     open_live(customer, 1, &AtomicBool::new(false), &|_| {}).unwrap()
 }
@@ -597,8 +565,7 @@ fn damage_that_is_met_under_a_point_that_is_erased_meanwhile_is_told_of_the_othe
             world.memory.delete(&packs_of(&world, kind)[0]).unwrap();
             let all = open_all(&customer).unreadable.len();
             assert!(all > 0);
-            meanwhile(
-                &world,
+            world.meanwhile(
                 open_all,
                 |other| world.erase(other, points[dying]),
                 |opened| {
@@ -628,8 +595,7 @@ fn nothing_is_called_damage_that_a_prune_takes_away_while_it_is_verified() {
         for later in [&[][..], &[1, 2, 5, 8]] {
             let mut world = World::new();
             let points = points_with_a_piece_twice(&mut world);
-            meanwhile(
-                &world,
+            world.meanwhile(
                 |customer| {
                     let opened = open_all(customer);
                     let packs: Vec<_> = customer.load_index().unwrap().packs().to_vec();
@@ -641,12 +607,10 @@ fn nothing_is_called_damage_that_a_prune_takes_away_while_it_is_verified() {
                     )
                 },
                 |other| {
-                    for point in dying {
-                        let name = other.names().point(&points[*point]);
-                        change(other, points[*point], Body::Expire).unwrap();
-                        change(other, points[*point], Body::Erase).unwrap();
-                        other.storage().destroy(&name).unwrap();
-                    }
+                    world.erase_all(
+                        other,
+                        &dying.iter().map(|at| points[*at]).collect::<Vec<_>>(),
+                    );
                     world.prune(other).unwrap();
                     if !later.is_empty() {
                         backup(other, "late", &image(later), true).1.unwrap();

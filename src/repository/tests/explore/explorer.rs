@@ -109,10 +109,7 @@ impl Scenario {
     }
 
     fn rewind(&self) {
-        self.world.memory.restore_snapshot(&self.snapshot);
-        for host in [&self.world.host, &self.world.second] {
-            host.forget();
-        }
+        self.world.rewind(&self.snapshot);
     }
 
     /// One schedule: as `decisions` say, then always the first option, which is noted.
