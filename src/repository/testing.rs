@@ -615,6 +615,44 @@ impl<'a> Running<'a> {
         bytes: &[u8],
         full: bool,
     ) -> Result<Self, RepositoryError> {
+        Self::write_by(customer, name, full, |begun, kind, base| {
+            Self::upload(customer, begun, kind, base, bytes)
+        })
+    }
+
+    /// A full of a disk that is hole but for its last chunk: however large, it takes no room.
+    pub fn write_end(
+        customer: &'a Customer,
+        name: &str,
+        shape: TreeShape,
+        last: &[u8],
+    ) -> Result<Self, RepositoryError> {
+        Self::write_by(customer, name, true, |begun, kind, _| {
+            let session = customer.session(begun, trust_of(kind, begun.begun_at))?;
+            let reader = Reader::with_index(customer, session.index().clone());
+            let mut worker = session.worker()?;
+            let draft = DiskDraft::new(shape, None)?;
+            let span = draft.span_count() - 1;
+            let child = shape.children_of(1, span as u64) - 1;
+            let mut writing = draft.begin_span(&reader, &mut ReadScratch::new()?, span)?;
+            writing.put(&session, &mut worker, child, last)?;
+            draft.end_span(&session, &mut worker, writing)?;
+            let disk = session.finish_disk(&mut worker, &disk(), draft, None)?;
+            session.retire(worker);
+            Ok((session, vec![disk]))
+        })
+    }
+
+    fn write_by(
+        customer: &'a Customer,
+        name: &str,
+        full: bool,
+        upload: impl FnOnce(
+            &Begun,
+            PointKind,
+            Option<PointId>,
+        ) -> Result<(Session<'a>, Vec<DiskResult>), RepositoryError>,
+    ) -> Result<Self, RepositoryError> {
         customer.refresh()?;
         let vm = vm(name);
         let point = PointId::from_bytes(random_bytes());
@@ -627,8 +665,7 @@ impl<'a> Running<'a> {
             Some(_) => PointKind::Incremental,
         };
         let begun = customer.begin(Purpose::Backup, Some((&vm, point)))?;
-        let written = Self::upload(customer, &begun, kind, base, bytes);
-        let (session, disks) = match written {
+        let (session, disks) = match upload(&begun, kind, base) {
             Ok(written) => written,
             Err(error) => return Err(give_up(customer, &begun, error)),
         };

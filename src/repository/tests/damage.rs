@@ -2,11 +2,14 @@
 
 use super::super::testing::*;
 use super::super::*;
-use crate::format::entry::{Body, CondemnBody, Purpose, VerifyMethod};
+use super::crashes::rewind;
+use crate::format::entry::{Body, CondemnBody, MergeBody, Purpose, VerifyMethod};
 use crate::format::pack::{self, PackBuilder, PackKind};
-
-use crate::model::PointId;
-use crate::model::{FAN_OUT, ObjectName, PackName};
+use crate::format::segment::{PackRow, Record};
+use crate::model::{FAN_OUT, ObjectName, PackName, PieceKind, PointId, TreeShape};
+use crate::repository::new_segments::NewSegments;
+use crate::storage::{Fault, Faulty, StorageErrorKind};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub(super) fn packs_of(world: &World, kind: PackKind) -> Vec<ObjectName> {
@@ -20,7 +23,7 @@ pub(super) fn packs_of(world: &World, kind: PackKind) -> Vec<ObjectName> {
     world.packs().into_iter().filter(holds).collect()
 }
 
-fn pack_name(name: &ObjectName) -> PackName {
+pub(super) fn pack_name(name: &ObjectName) -> PackName {
     let rest = name.as_str().strip_prefix("customers/acme/packs/").unwrap();
     rest.parse().unwrap()
 }
@@ -30,6 +33,23 @@ fn damage(world: &World, name: &ObjectName) {
     let mut bytes = world.memory.read(name, u64::MAX).unwrap();
     bytes[pack::HEADER_BYTES + pack::FRAME_HEADER_BYTES + 20] ^= 1;
     world.memory.plant(name, &bytes);
+}
+
+/// Changes what is sealed in each frame, with checksums that are right.
+fn seal_wrongly(world: &World, name: &ObjectName) {
+    let bytes = world.memory.read(name, u64::MAX).unwrap();
+    let kind = pack::parse_header(&bytes[..pack::HEADER_BYTES])
+        .unwrap()
+        .kind;
+    let session = pack_name(name).session;
+    let mut builder = PackBuilder::new(kind, 1, &session, &[0; 16], 0);
+    for entry in pack::directory_of(&bytes).unwrap() {
+        let frame = pack::parse_frame(pack::frame_bytes(&bytes, &entry).unwrap()).unwrap();
+        let mut sealed = frame.sealed.to_vec();
+        sealed[30] ^= 1;
+        builder.append(&frame.header, &sealed);
+    }
+    world.memory.plant(name, &builder.finish().bytes);
 }
 
 fn scrub_and_note(customer: &Customer) -> Scrubbed {
@@ -112,20 +132,8 @@ fn a_missing_pack_and_one_that_is_cut_short_are_healed() {
 
 #[test]
 fn a_frame_whose_checksum_is_right_and_whose_seal_is_wrong_is_healed_once_it_was_met() {
-    let wrongly_sealed = |world: &World, name: &ObjectName| {
-        let bytes = world.memory.read(name, u64::MAX).unwrap();
-        let session = pack_name(name).session;
-        let mut builder = PackBuilder::new(PackKind::Data, 1, &session, &[0; 16], 0);
-        for entry in pack::directory_of(&bytes).unwrap() {
-            let frame = pack::parse_frame(pack::frame_bytes(&bytes, &entry).unwrap()).unwrap();
-            let mut sealed = frame.sealed.to_vec();
-            sealed[30] ^= 1;
-            builder.append(&frame.header, &sealed);
-        }
-        world.memory.plant(name, &builder.finish().bytes);
-    };
     for full in [true, false] {
-        heals(wrongly_sealed, opened, full);
+        heals(seal_wrongly, opened, full);
     }
 }
 
@@ -212,7 +220,7 @@ fn a_rewrite_that_meets_a_damaged_live_frame_keeps_its_pack_until_forced() {
 }
 
 /// Condemns a pack as a faulty program would: with something live in it, and no survivors.
-fn condemn_wrongly(customer: &Customer, packs: Vec<PackName>) {
+pub(super) fn condemn_wrongly(customer: &Customer, packs: Vec<PackName>) {
     let begun = customer.begin(Purpose::Reclaim, None).unwrap();
     customer
         .append(|_| {
@@ -253,6 +261,28 @@ fn a_wrongly_condemned_pack_is_read_rescued_and_only_then_deleted_whatever_else_
         world.check(&customer);
         world.check(&world.open_second());
     }
+}
+
+#[test]
+fn a_node_that_only_looks_whole_lets_no_condemned_copy_of_it_go() {
+    let mut world = World::new();
+    let customer = world.open();
+    let bytes = image(&[1, 2, 3]);
+    world.backup(&customer, "web", &bytes, true);
+    let first = packs_of(&world, PackKind::Node).remove(0);
+    let whole = world.memory.read(&first, u64::MAX).unwrap();
+    // A full that cannot read the node stores it anew.
+    world.memory.delete(&first).unwrap();
+    world.time.pass(DAY * 9);
+    world.backup(&customer, "web", &bytes, true);
+    let copies = packs_of(&world, PackKind::Node);
+    world.memory.plant(&first, &whole);
+    seal_wrongly(&world, &first);
+    condemn_wrongly(&customer, copies.iter().map(pack_name).collect());
+    let done = reclaim::reclaim(&customer, world.now(), DAY * 22, false).unwrap();
+    assert_eq!(done.damaged.len(), 1);
+    assert_eq!(done.removed, Vec::from_iter(copies.iter().map(pack_name)));
+    world.check(&customer);
 }
 
 #[test]
@@ -317,6 +347,26 @@ fn a_reclaim_moves_the_nodes_of_a_tree_of_two_levels() {
 }
 
 #[test]
+fn a_disk_of_more_than_four_gib_is_marked_and_opened_to_its_end() {
+    let world = World::new();
+    let customer = world.open();
+    // Three levels; the last node of the lowest is a short one.
+    let shape = TreeShape {
+        size_bytes: ((FAN_OUT * FAN_OUT + 3) * CHUNK) as u64,
+        chunk_bytes: CHUNK as u32,
+    };
+    let last = image(&[1]);
+    let running = Running::write_end(&customer, "web", shape, &last).unwrap();
+    running.commit().unwrap();
+    let mark = reclaim::mark_now(&customer, false).unwrap();
+    let keys = customer.keys();
+    let tag = keys.tag(&keys.id(PieceKind::Chunk, &last));
+    assert!(mark.is_live(&tag).unwrap());
+    let opened = open_live(&customer, 2, &AtomicBool::new(false), &|_| {}).unwrap();
+    assert_eq!((opened.frames, opened.unreadable), (4, Vec::new()));
+}
+
+#[test]
 fn a_node_that_does_not_open_hides_only_what_is_below_it() {
     let mut world = World::new();
     let customer = world.open();
@@ -369,6 +419,99 @@ fn a_pack_without_live_frames_may_be_missing_or_cut_short_and_goes_all_the_same(
         customer.note_reclaimed(&done).unwrap();
         world.check(&customer);
         world.quiesce(&customer);
+    }
+}
+
+/// Replaces the index by one that does not know a frame of this pack, as a faulty program would.
+fn forget_a_frame(customer: &Customer, pack: &PackName) {
+    let index = customer.load_index().unwrap();
+    let rows: Vec<PackRow> = index.packs().iter().map(|info| info.row).collect();
+    let mut records = Vec::new();
+    index
+        .each_record(|_, tag, place| {
+            records.push(Record {
+                tag,
+                pack: place.pack,
+                offset: place.offset,
+                length_bytes: place.length_bytes,
+            });
+        })
+        .unwrap();
+    let number = index.number_of(pack).unwrap();
+    let first = records.iter().position(|record| record.pack == number);
+    records.remove(first.unwrap());
+    records.sort_unstable();
+    let session = customer.begin(Purpose::Merge, None).unwrap().id;
+    let mut segments = NewSegments::new(customer, session, &rows, records.len());
+    for record in records {
+        segments.push(record).unwrap();
+    }
+    let (segments, _) = segments.finish().unwrap();
+    let replaced: Vec<_> = index.segment_names().map(|(name, _)| *name).collect();
+    customer
+        .append(|_| {
+            Ok(Body::Merge(MergeBody {
+                session,
+                segments: segments.clone(),
+                replaced: replaced.clone(),
+                dropped: Vec::new(),
+            }))
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_pack_of_which_neither_directory_nor_index_knows_all_goes_only_by_force() {
+    for force in [false, true] {
+        let mut world = World::new();
+        let customer = world.open();
+        let dying = world.backup(&customer, "web", &image(&[1, 2]), true);
+        let pack = packs_of(&world, PackKind::Data).remove(0);
+        world.backup(&customer, "db", &image(&[3, 4]), true);
+        world.erase(&customer, dying);
+        forget_a_frame(&customer, &pack_name(&pack));
+        world.memory.plant(&pack, b"cut");
+        let done = reclaim::reclaim(&customer, world.now(), DAY * 22, force).unwrap();
+        assert_eq!(done.removed.contains(&pack_name(&pack)), force);
+        world.check(&customer);
+    }
+}
+
+#[test]
+fn another_copy_that_is_out_of_reach_is_not_taken_for_lost() {
+    for force in [false, true] {
+        let mut world = World::new();
+        let customer = world.open();
+        let dying = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+        let pack = packs_of(&world, PackKind::Data).remove(0);
+        // The first chunk; a full that meets it stores it anew.
+        damage(&world, &pack);
+        world.time.pass(DAY * 9);
+        world.backup(&customer, "db", &image(&[1, 2]), true);
+        let mut copies = packs_of(&world, PackKind::Data);
+        copies.retain(|name| *name != pack);
+        let [copy] = &copies[..] else {
+            panic!("one pack of one chunk")
+        };
+        world.erase(&customer, dying);
+        let snapshot = world.memory.snapshot();
+        let reclaimed = |faults| {
+            rewind(&world, &snapshot);
+            let store = Arc::new(Faulty::with_faults(world.memory.clone(), faults));
+            let customer = world.open_on(store.clone(), &world.host).unwrap();
+            let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, force);
+            (done, store.log())
+        };
+        let (done, log) = reclaimed(Vec::new());
+        done.unwrap();
+        let asked = log.iter().find(|line| line.name == copy.as_str());
+        let (at, kind) = (asked.unwrap().number, StorageErrorKind::Transient);
+        let (done, _) = reclaimed(vec![Fault::FailBefore { at, kind }]);
+        let error = done.unwrap_err();
+        assert_eq!(error.kind, RepositoryErrorKind::Storage(kind));
+        assert_eq!(error.name, copy.as_str());
+        assert!(world.packs().contains(&pack));
+        world.check(&world.open());
     }
 }
 

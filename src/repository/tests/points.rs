@@ -388,3 +388,30 @@ fn many_small_segments_are_merged_and_deleted_packs_leave_with_them() {
     world.check(&world.open_second());
     world.quiesce(&customer);
 }
+
+#[test]
+fn a_large_run_of_segments_stays_where_it_is_while_small_ones_are_joined() {
+    let mut world = World::new();
+    let customer = world.open();
+    let sessions = |customer: &Customer| -> BTreeSet<_> {
+        let index = customer.load_index().unwrap();
+        index
+            .segment_names()
+            .map(|(name, _)| name.session)
+            .collect()
+    };
+    // A record for each chunk and one for their node.
+    let hundred: Vec<u8> = (1..=100)
+        .flat_map(|number: u8| vec![number; CHUNK])
+        .collect();
+    world.backup(&customer, "db", &hundred, true);
+    let large = sessions(&customer);
+    for night in 1..=11 {
+        world.backup(&customer, "web", &image(&[night]), false);
+    }
+    assert_eq!(sessions(&customer).len(), 12);
+    assert!(reclaim::merge_segments(&customer).unwrap());
+    let left = sessions(&customer);
+    assert!(left.len() == 2 && left.is_superset(&large), "{left:?}");
+    world.check(&customer);
+}

@@ -5,6 +5,7 @@ use super::super::*;
 use super::crashes::{Step, operations, rewind, small_repository};
 use crate::format::entry::Body;
 use crate::storage::{Fault, Faulty, Snapshot, StorageErrorKind, Verb};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -189,6 +190,35 @@ fn a_merge_that_another_forestalls_gives_its_session_up() {
         assert!(!thread.join().unwrap().unwrap());
     });
     assert!(customer.with_state(|state| state.open.is_empty()));
+    world.check(&other);
+}
+
+#[test]
+fn a_reclaim_that_another_forestalls_condemns_nothing_again() {
+    let (world, snapshot) = Work::Reclaim.ready();
+    let at = own_entry(&world, &snapshot, Work::Reclaim);
+    rewind(&world, &snapshot);
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_on(store.clone(), &world.host).unwrap();
+    let other = world.open_second();
+    let gate = store.freeze_before(at);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| Work::Reclaim.step()(&world, &customer));
+        assert!(gate.wait_until_reached(Duration::from_secs(10)));
+        Work::Reclaim.step()(&world, &other).unwrap();
+        gate.release();
+        thread.join().unwrap().unwrap();
+    });
+    let mut condemned = Vec::new();
+    let storage = Arc::new(world.memory.clone());
+    Ledger::replay(storage, customer.names().clone(), |entry, _| {
+        if let Body::Condemn(body) = &entry.body {
+            condemned.extend(body.packs.iter().copied());
+        }
+    })
+    .unwrap();
+    let once = BTreeSet::from_iter(&condemned).len();
+    assert!(once > 1 && once == condemned.len(), "{condemned:?}");
     world.check(&other);
 }
 
