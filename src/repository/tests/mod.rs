@@ -11,3 +11,4 @@ mod points;
 mod power;
 mod refusals;
 mod sweeps;
+mod undeletable;
