@@ -204,6 +204,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_again_within_an_hour_may_be_told_after_half_of_its_time_and_not_before() {
+        let (every, mut told) = (SignedDuration::from_mins(30), BTreeMap::new());
+        let current = BTreeMap::from([("hole".to_string(), sounding("a hole", 1))]);
+        let raised = announcements(&told, &current, |_| true, at(0), every);
+        remember(&mut told, &raised, at(0));
+        for (minutes, is_told) in [(0, false), (14, false), (15, true)] {
+            let now = at(0) + SignedDuration::from_mins(minutes);
+            let found = announcements(&told, &current, |_| true, now, every);
+            assert_eq!(found.len(), usize::from(is_told), "{minutes} min");
+        }
+    }
+
+    #[test]
     fn what_comes_back_is_told_anew() {
         let told = story(&[(0, &["full"]), (1, &[]), (2, &["full"])]);
         let changes: Vec<Change> = told.into_iter().map(|(_, change, _)| change).collect();

@@ -362,6 +362,64 @@ mod tests {
     }
 
     #[test]
+    fn what_is_six_nights_old_has_the_room_of_a_night_and_what_is_late_that_of_the_largest() {
+        let fulls = |age| [full(1, 100), full(age, 20), full(age, 20)];
+        assert_eq!(fulls_tonight(&fulls(6)), [1]);
+        assert_eq!(fulls_tonight(&fulls(8)), [1, 2]);
+    }
+
+    #[test]
+    fn what_exceeds_a_night_is_taken_where_more_than_a_third_of_a_share_would_be_left() {
+        // A share is 45.
+        for (has, taken) in [(29, vec![1]), (30, vec![])] {
+            let done = NextFull {
+                tonight: Tonight::Full,
+                ..full(0, has)
+            };
+            let mut fulls = vec![done, full(6, 60)];
+            fulls.extend([full(1, 18); 10]);
+            assert_eq!(fulls_tonight(&fulls), taken);
+        }
+    }
+
+    /// What is taken tonight of so many that are five nights old, where a night holds 60: for these and the next
+    /// there are two nights.
+    fn early(weights: &[u64]) -> Vec<usize> {
+        let mut fulls: Vec<NextFull> = weights.iter().map(|weight| full(5, *weight)).collect();
+        let rest = 300 - weights.iter().sum::<u64>();
+        fulls.extend((0..rest).map(|_| full(1, 1)));
+        fulls_tonight(&fulls)
+    }
+
+    #[test]
+    fn early_comes_what_the_nights_cannot_hold_and_no_more() {
+        assert_eq!(early(&[30, 30, 30, 30]), [] as [usize; 0]);
+        assert_eq!(early(&[30, 30, 30, 30, 1]), [4]);
+        // The smallest that is enough, else the largest.
+        assert_eq!(early(&[41, 30, 50, 19]), [1]);
+        assert_eq!(early(&[10, 25, 25, 25, 25, 25, 25]), [1, 2]);
+    }
+
+    #[test]
+    fn nothing_comes_early_that_makes_no_room() {
+        let done = NextFull {
+            tonight: Tonight::Full,
+            ..full(0, 60)
+        };
+        let mut fulls = vec![done, full(5, 0)];
+        fulls.extend([full(5, 30); 5]);
+        fulls.extend([full(1, 10); 9]);
+        assert_eq!(fulls_tonight(&fulls), [] as [usize; 0]);
+    }
+
+    #[test]
+    fn of_what_is_overdue_a_night_takes_as_much_as_it_holds() {
+        let mut fulls = vec![full(OVERDUE_NIGHTS, 50); 3];
+        fulls.extend([full(1, 10); 15]);
+        assert_eq!(fulls_tonight(&fulls), [0]);
+    }
+
+    #[test]
     fn a_night_begins_with_its_first_and_leaves_the_end_free() {
         let at = |text: &str| text.parse::<Timestamp>().expect("a time");
         let window = (at("2026-11-08T22:00:00Z"), at("2026-11-09T06:00:00Z"));
