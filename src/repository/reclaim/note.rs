@@ -164,3 +164,25 @@ impl Customer {
         Ok(news)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ObjectHash, SessionId};
+
+    #[test]
+    fn an_eighth_of_a_pack_is_a_change_and_less_is_none() {
+        let row = PackMark {
+            pack: PackName {
+                session: SessionId::from_bytes([0; 16]),
+                hash: ObjectHash::from_bytes([0; 32]),
+            },
+            dead_bytes: 500,
+            earliest_deadline: Timestamp::UNIX_EPOCH,
+            erases: Vec::new(),
+        };
+        for (dead_bytes, same) in [(400, false), (401, true), (599, true), (600, false)] {
+            assert_eq!(is_same(&row, dead_bytes, 800), same, "{dead_bytes}");
+        }
+    }
+}

@@ -168,6 +168,16 @@ mod tests {
         assert_eq!(decide(1000, 990, 6), PackAction::Keep);
         assert_eq!(decide(1000, 990, 5), PackAction::Rewrite);
         assert_eq!(decide(1000, 990, -1), PackAction::Rewrite);
+        assert_eq!(decide(1000, 1000, -1), PackAction::Keep);
+    }
+
+    #[test]
+    fn what_is_to_be_rescued_is_rewritten_although_nothing_in_it_is_dead() {
+        let rescued = PackFacts {
+            rescue: true,
+            ..facts(1000, 1000, DAY * 20)
+        };
+        assert_eq!(decide(rescued, DAY * 20), PackAction::Rewrite);
     }
 
     #[test]
