@@ -472,3 +472,31 @@ impl Opening<'_> {
         Ok(false)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(places: &[(PackNumber, u32, u32)]) -> usize {
+        let placed = |(pack, offset, length_bytes): &(PackNumber, u32, u32)| Placed {
+            place: Some(Place {
+                pack: *pack,
+                offset: *offset,
+                length_bytes: *length_bytes,
+            }),
+            id: Id::from_secret_bytes([0; 32]),
+            tag: Tag::FIRST,
+        };
+        length_of_run(&Vec::from_iter(places.iter().map(placed)))
+    }
+
+    #[test]
+    fn what_follows_in_the_same_pack_is_one_run_of_four_mib_at_most_or_of_one_frame() {
+        assert_eq!(run(&[(0, 100, 10), (0, 110, 20), (0, 130, 5)]), 3);
+        assert_eq!(run(&[(0, 100, 10), (0, 110, 20), (0, 131, 5)]), 2);
+        assert_eq!(run(&[(0, 100, 10), (1, 110, 20), (1, 130, 5)]), 1);
+        let mib = 1 << 20;
+        assert_eq!(run(&[(0, 0, mib), (0, mib, 3 * mib), (0, 4 * mib, 1)]), 2);
+        assert_eq!(run(&[(0, 0, 5 * mib), (0, 5 * mib, 1)]), 1);
+    }
+}

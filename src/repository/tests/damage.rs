@@ -29,7 +29,7 @@ pub(super) fn pack_name(name: &ObjectName) -> PackName {
 }
 
 /// Changes a byte of the sealed content of the first frame.
-fn damage(world: &World, name: &ObjectName) {
+pub(super) fn damage(world: &World, name: &ObjectName) {
     let mut bytes = world.memory.read(name, u64::MAX).unwrap();
     bytes[pack::HEADER_BYTES + pack::FRAME_HEADER_BYTES + 20] ^= 1;
     world.memory.plant(name, &bytes);

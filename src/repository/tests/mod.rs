@@ -7,6 +7,7 @@ mod interleavings;
 mod model;
 mod notes;
 mod one_host;
+mod opened;
 mod points;
 mod power;
 mod refusals;
