@@ -196,24 +196,42 @@ fn look_again(
             }
             if let Some(error) = last {
                 let point = found.point;
-                lock(&unreadable).push(Unreachable { point, error });
+                lock(&unreadable).push((*tag, Unreachable { point, error }));
             }
             Ok(())
         })?;
-        customer.refresh()?;
-        if mark.stands(customer) || stop.load(Ordering::Relaxed) {
+        let unreadable = unreadable
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        let now = customer.load_index()?;
+        let mut stands = mark.stands(customer);
+        for (tag, _) in &unreadable {
+            stands = stands && named_places(index, tag)? == named_places(&now, tag)?;
+        }
+        if stands || stop.load(Ordering::Relaxed) {
             let failed = tally.failed.iter().chain(&mark.damaged_frames).copied();
             let current: BTreeSet<(PackName, Tag)> =
                 failed.filter(|(pack, _)| index.is_current(pack)).collect();
             result.damaged = current.into_iter().collect();
-            result.unreadable = unreadable
-                .into_inner()
-                .unwrap_or_else(PoisonError::into_inner);
+            result.unreadable = unreadable.into_iter().map(|(_, found)| found).collect();
             result.unreadable.extend(mark.damage);
             return Ok(());
         }
     }
     Err(customer.index_changes_too_fast())
+}
+
+/// The places of a tag as every index names them.
+fn named_places(
+    index: &Index,
+    tag: &Tag,
+) -> Result<BTreeSet<(Option<PackName>, u32)>, RepositoryError> {
+    let name = |place: &Place| index.pack(place.pack).map(|info| info.row.name);
+    let places = index.places(tag)?;
+    Ok(places
+        .iter()
+        .map(|place| (name(place), place.offset))
+        .collect())
 }
 
 #[derive(Default)]

@@ -6,9 +6,9 @@ use super::crashes::rewind;
 use super::damage::packs_of;
 use crate::format::entry::Body;
 use crate::format::pack::{self, PackKind};
-use crate::model::ObjectName;
 use crate::model::PointId;
-use crate::storage::{Fault, Faulty, Memory, Snapshot, Verb};
+use crate::model::{ObjectName, PieceKind};
+use crate::storage::{Fault, Faulty, Memory, Operation, Snapshot, Verb};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -624,6 +624,66 @@ fn nothing_is_called_damage_that_a_prune_takes_away_while_it_is_verified() {
                 },
             );
         }
+    }
+}
+
+#[test]
+fn what_moves_again_while_it_is_looked_for_again_is_no_damage() {
+    let mut world = World::new();
+    let customer = world.open();
+    // The second and the third rest on the pack of the first, which loses a frame with each that dies.
+    let dying = [("web", [1, 2, 3]), ("db", [1, 2, 9])]
+        .map(|(vm, chunks)| world.backup(&customer, vm, &image(&chunks), true));
+    world.backup(&customer, "mail", &image(&[1, 8, 7]), true);
+    let place = |tag_of: u32| {
+        let keys = customer.keys();
+        let tag = keys.tag(&keys.id(PieceKind::Chunk, &image(&[tag_of])));
+        let index = customer.load_index().unwrap();
+        let place = index.places(&tag).unwrap()[0];
+        customer
+            .names()
+            .pack(&index.pack(place.pack).unwrap().row.name)
+    };
+    let moved = place(1);
+    let snapshot = world.memory.snapshot();
+    // At its first reading of that pack both die, the second after a reclaim; before operation `at` is another one.
+    let run = |at: Option<u64>| {
+        rewind(&world, &snapshot);
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_on(store.clone(), &world.host).unwrap();
+        let other = world.open_second();
+        let before = store.operations();
+        open_all(&customer);
+        let reads = |line: &&Operation| line.number > before && line.name == moved.as_str();
+        let first = store.log().iter().find(reads).unwrap().number;
+        rewind(&world, &snapshot);
+        let store = Arc::new(Faulty::new(world.memory.clone()));
+        let customer = world.open_on(store.clone(), &world.host).unwrap();
+        let moments: Vec<u64> = [Some(first), at].into_iter().flatten().collect();
+        let gates: Vec<_> = moments.iter().map(|at| store.freeze_before(*at)).collect();
+        let opened = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| open_all(&customer));
+            for (gate, is_first) in gates.into_iter().zip([true, false]) {
+                assert!(gate.wait_until_reached(Duration::from_secs(10)));
+                if is_first {
+                    world.erase(&other, dying[0]);
+                }
+                let done = reclaim::reclaim(&other, world.now(), DAY * 4000, false).unwrap();
+                other.note_reclaimed(&done).unwrap();
+                if is_first {
+                    world.erase(&other, dying[1]);
+                }
+                gate.release();
+            }
+            thread.join().unwrap()
+        });
+        assert_eq!(opened.unreadable, [], "{moments:?}");
+        assert_eq!(opened.damaged, [], "{moments:?}");
+        (first, store.operations())
+    };
+    let (first, last) = run(None);
+    for at in first + 1..=last {
+        run(Some(at));
     }
 }
 
