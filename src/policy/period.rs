@@ -113,7 +113,7 @@ impl Period {
     }
 
     /// Of a length that has as many days whenever it begins. It need not be tried on every day: a policy is read
-    /// with every ledger, and that was a third of the time it took.
+    /// with every ledger.
     fn fixed_days(&self) -> Option<u32> {
         match self.unit {
             PeriodUnit::Days => Some(self.count.into()),

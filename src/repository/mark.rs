@@ -126,9 +126,9 @@ impl Mark {
             // Condemnations without survivors change no segment, but what may be relied on.
             mark.index = index;
             let (at_end, vanished) = customer.with_state(|state| {
-                let now: BTreeSet<PointId> = state.roots().map(|(id, _)| *id).collect();
-                let at_end = state.seq == mark.index.seq() && now.is_subset(&mark.roots);
-                (at_end, !mark.roots.is_subset(&now))
+                let knows_all = state.roots().all(|(id, _)| mark.roots.contains(id));
+                let at_end = state.seq == mark.index.seq() && knows_all;
+                (at_end, !mark.stands_in(state))
             });
             if vanished && (!mark.damage.is_empty() || mark.wanted.is_some()) {
                 // What was missing may have been missing because its point was erased, and what was found may have
@@ -146,10 +146,12 @@ impl Mark {
 
     /// Whether none of its roots was erased since, as far as the ledger was read.
     pub(super) fn stands(&self, customer: &Customer) -> bool {
-        customer.with_state(|state| {
-            let now: BTreeSet<PointId> = state.roots().map(|(id, _)| *id).collect();
-            self.roots.is_subset(&now)
-        })
+        customer.with_state(|state| self.stands_in(state))
+    }
+
+    fn stands_in(&self, state: &State) -> bool {
+        let now: BTreeSet<PointId> = state.roots().map(|(id, _)| *id).collect();
+        self.roots.is_subset(&now)
     }
 
     pub fn live(&self) -> &LiveRecords {

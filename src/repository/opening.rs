@@ -183,22 +183,18 @@ fn look_again(
         let unreadable = Mutex::new(Vec::new());
         on_threads(threads, &lost, stop, |tag, scratch| {
             // The mark itself tells of nodes, and of what has no place.
-            let Some(found) = mark.found(tag).filter(|found| found.kind == CHUNK) else {
+            let found = mark.found(tag).filter(|found| found.kind == CHUNK);
+            let Some(found) = found.filter(|_| index.first_place(tag).is_some()) else {
                 return Ok(());
             };
-            let mut last = None;
-            for place in index.places(tag)? {
-                match reader.open_at(index, &place, CHUNK, &found.id, tag, scratch) {
-                    Ok(()) => return Ok(()),
-                    Err(error) if error.is_damage() => last = Some(error),
-                    Err(error) => return Err(error),
+            match reader.try_places(CHUNK, &found.id, tag, scratch) {
+                Err(error) if error.is_damage() => {
+                    let point = found.point;
+                    lock(&unreadable).push((*tag, Unreachable { point, error }));
+                    Ok(())
                 }
+                opened => opened,
             }
-            if let Some(error) = last {
-                let point = found.point;
-                lock(&unreadable).push((*tag, Unreachable { point, error }));
-            }
-            Ok(())
         })?;
         let unreadable = unreadable
             .into_inner()

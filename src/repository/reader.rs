@@ -244,7 +244,8 @@ impl<'a> Reader<'a> {
         self.try_places(kind, id, &tag, scratch)
     }
 
-    fn try_places(
+    /// Opens the piece at any place that this reader's index has; the ledger is not asked again.
+    pub(super) fn try_places(
         &self,
         kind: PieceKind,
         id: &Id,

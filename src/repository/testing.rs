@@ -387,21 +387,8 @@ impl World {
 
     /// All by one entry each.
     pub fn erase_all(&self, customer: &Customer, points: &[PointId]) {
-        let all = |body: fn(PointsBody) -> Body| {
-            let reason = |point: &PointId| PointReason {
-                point: *point,
-                reason: "a test".to_string(),
-            };
-            let points: Vec<PointReason> = points.iter().map(reason).collect();
-            customer
-                .append(|_| {
-                    let points = points.clone();
-                    Ok(body(PointsBody { points }))
-                })
-                .unwrap();
-        };
-        all(Body::Expire);
-        all(Body::Erase);
+        change_all(customer, points, Body::Expire).unwrap();
+        change_all(customer, points, Body::Erase).unwrap();
         for point in points {
             let name = customer.names().point(point);
             customer.storage().destroy(&name).unwrap();
@@ -587,13 +574,22 @@ pub fn change(
     point: PointId,
     body: impl Fn(PointsBody) -> Body,
 ) -> Result<u64, RepositoryError> {
+    change_all(customer, &[point], body)
+}
+
+/// All by one entry.
+pub fn change_all(
+    customer: &Customer,
+    points: &[PointId],
+    body: impl Fn(PointsBody) -> Body,
+) -> Result<u64, RepositoryError> {
+    let reason = |point: &PointId| PointReason {
+        point: *point,
+        reason: "a test".to_string(),
+    };
     customer.append(|_| {
-        Ok(body(PointsBody {
-            points: vec![PointReason {
-                point,
-                reason: "a test".to_string(),
-            }],
-        }))
+        let points = points.iter().map(reason).collect();
+        Ok(body(PointsBody { points }))
     })
 }
 

@@ -21,10 +21,6 @@ pub(super) fn small_repository() -> (World, Snapshot) {
     (world, snapshot)
 }
 
-pub(super) fn rewind(world: &World, snapshot: &Snapshot) {
-    world.rewind(snapshot);
-}
-
 pub(super) type Step = fn(&World, &Customer) -> Result<(), RepositoryError>;
 
 pub(super) fn one_backup(_: &World, customer: &Customer) -> Result<(), RepositoryError> {
@@ -51,7 +47,7 @@ pub(super) fn operations(
     snapshot: &Snapshot,
     step: Step,
 ) -> (u64, Vec<crate::storage::Operation>) {
-    rewind(world, snapshot);
+    world.rewind(snapshot);
     let store = Arc::new(Faulty::new(world.memory.clone()));
     let customer = world.open_on(store.clone(), &world.host).unwrap();
     let before = store.operations();
@@ -76,7 +72,7 @@ fn crash_everywhere(step: Step) {
     let (before, log) = operations(&world, &snapshot, step);
     for at in before + 1..=log.len() as u64 {
         for applied in [false, true] {
-            rewind(&world, &snapshot);
+            world.rewind(&snapshot);
             let fault = Fault::CrashAt { at, applied };
             let store = Arc::new(Faulty::with_faults(world.memory.clone(), vec![fault]));
             let customer = world.open_on(store.clone(), &world.host).unwrap();
@@ -131,7 +127,7 @@ fn crash_again(step: Step, first: u64) {
     let (before, log) = operations(&world, &snapshot, step);
     let mut runs = 0;
     for at in (before + 1 + first..=log.len() as u64).step_by(STRIDE as usize) {
-        rewind(&world, &snapshot);
+        world.rewind(&snapshot);
         let crash = |at| Fault::CrashAt {
             at,
             applied: at % 2 == 0,
@@ -143,7 +139,7 @@ fn crash_again(step: Step, first: u64) {
         let left = world.memory.snapshot();
         let (opened, recovery) = operations(&world, &left, one_prune);
         for again in opened + 1..=recovery.len() as u64 {
-            rewind(&world, &left);
+            world.rewind(&left);
             let store = Arc::new(Faulty::with_faults(
                 world.memory.clone(),
                 vec![crash(again)],
@@ -186,7 +182,7 @@ fn crash_in_a_directory(step: Step) {
     let (before, log) = operations(&world, &snapshot, step);
     let empty = Memory::new().snapshot();
     for at in before + 1..=log.len() as u64 {
-        rewind(&world, &snapshot);
+        world.rewind(&snapshot);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store");
         let directory = Arc::new(Directory::init(&path, 0).unwrap());
@@ -228,7 +224,7 @@ fn lose_every_reply(step: Step) {
     let (world, snapshot) = small_repository();
     let (before, log) = operations(&world, &snapshot, step);
     for line in log.iter().skip(before as usize) {
-        rewind(&world, &snapshot);
+        world.rewind(&snapshot);
         let fault = Fault::FailAfter { at: line.number };
         let store = Arc::new(Faulty::with_faults(world.memory.clone(), vec![fault]));
         let customer = world.open_on(store, &world.host).unwrap();
@@ -261,7 +257,7 @@ fn a_store_out_of_reach_is_never_taken_for_damage_even_under_force() {
     let (world, snapshot) = small_repository();
     let (before, log) = operations(&world, &snapshot, one_prune);
     for at in before + 1..=log.len() as u64 {
-        rewind(&world, &snapshot);
+        world.rewind(&snapshot);
         let kind = StorageErrorKind::Transient;
         let fault = Fault::FailBefore { at, kind };
         let store = Arc::new(Faulty::with_faults(world.memory.clone(), vec![fault]));
@@ -280,7 +276,7 @@ fn a_store_that_fills_up_fails_a_backup_and_stops_no_other_thread_for_ever() {
     let (world, snapshot) = small_repository();
     let (before, log) = operations(&world, &snapshot, one_backup);
     for at in before + 1..=log.len() as u64 {
-        rewind(&world, &snapshot);
+        world.rewind(&snapshot);
         let store = Arc::new(Faulty::new(world.memory.clone()));
         let customer = world.open_on(store.clone(), &world.host).unwrap();
         store.add(Fault::FullFrom { at });

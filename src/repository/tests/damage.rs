@@ -2,7 +2,6 @@
 
 use super::super::testing::*;
 use super::super::*;
-use super::crashes::rewind;
 use crate::format::entry::{Body, CondemnBody, MergeBody, Purpose, VerifyMethod};
 use crate::format::pack::{self, PackBuilder, PackKind};
 use crate::format::segment::{PackRow, Record};
@@ -496,7 +495,7 @@ fn another_copy_that_is_out_of_reach_is_not_taken_for_lost() {
         world.erase(&customer, dying);
         let snapshot = world.memory.snapshot();
         let reclaimed = |faults| {
-            rewind(&world, &snapshot);
+            world.rewind(&snapshot);
             let store = Arc::new(Faulty::with_faults(world.memory.clone(), faults));
             let customer = world.open_on(store.clone(), &world.host).unwrap();
             let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, force);

@@ -2,7 +2,6 @@
 
 use super::super::testing::*;
 use super::super::*;
-use super::crashes::rewind;
 use super::damage::packs_of;
 use crate::format::entry::Body;
 use crate::format::pack::{self, PackKind};
@@ -193,12 +192,12 @@ fn a_sweep_whose_ledger_went_on_under_it_still_accounts_for_every_pack() {
         let found = log.iter().find(|line| line.name.contains("/index/"));
         found.map(|line| line.number).unwrap()
     };
-    rewind(&world, &snapshot);
+    world.rewind(&snapshot);
     let store = Arc::new(Faulty::new(world.memory.clone()));
     sweep(&world.open_on(store.clone(), &world.host).unwrap(), false).unwrap();
     let at = read_of_segment(&store);
 
-    rewind(&world, &snapshot);
+    world.rewind(&snapshot);
     let store = Arc::new(Faulty::new(world.memory.clone()));
     let customer = world.open_on(store.clone(), &world.host).unwrap();
     let gate = store.freeze_before(at);
@@ -295,10 +294,10 @@ fn at_every_operation(
         frozen(world, &customer);
         (before, store.operations())
     };
-    rewind(world, snapshot);
+    world.rewind(snapshot);
     let (before, total) = count(world);
     for at in before + 1..=total {
-        rewind(world, snapshot);
+        world.rewind(snapshot);
         let store: Arc<Faulty<Memory>> = Arc::new(Faulty::new(world.memory.clone()));
         let customer = world.open_on(store.clone(), &world.host).unwrap();
         let other = world.open_second();
@@ -388,7 +387,7 @@ fn what_a_frozen_reclaim_copied_is_not_certified_as_gone_while_its_session_is_op
 fn what_a_reclaim_copied_of_a_point_that_was_erased_meanwhile_is_not_certified_as_gone() {
     let (world, dying, snapshot) = mostly_alive();
     let on = |store: &Arc<Faulty<Memory>>| world.open_on(store.clone(), &world.host).unwrap();
-    rewind(&world, &snapshot);
+    world.rewind(&snapshot);
     let store = Arc::new(Faulty::new(world.memory.clone()));
     reclaim_within(&world, &on(&store), DAY * 4000);
     let log = store.log();
@@ -398,7 +397,7 @@ fn what_a_reclaim_copied_of_a_point_that_was_erased_meanwhile_is_not_certified_a
         .rfind(|line| line.verb == Verb::Create && line.name.contains("/ledger/"));
     let condemnation = condemnation.unwrap().number;
     for crash in condemnation + 1..condemnation + 80 {
-        rewind(&world, &snapshot);
+        world.rewind(&snapshot);
         let store = Arc::new(Faulty::new(world.memory.clone()));
         let (customer, other) = (on(&store), world.open_second());
         // Its clock is ahead: it rewrites for a deadline that is not near for the other.
@@ -485,7 +484,7 @@ fn a_mark_knows_the_root_of_a_commit_without_packs_that_overtook_it() {
         known
     };
     let open = |world: &World| {
-        rewind(world, &snapshot);
+        world.rewind(&snapshot);
         let store = Arc::new(Faulty::new(world.memory.clone()));
         let customer = world.open_on(store.clone(), &world.host).unwrap();
         (store.operations(), store, customer)
@@ -519,34 +518,21 @@ fn what_is_erased_while_a_mark_looks_for_it_is_no_damage() {
     world
         .memory
         .plant(&customer.names().point(&dying), b"damaged");
-    let snapshot = world.memory.snapshot();
     let is_damage = |customer: &Customer| {
         let damaged = reclaim::mark_now(customer, false).is_err();
         let there = customer.with_state(|state| state.roots().any(|(id, _)| *id == dying));
         assert_eq!(damaged, there);
         damaged
     };
-    let open = |world: &World| {
-        rewind(world, &snapshot);
-        let store = Arc::new(Faulty::new(world.memory.clone()));
-        let customer = world.open_on(store.clone(), &world.host).unwrap();
-        (store.operations(), store, customer)
-    };
-    let (before, store, customer) = open(&world);
-    assert!(is_damage(&customer));
-    for at in before + 1..=store.operations() {
-        let (_, store, customer) = open(&world);
-        let other = world.open_second();
-        let gate = store.freeze_before(at);
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| is_damage(&customer));
-            assert!(gate.wait_until_reached(Duration::from_secs(10)));
-            world.erase(&other, dying);
-            world.erase(&other, second);
-            gate.release();
-            thread.join().unwrap();
-        });
-    }
+    assert!(is_damage(&world.open()));
+    world.meanwhile(
+        is_damage,
+        |other| {
+            world.erase(other, dying);
+            world.erase(other, second);
+        },
+        drop,
+    );
 }
 
 fn open_all(customer: &Customer) -> Opened {
@@ -648,7 +634,7 @@ fn what_moves_again_while_it_is_looked_for_again_is_no_damage() {
     let snapshot = world.memory.snapshot();
     // At its first reading of that pack both die, the second after a reclaim; before operation `at` is another one.
     let run = |at: Option<u64>| {
-        rewind(&world, &snapshot);
+        world.rewind(&snapshot);
         let store = Arc::new(Faulty::new(world.memory.clone()));
         let customer = world.open_on(store.clone(), &world.host).unwrap();
         let other = world.open_second();
@@ -656,7 +642,7 @@ fn what_moves_again_while_it_is_looked_for_again_is_no_damage() {
         open_all(&customer);
         let reads = |line: &&Operation| line.number > before && line.name == moved.as_str();
         let first = store.log().iter().find(reads).unwrap().number;
-        rewind(&world, &snapshot);
+        world.rewind(&snapshot);
         let store = Arc::new(Faulty::new(world.memory.clone()));
         let customer = world.open_on(store.clone(), &world.host).unwrap();
         let moments: Vec<u64> = [Some(first), at].into_iter().flatten().collect();
@@ -717,7 +703,7 @@ fn a_full_of_what_is_dead_at_any_moment_of_a_reclaim_restores_or_does_not_commit
     world.erase(&customer, dying);
     let snapshot = world.memory.snapshot();
     let open = |world: &World| {
-        rewind(world, &snapshot);
+        world.rewind(&snapshot);
         let store = Arc::new(Faulty::new(world.memory.clone()));
         let customer = world.open_on(store.clone(), &world.host).unwrap();
         (store.operations(), store, customer)

@@ -2,7 +2,6 @@
 
 use super::super::testing::*;
 use super::super::*;
-use super::crashes::rewind;
 use super::damage::{pack_name, packs_of};
 use crate::format::pack::PackKind;
 use crate::model::{FAN_OUT, PackName};
@@ -102,7 +101,7 @@ fn opening_takes_no_refusal_of_the_store_for_damage() {
     super::damage::damage(&world, &packs_of(&world, PackKind::Data)[0]);
     let snapshot = world.memory.snapshot();
     let opened = |faults| {
-        rewind(&world, &snapshot);
+        world.rewind(&snapshot);
         let store = Arc::new(Faulty::with_faults(world.memory.clone(), faults));
         let customer = world.open_on(store.clone(), &world.host).unwrap();
         let before = store.operations();

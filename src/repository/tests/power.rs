@@ -4,7 +4,7 @@
 
 use super::super::testing::*;
 use super::super::*;
-use super::crashes::{one_backup, one_prune, operations, recovers, rewind, small_repository};
+use super::crashes::{one_backup, one_prune, operations, recovers, small_repository};
 use crate::model::ObjectName;
 use crate::storage::{Fault, Faulty, Leftover, Listed, Memory, Storage, StorageError, Survey};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -116,7 +116,7 @@ fn cut_everywhere(step: Step) {
     let (before, log) = operations(&world, &snapshot, step);
     for at in before + 1..=log.len() as u64 {
         for seed in 0..3 {
-            rewind(&world, &snapshot);
+            world.rewind(&snapshot);
             let fault = Fault::CrashAt { at, applied: false };
             let store = Arc::new(Unsynced {
                 faulty: Faulty::with_faults(world.memory.clone(), vec![fault]),

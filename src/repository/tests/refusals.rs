@@ -2,7 +2,7 @@
 
 use super::super::testing::*;
 use super::super::*;
-use super::crashes::{Step, operations, rewind, small_repository};
+use super::crashes::{Step, operations, small_repository};
 use crate::format::entry::Body;
 use crate::storage::{Fault, Faulty, Snapshot, StorageErrorKind, Verb};
 use std::collections::BTreeSet;
@@ -55,7 +55,7 @@ fn own_entry(world: &World, snapshot: &Snapshot, work: Work) -> u64 {
 fn ends(work: Work, failures: &[StorageErrorKind]) -> (RepositoryErrorKind, usize) {
     let (world, snapshot) = work.ready();
     let at = own_entry(&world, &snapshot, work);
-    rewind(&world, &snapshot);
+    world.rewind(&snapshot);
     let store = Arc::new(Faulty::new(world.memory.clone()));
     for (kind, at) in failures.iter().zip(at..) {
         store.add(Fault::FailBefore { at, kind: *kind });
@@ -86,7 +86,7 @@ fn ends_when_aborted<T: Send>(
 ) -> (T, World) {
     let (world, snapshot) = work.ready();
     let at = own_entry(&world, &snapshot, work);
-    rewind(&world, &snapshot);
+    world.rewind(&snapshot);
     let store = Arc::new(Faulty::new(world.memory.clone()));
     let customer = world.open_on(store.clone(), &world.host).unwrap();
     let other = world.open_second();
@@ -124,7 +124,7 @@ fn a_reclaim_whose_sessions_all_end_leaves_the_rest_to_the_next_prune() {
     // By which operations it enters what another has ended; each run finds the next one.
     let mut ended: Vec<u64> = Vec::new();
     for _ in 0..8 {
-        rewind(&world, &snapshot);
+        world.rewind(&snapshot);
         let store = Arc::new(Faulty::new(world.memory.clone()));
         let customer = world.open_on(store.clone(), &world.host).unwrap();
         let other = world.open_second();
@@ -177,7 +177,7 @@ fn a_store_that_refuses_while_a_session_is_given_up_is_told() {
 fn a_merge_that_another_forestalls_gives_its_session_up() {
     let (world, snapshot) = Work::Merge.ready();
     let at = own_entry(&world, &snapshot, Work::Merge);
-    rewind(&world, &snapshot);
+    world.rewind(&snapshot);
     let store = Arc::new(Faulty::new(world.memory.clone()));
     let customer = world.open_on(store.clone(), &world.host).unwrap();
     let other = world.open_second();
@@ -197,7 +197,7 @@ fn a_merge_that_another_forestalls_gives_its_session_up() {
 fn a_reclaim_that_another_forestalls_condemns_nothing_again() {
     let (world, snapshot) = Work::Reclaim.ready();
     let at = own_entry(&world, &snapshot, Work::Reclaim);
-    rewind(&world, &snapshot);
+    world.rewind(&snapshot);
     let store = Arc::new(Faulty::new(world.memory.clone()));
     let customer = world.open_on(store.clone(), &world.host).unwrap();
     let other = world.open_second();
@@ -262,7 +262,7 @@ fn a_mark_takes_no_refusal_of_the_store_for_damage() {
     let mark: Step = |_, customer| reclaim::mark_now(customer, true).map(|_| ());
     let (before, log) = operations(&world, &snapshot, mark);
     for at in before + 1..=log.len() as u64 {
-        rewind(&world, &snapshot);
+        world.rewind(&snapshot);
         let kind = StorageErrorKind::Denied;
         let fault = Fault::FailBefore { at, kind };
         let store = Arc::new(Faulty::with_faults(world.memory.clone(), vec![fault]));
@@ -295,7 +295,7 @@ fn a_forced_reclaim_takes_no_refusal_of_the_store_for_damage() {
     let (before, log) = operations(&world, &snapshot, forced_step);
     let mut refused = 0;
     for at in before + 1..=log.len() as u64 {
-        rewind(&world, &snapshot);
+        world.rewind(&snapshot);
         let kind = StorageErrorKind::Denied;
         let fault = Fault::FailBefore { at, kind };
         let store = Arc::new(Faulty::with_faults(world.memory.clone(), vec![fault]));

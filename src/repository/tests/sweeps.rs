@@ -2,7 +2,6 @@
 
 use super::super::testing::*;
 use super::super::*;
-use super::crashes::rewind;
 use crate::format::entry::{CertificateRef, KeyBody, Purpose};
 use crate::format::names::ObjectRole;
 use crate::model::{ObjectHash, ObjectName, PackName, PointState, SegmentName, SessionId};
@@ -240,13 +239,13 @@ fn a_backup_at_any_moment_of_a_sweep_stays_whole() {
     let first = world.open();
     world.backup(&first, "web", &image(&[1, 2]), true);
     let snapshot = world.memory.snapshot();
-    rewind(&world, &snapshot);
+    world.rewind(&snapshot);
     let store = Arc::new(Faulty::new(world.memory.clone()));
     let customer = world.open_unchecked(store.clone(), &world.host).unwrap();
     let before = store.operations();
     sweep(&customer, true).unwrap();
     for at in before + 1..=store.operations() {
-        rewind(&world, &snapshot);
+        world.rewind(&snapshot);
         let store = Arc::new(Faulty::new(world.memory.clone()));
         let customer = world.open_unchecked(store.clone(), &world.host).unwrap();
         let other = world.open_second();
