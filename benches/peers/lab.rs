@@ -74,6 +74,19 @@ fn copy_files(from: &Path, to: &Path, limit: &mut u64) {
     }
 }
 
+/// Reads a file, or all files of a folder, so that they are in the page cache.
+pub fn warm(path: &Path) {
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            warm(&entry.unwrap().path());
+        }
+    } else {
+        let mut buffer = vec![0; 1 << 20];
+        let mut file = File::open(path).unwrap();
+        while file.read(&mut buffer).unwrap() > 0 {}
+    }
+}
+
 pub fn copy_sparse(from: &Path, to: &Path) {
     run(Command::new("cp")
         .args(["--sparse=always"])
@@ -207,13 +220,7 @@ impl Lab {
     /// `web01` becomes what it was that night; in the page cache for all tools alike.
     pub fn put(&self, night: usize) {
         copy_sparse(&self.night(night), &self.image(WEB01));
-        self.warm(WEB01);
-    }
-
-    pub fn warm(&self, name: &str) {
-        let mut buffer = vec![0; 1 << 20];
-        let mut file = File::open(self.image(name)).unwrap();
-        while file.read(&mut buffer).unwrap() > 0 {}
+        warm(&self.image(WEB01));
     }
 
     /// Seconds for each step of a first full of `web01`, alone, on all cores; and of a restore.

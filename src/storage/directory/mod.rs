@@ -16,9 +16,10 @@ use super::{
 };
 use crate::model::ObjectName;
 use beneath::{FOLDER_MODE, Root};
+use bytes::Bytes;
 use open_file::OpenFile;
 use rustix::buffer::spare_capacity;
-use rustix::fs::{AtFlags, Dir, FileType, OFlags, Stat};
+use rustix::fs::{Advice, AtFlags, Dir, FileType, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -471,8 +472,21 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Storage for Directory {
-    fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+/// What the page cache keeps of an object that was just made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Afterwards {
+    Cached,
+    /// Its pages are given back, and so serve the next object instead of being taken from the guests.
+    Dropped,
+}
+
+impl Directory {
+    fn make(
+        &self,
+        name: &ObjectName,
+        data: &[u8],
+        afterwards: Afterwards,
+    ) -> Result<(), StorageError> {
         refuse_own_names(name)?;
         self.refuse_if_dead(name)?;
         let place = Place::of(name);
@@ -496,6 +510,10 @@ impl Storage for Directory {
             }
             Err(error) => return Err(self.die(name, error)),
         }
+        if afterwards == Afterwards::Dropped {
+            // Advice: what it does not do costs memory only. After the fsync, as dirty pages stay.
+            let _ = rustix::fs::fadvise(temporary.file(), 0, None, Advice::DontNeed);
+        }
         let landed = self.repeat(name, || match self.land(&place, &mut temporary) {
             Err(Step::Again) if temporary.is_gone() => Err(Step::Failed(StorageError::new(
                 StorageErrorKind::Transient,
@@ -508,6 +526,17 @@ impl Storage for Directory {
             self.remove_empty_folders(place.folder);
         }
         landed
+    }
+}
+
+impl Storage for Directory {
+    fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+        self.make(name, data, Afterwards::Cached)
+    }
+
+    /// Much is packs: a host that makes backups has its memory for its guests.
+    fn create_large(&self, name: &ObjectName, data: &Bytes) -> Result<(), StorageError> {
+        self.make(name, data, Afterwards::Dropped)
     }
 
     fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {
@@ -743,6 +772,7 @@ fn told(name: impl fmt::Display, doing: &str, error: Errno) -> StorageError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::io::ReadWriteFlags;
     use std::fs;
     use std::sync::atomic::AtomicU32;
 
@@ -829,6 +859,34 @@ mod tests {
         let told = store.destroy(&name("a"));
         assert_eq!(kind_of(told), StorageErrorKind::Transient);
         assert!(folder.path().join("a").exists());
+    }
+
+    #[test]
+    fn of_a_pack_nothing_stays_in_the_page_cache_and_of_all_else_everything() {
+        // A folder in memory has nothing else to give back.
+        let below = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tmp");
+        fs::create_dir_all(&below).expect("a folder");
+        let folder = tempfile::tempdir_in(below).expect("a folder");
+        let store = Directory::init(folder.path(), 0).expect("a store");
+        let is_cached = |name: &ObjectName| {
+            let file = fs::File::open(folder.path().join(name.as_str())).expect("the file");
+            let mut buffer = [0; 512];
+            let into = &mut [std::io::IoSliceMut::new(&mut buffer)];
+            match rustix::io::preadv2(&file, into, 0, ReadWriteFlags::NOWAIT) {
+                Ok(length) => length == 512,
+                Err(error) => {
+                    assert_eq!(error, Errno::AGAIN);
+                    false
+                }
+            }
+        };
+        let data = Bytes::from(vec![7; 1 << 20]);
+        store.create_large(&name("a/pack"), &data).expect("created");
+        store.create(&name("a/segment"), &data).expect("created");
+        assert!(!is_cached(&name("a/pack")));
+        assert!(is_cached(&name("a/segment")));
+        let read = store.read(&name("a/pack"), 1 << 20).expect("the pack");
+        assert_eq!(read, data);
     }
 
     #[test]
