@@ -1,3 +1,4 @@
+use super::write_behind::WriteBehind;
 use super::{ImageTarget, check_range, check_size};
 use crate::hypervisor::{CaptureError, CaptureErrorKind, qemu_lock};
 use crate::model::Extent;
@@ -16,6 +17,7 @@ static ZEROES: [u8; 256 * 1024] = [0; 256 * 1024];
 pub struct DeviceTarget {
     name: String,
     file: File,
+    behind: WriteBehind,
     size: u64,
 }
 
@@ -72,9 +74,17 @@ impl DeviceTarget {
         }
         Ok(DeviceTarget {
             name: path.display().to_string(),
+            behind: WriteBehind::new(&file).map_err(failed)?,
             file,
             size,
         })
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), CaptureError> {
+        self.file
+            .write_all_at(data, offset)
+            .and_then(|()| Ok(self.behind.wrote(data.len() as u64)?))
+            .map_err(|error| self.io(error))
     }
 
     fn io(&self, error: io::Error) -> CaptureError {
@@ -85,9 +95,7 @@ impl DeviceTarget {
 impl ImageTarget for DeviceTarget {
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), CaptureError> {
         check_range(&self.name, self.size, offset, data.len() as u64)?;
-        self.file
-            .write_all_at(data, offset)
-            .map_err(|error| self.io(error))
+        self.write(offset, data)
     }
 
     /// Writes zeroes: a device may forget a discard, or read as anything after it.
@@ -98,15 +106,19 @@ impl ImageTarget for DeviceTarget {
             let length = (range.end() - offset).min(ZEROES.len() as u64);
             // `length` is at most the length of ZEROES, so nothing is cut here.
             let zeroes = ZEROES.get(..length as usize).unwrap_or(&ZEROES);
-            self.file
-                .write_all_at(zeroes, offset)
-                .map_err(|error| self.io(error))?;
+            self.write(offset, zeroes)?;
             offset += length;
         }
         Ok(())
     }
 
     fn finish(self: Box<Self>) -> Result<(), CaptureError> {
-        self.file.sync_all().map_err(|error| self.io(error))
+        let DeviceTarget {
+            name, file, behind, ..
+        } = *self;
+        let written = behind.finish().map_err(io::Error::from);
+        written
+            .and_then(|()| file.sync_all())
+            .map_err(|error| CaptureError::new(CaptureErrorKind::Io, name, error))
     }
 }

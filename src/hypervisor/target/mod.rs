@@ -7,6 +7,7 @@ mod device;
 mod partial;
 mod qcow2;
 mod raw;
+mod write_behind;
 
 pub use device::DeviceTarget;
 pub use qcow2::Qcow2Target;

@@ -1,4 +1,5 @@
 use super::partial::Partial;
+use super::write_behind::WriteBehind;
 use super::{ImageTarget, check_range, check_size};
 use crate::hypervisor::CaptureError;
 use crate::model::Extent;
@@ -7,6 +8,8 @@ use std::path::Path;
 
 /// A new sparse raw file.
 pub struct RawTarget {
+    // Before the file, which goes when its thread has ended.
+    behind: WriteBehind,
     partial: Partial,
     size: u64,
 }
@@ -19,7 +22,12 @@ impl RawTarget {
             .file()
             .set_len(size)
             .map_err(|error| partial.io(error))?;
-        Ok(RawTarget { partial, size })
+        let behind = WriteBehind::new(partial.file()).map_err(|error| partial.io(error))?;
+        Ok(RawTarget {
+            behind,
+            partial,
+            size,
+        })
     }
 }
 
@@ -29,6 +37,7 @@ impl ImageTarget for RawTarget {
         self.partial
             .file()
             .write_all_at(data, offset)
+            .and_then(|()| Ok(self.behind.wrote(data.len() as u64)?))
             .map_err(|error| self.partial.io(error))
     }
 
@@ -38,6 +47,10 @@ impl ImageTarget for RawTarget {
     }
 
     fn finish(self: Box<Self>) -> Result<(), CaptureError> {
-        self.partial.finish()
+        let RawTarget {
+            behind, partial, ..
+        } = *self;
+        behind.finish().map_err(|error| partial.io(error.into()))?;
+        partial.finish()
     }
 }
