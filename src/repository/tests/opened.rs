@@ -9,6 +9,7 @@ use crate::storage::{Fault, Faulty, Storage, StorageErrorKind, Verb};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 fn open_all(customer: &Customer) -> Result<Opened, RepositoryError> {
     open_live(customer, 2, &AtomicBool::new(false), &|_| {})
@@ -94,31 +95,145 @@ fn what_opens_nowhere_is_told_with_its_point_and_what_opens_elsewhere_with_its_p
 }
 
 #[test]
-fn opening_takes_no_refusal_of_the_store_for_damage() {
+fn a_record_that_is_damaged_is_told_where_all_the_rest_opens() {
     let mut world = World::new();
     let customer = world.open();
-    world.backup(&customer, "web", &image(&[1, 2, 3, 4, 5]), true);
-    super::damage::damage(&world, &packs_of(&world, PackKind::Data)[0]);
+    let point = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    world.backup(&customer, "db", &image(&[1, 2, 3]), true);
+    let record = customer.names().point(&point);
+    world.memory.plant(&record, b"damaged");
+    let opened = open_all(&customer).unwrap();
+    assert_eq!((opened.frames, opened.damaged), (4, Vec::new()));
+    let points: Vec<_> = opened.unreadable.iter().map(|found| found.point).collect();
+    assert_eq!(points, [point]);
+}
+
+#[test]
+fn a_point_whose_erasure_is_read_while_others_are_opened_is_no_failure() {
+    let mut world = World::new();
+    let other = world.open_second();
+    let points = ["web", "db"].map(|vm| world.backup(&other, vm, &image(&[1, 2]), true));
+    // They are asked for in the order of their ids.
+    let last = *points.iter().max().unwrap();
     let snapshot = world.memory.snapshot();
-    let opened = |faults| {
-        world.rewind(&snapshot);
-        let store = Arc::new(Faulty::with_faults(world.memory.clone(), faults));
-        let customer = world.open_on(store.clone(), &world.host).unwrap();
-        let before = store.operations();
-        (
-            open_live(&customer, 1, &AtomicBool::new(false), &|_| {}),
-            before,
-            store.log(),
-        )
+    world.rewind(&snapshot);
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_on(store.clone(), &world.host).unwrap();
+    let before = store.operations();
+    open_all(&customer).unwrap();
+    let reads_record = |name: &str| {
+        points
+            .iter()
+            .any(|id| customer.names().point(id).as_str() == name)
     };
-    let (whole, before, log) = opened(Vec::new());
-    whole.unwrap();
-    assert!(log.iter().any(|line| line.verb == Verb::ReadRange));
-    for at in before + 1..=log.len() as u64 {
-        let kind = StorageErrorKind::Denied;
-        let (refused, ..) = opened(vec![Fault::FailBefore { at, kind }]);
-        let error = refused.unwrap_err();
-        assert_eq!(error.kind, RepositoryErrorKind::Storage(kind), "{at}");
+    let log = store.log();
+    let opening = log.iter().filter(|line| line.number > before);
+    let first = opening
+        .clone()
+        .find(|line| reads_record(&line.name))
+        .unwrap()
+        .number;
+
+    world.rewind(&snapshot);
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_on(store.clone(), &world.host).unwrap();
+    let gate = store.freeze_before(first);
+    let opened = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| open_all(&customer));
+        assert!(gate.wait_until_reached(Duration::from_secs(10)));
+        world.erase(&other, last);
+        // Another thread of the same process, which shares the ledger as last read.
+        customer.refresh().unwrap();
+        gate.release();
+        thread.join().unwrap().unwrap()
+    });
+    assert_eq!(opened.frames, 3);
+    assert_eq!((opened.damaged, opened.unreadable), Default::default());
+}
+
+#[test]
+fn what_is_below_a_node_that_a_prune_moves_meanwhile_is_opened_all_the_same() {
+    let mut world = World::new();
+    let customer = world.open();
+    let mut chunks = vec![0; FAN_OUT + 2];
+    (chunks[0], chunks[1], chunks[FAN_OUT]) = (1, 2, 3);
+    let dying = world.backup(&customer, "web", &image(&chunks), true);
+    // With the first point die its root and the second of its two nodes below; the first one moves, and no chunk.
+    chunks[FAN_OUT + 1] = 4;
+    let point = world.backup(&customer, "web", &image(&chunks), false);
+    for pack in packs_of(&world, PackKind::Data) {
+        super::damage::damage(&world, &pack);
+    }
+    let damaged = packs_of(&world, PackKind::Data).len();
+    world.meanwhile(
+        // One thread: so the operations are the same each time.
+        |customer| open_live(customer, 1, &AtomicBool::new(false), &|_| {}).unwrap(),
+        |other| {
+            world.erase(other, dying);
+            let done = reclaim::reclaim(other, world.now(), DAY * 4000, false).unwrap();
+            assert!(done.rewritten_bytes > 0);
+            other.note_reclaimed(&done).unwrap();
+        },
+        |opened| {
+            assert_eq!(opened.damaged.len(), damaged);
+            assert_eq!(opened.unreadable.len(), damaged);
+            assert!(
+                opened
+                    .unreadable
+                    .iter()
+                    .all(|found| [dying, point].contains(&found.point))
+            );
+        },
+    );
+}
+
+#[test]
+fn what_opened_is_not_looked_for_again() {
+    let mut world = World::new();
+    let customer = world.open();
+    let point = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_on(store.clone(), &world.host).unwrap();
+    let before = store.operations() as usize;
+    open_all(&customer).unwrap();
+    let record = customer.names().point(&point);
+    let log = store.log().split_off(before);
+    let reads = log.iter().filter(|line| line.name == record.as_str());
+    // Whoever looks again reads each record again.
+    assert_eq!(reads.count(), 1);
+}
+
+#[test]
+fn opening_takes_no_refusal_of_the_store_for_damage() {
+    // Whoever meets a damaged node reads the ledger again.
+    for kind in [PackKind::Data, PackKind::Node] {
+        let mut world = World::new();
+        let customer = world.open();
+        world.backup(&customer, "web", &image(&[1, 2, 3, 4, 5]), true);
+        // So that something is opened whichever node is damaged.
+        world.backup(&customer, "db", &image(&[6, 7]), true);
+        super::damage::damage(&world, &packs_of(&world, kind)[0]);
+        let snapshot = world.memory.snapshot();
+        let opened = |faults| {
+            world.rewind(&snapshot);
+            let store = Arc::new(Faulty::with_faults(world.memory.clone(), faults));
+            let customer = world.open_on(store.clone(), &world.host).unwrap();
+            let before = store.operations();
+            (
+                open_live(&customer, 1, &AtomicBool::new(false), &|_| {}),
+                before,
+                store.log(),
+            )
+        };
+        let (whole, before, log) = opened(Vec::new());
+        whole.unwrap();
+        assert!(log.iter().any(|line| line.verb == Verb::ReadRange));
+        for at in before + 1..=log.len() as u64 {
+            let kind = StorageErrorKind::Denied;
+            let (refused, ..) = opened(vec![Fault::FailBefore { at, kind }]);
+            let error = refused.unwrap_err();
+            assert_eq!(error.kind, RepositoryErrorKind::Storage(kind), "{at}");
+        }
     }
 }
 
@@ -129,6 +244,20 @@ fn whoever_is_stopped_says_of_no_pack_that_it_is_whole() {
     world.backup(&customer, "web", &image(&[1, 2, 3]), true);
     let opened = open_live(&customer, 2, &AtomicBool::new(true), &|_| {}).unwrap();
     assert_eq!((opened.frames, opened.whole), (0, Vec::new()));
+}
+
+#[test]
+fn whoever_is_stopped_meanwhile_opens_no_further_node() {
+    let mut world = World::new();
+    let customer = world.open();
+    world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    world.backup(&customer, "db", &image(&[4, 5]), true);
+    let stop = AtomicBool::new(false);
+    // At the first piece: the node that is being opened is finished with, the other one is not begun.
+    let stops = |_| stop.store(true, Ordering::Relaxed);
+    let opened = open_live(&customer, 1, &stop, &stops).unwrap();
+    assert!([3, 4].contains(&opened.frames), "{}", opened.frames);
+    assert_eq!(opened.whole, []);
 }
 
 #[test]
