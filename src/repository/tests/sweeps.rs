@@ -4,7 +4,9 @@ use super::super::testing::*;
 use super::super::*;
 use crate::format::entry::{CertificateRef, KeyBody, Purpose};
 use crate::format::names::ObjectRole;
-use crate::model::{ObjectHash, ObjectName, PackName, PointState, SegmentName, SessionId};
+use crate::model::{
+    EntryHash, ObjectHash, ObjectName, PackName, PointState, SegmentName, SessionId,
+};
 use crate::storage::{Directory, Faulty, Leftover, MAX_PROBE_BYTES, Storage, Verb};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -54,6 +56,9 @@ fn entries_up_to_the_end_and_the_keys_that_one_names_are_explained() {
     let entries = [0, 1, state.seq, state.seq + 1];
     let explained = entries.map(|seq| is_explained(&ObjectRole::Ledger(seq), &state));
     assert_eq!(explained, [false, true, true, false]);
+    // Where many write no entry stands beside another.
+    let hash = EntryHash::from_bytes([1; 32]);
+    assert!(!is_explained(&ObjectRole::Rival(1, hash), &state));
     let key = |object| KeyBody {
         generation: 1,
         object,
