@@ -1,11 +1,11 @@
-//! Packs that the store lets nobody delete: not yet, because they are locked, or not at all.
+//! Packs and the like that the store lets nobody delete: not yet, because they are locked, or not at all.
 
 use super::super::reclaim::{Reclaimed, reclaim};
 use super::super::testing::*;
 use super::super::*;
 use super::damage::{condemn_wrongly, pack_name, packs_of};
 use crate::format::pack::PackKind;
-use crate::model::{ObjectName, PackName};
+use crate::model::{ObjectHash, ObjectName, PackName, SessionId};
 use crate::storage::{Leftover, Listed, Memory, Storage, StorageError, StorageErrorKind, Survey};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
@@ -36,6 +36,15 @@ impl Keeping {
 
     fn refuse(&self, names: &[ObjectName]) {
         *lock(&self.refused) = names.iter().cloned().collect();
+    }
+
+    fn may_go(&self, name: &ObjectName) -> Result<(), StorageError> {
+        let kind = match () {
+            () if lock(&self.locked).contains(name) => StorageErrorKind::Locked,
+            () if lock(&self.refused).contains(name) => StorageErrorKind::Denied,
+            () => return Ok(()),
+        };
+        Err(StorageError::new(kind, name, "a test"))
     }
 
     fn open(&self, world: &World) -> Customer {
@@ -74,15 +83,12 @@ impl Storage for Keeping {
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
-        let kind = match () {
-            () if lock(&self.locked).contains(name) => StorageErrorKind::Locked,
-            () if lock(&self.refused).contains(name) => StorageErrorKind::Denied,
-            () => return self.memory.delete(name),
-        };
-        Err(StorageError::new(kind, name, "a test"))
+        self.may_go(name)?;
+        self.memory.delete(name)
     }
 
     fn destroy(&self, name: &ObjectName) -> Result<(), StorageError> {
+        self.may_go(name)?;
         self.memory.destroy(name)
     }
 
@@ -240,4 +246,87 @@ fn after_a_refusal_all_is_rewritten_as_soon_as_one_pack_that_was_is_gone() {
         packs.into_iter().collect()
     );
     world.check(&customer);
+}
+
+/// What a sweep has to remove, and the store it is in: a pack of no session, the record of an erased point, a
+/// spent probe.
+fn three_that_go() -> (World, Keeping, Customer, [ObjectName; 3]) {
+    let mut world = World::new();
+    let store = Keeping::of(&world);
+    let customer = store.open(&world);
+    let point = world.backup(&customer, "web", &image(&[1]), true);
+    let record = customer.names().point(&point);
+    let bytes = world.memory.read(&record, u64::MAX).unwrap();
+    world.erase(&customer, point);
+    let stray = PackName {
+        session: SessionId::from_bytes([8; 16]),
+        hash: ObjectHash::from_bytes([7; 32]),
+    };
+    let stray = customer.names().pack(&stray);
+    let spent = ObjectName::new("customers/acme/probe/spent/one").unwrap();
+    for name in [&stray, &record, &spent] {
+        world.memory.plant(name, &bytes);
+    }
+    (world, store, customer, [stray, record, spent])
+}
+
+#[test]
+fn a_sweep_leaves_what_is_locked_and_tells_it_by_name_but_for_spent_probes() {
+    let (world, store, customer, go) = three_that_go();
+    let [stray, record, spent] = &go;
+    store.lock(&[stray, record, spent]);
+    let swept = sweep(&customer, false).unwrap();
+    assert_eq!((swept.removed, swept.unexplained), Default::default());
+    let told = |locked: &Locked| (locked.object.name.clone(), locked.is_record);
+    let told = BTreeSet::from_iter(swept.locked.iter().map(told));
+    assert_eq!(
+        told,
+        [(stray.clone(), false), (record.clone(), true)].into()
+    );
+    assert!(go.iter().all(|name| world.memory.size_bytes(name).is_ok()));
+    store.lock(&[]);
+    let swept = sweep(&customer, false).unwrap();
+    assert_eq!((swept.removed.len(), swept.locked.len()), (2, 0));
+    assert!(go.iter().all(|name| world.memory.size_bytes(name).is_err()));
+}
+
+#[test]
+fn a_sweep_fails_for_whatever_it_may_not_delete() {
+    for at in 0..3 {
+        let (_world, store, customer, go) = three_that_go();
+        store.refuse(&go[at..=at]);
+        let error = sweep(&customer, false).unwrap_err();
+        let denied = RepositoryErrorKind::Storage(StorageErrorKind::Denied);
+        assert_eq!(error.kind, denied, "{}", go[at]);
+        store.refuse(&[]);
+        sweep(&customer, false).unwrap();
+    }
+}
+
+#[test]
+fn what_is_condemned_and_stays_is_unexplained_unless_it_is_locked() {
+    let mut world = World::new();
+    let store = Keeping::of(&world);
+    let customer = store.open(&world);
+    let dead = world.backup(&customer, "web", &image(&[1]), true);
+    let packs = world.packs();
+    world.erase(&customer, dead);
+    store.refuse(&packs);
+    reclaimed(&world, &customer, DAY * 4000);
+    assert_eq!(condemned(&customer).len(), packs.len());
+    let swept = sweep(&customer, false).unwrap();
+    assert_eq!(
+        (swept.unexplained.len(), swept.locked.len()),
+        (packs.len(), 0)
+    );
+    // Locked since it was condemned.
+    store.lock(&Vec::from_iter(&packs));
+    let swept = sweep(&customer, false).unwrap();
+    assert_eq!(swept.unexplained, Vec::<String>::new());
+    let told = |locked: &Locked| (locked.object.name.clone(), locked.is_record);
+    let told = Vec::from_iter(swept.locked.iter().map(told));
+    assert_eq!(
+        told,
+        Vec::from_iter(packs.iter().map(|name| (name.clone(), false)))
+    );
 }
