@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use vmkeep::hypervisor::image::{ImageDisk, ImageFormat, ImageSource};
 use vmkeep::hypervisor::nbd::{Endpoint, NbdClient};
-use vmkeep::hypervisor::target::{DeviceTarget, ImageTarget, Qcow2Target, RawTarget};
+use vmkeep::hypervisor::target::{DeviceTarget, ImageTarget, Qcow2Target, RawTarget, SyncedTarget};
 use vmkeep::hypervisor::{
     Capture, CaptureError, CaptureErrorKind, CapturedDisk, Changes, Hypervisor, Outcome, Reading,
     SinceMark,
@@ -696,6 +696,10 @@ fn write_parts(target: &dyn ImageTarget) {
     });
 }
 
+fn finish(target: Box<dyn ImageTarget>) -> Result<(), CaptureError> {
+    SyncedTarget::give_names(vec![target.sync()?])
+}
+
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
         .unwrap()
@@ -715,8 +719,7 @@ fn raw_and_qcow2_targets_hold_the_same_disk() {
     write_parts(raw.as_ref());
     write_parts(qcow2.as_ref());
     assert!(names(&out).iter().all(|name| name.contains(".partial-")));
-    raw.finish().unwrap();
-    qcow2.finish().unwrap();
+    SyncedTarget::give_names(vec![raw.sync().unwrap(), qcow2.sync().unwrap()]).unwrap();
     assert_eq!(names(&out), ["vda.qcow2", "vda.raw"]);
     assert!(lab.runtime_is_empty());
     let (raw, qcow2) = (out.join("vda.raw"), out.join("vda.qcow2"));
@@ -761,7 +764,7 @@ fn a_target_never_replaces_a_file_and_leaves_nothing_half_done() {
         // The file appears after the target was made.
         let late = create(format).unwrap();
         fs::write(out.join("vda"), "precious").unwrap();
-        let errors = [late.finish().err(), create(format).err()];
+        let errors = [finish(late).err(), create(format).err()];
         for error in errors {
             let error = error.unwrap();
             assert_eq!(error.kind, CaptureErrorKind::Invalid);
@@ -779,6 +782,50 @@ fn a_target_never_replaces_a_file_and_leaves_nothing_half_done() {
         .err()
         .unwrap();
     assert_eq!(error.kind, CaptureErrorKind::Invalid);
+}
+
+#[test]
+fn of_several_disks_all_get_their_names_or_none() {
+    let lab = Lab::new();
+    let out = lab.path("out");
+    fs::create_dir(&out).unwrap();
+    let synced = |name| {
+        let target: Box<dyn ImageTarget> = Box::new(RawTarget::create(&out, name, MIB).unwrap());
+        target.sync().unwrap()
+    };
+    let disks = ["vda", "vdb", "vdc"].map(synced);
+    fs::write(out.join("vdb"), "precious").unwrap();
+    let error = SyncedTarget::give_names(disks.into()).unwrap_err();
+    assert!(error.to_string().contains("already exists"), "{error}");
+    assert_eq!(names(&out), ["vdb"]);
+    assert_eq!(fs::read(out.join("vdb")).unwrap(), b"precious");
+    SyncedTarget::give_names(vec![synced("vda"), synced("vdc")]).unwrap();
+    assert_eq!(names(&out), ["vda", "vdb", "vdc"]);
+}
+
+#[test]
+fn a_disk_that_was_synced_while_it_was_written_is_whole() {
+    let lab = Lab::new();
+    let size = 300 * MIB;
+    let target = RawTarget::create(lab.folder.path(), "vda", size).unwrap();
+    let piece = |number: u64| noise(&format!("piece {}", number % 7), MIB);
+    std::thread::scope(|scope| {
+        for first in 0..4 {
+            let target = &target;
+            scope.spawn(move || {
+                for number in (first..300).step_by(4) {
+                    target.write_at(number * MIB, &piece(number)).unwrap();
+                }
+            });
+        }
+    });
+    finish(Box::new(target)).unwrap();
+    let file = File::open(lab.path("vda")).unwrap();
+    let mut found = vec![0; MIB as usize];
+    for number in 0..300 {
+        file.read_exact_at(&mut found, number * MIB).unwrap();
+        assert!(found == piece(number), "{number}");
+    }
 }
 
 #[test]
@@ -807,7 +854,7 @@ fn a_used_block_device_holds_exactly_the_disk_afterwards() {
     assert!(DeviceTarget::open(&file, DISK, true).is_err());
     let target = Box::new(DeviceTarget::open(path, DISK, true).unwrap());
     write_parts(target.as_ref());
-    target.finish().unwrap();
+    finish(target).unwrap();
     let content = fs::read(path).unwrap();
     same(&content[..DISK as usize], &expected_disk());
     let behind = &noise("old", DISK + MIB)[DISK as usize..];

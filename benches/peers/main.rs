@@ -3,7 +3,7 @@
 //!
 //! Three VMs: `web01` (programs, logs, a table) with seven nights of changes made inside its mounted
 //! file system, `web02` (the same base), `db01` (tables). Each task runs `ROUNDS` times; the
-//! tables show medians. Files are in the page cache: images, and before it is read the whole store, as some
+//! tables show medians. Files are in the page cache: the image, and before it is read the whole store, as some
 //! tools (borg, vmkeep) leave nothing there of what they wrote. Absolute times are this machine's; the ratios
 //! are what counts. Root, for the loop mounts. Environment: `VMKEEP_BENCH_DIR` (where; default the
 //! temporary folder), `VMKEEP_BENCH_MIB` (files in each image; default 1024), `VMKEEP_BENCH_ROUNDS`,
@@ -152,7 +152,9 @@ fn one_round(
     settle();
     tool.init(&store, &images);
     results.note(0, number, tool.backup(&store, &web01, false));
+    lab::warm(&web01);
     results.note(1, number, tool.backup(&store, &web01, true));
+    lab::warm(&web01);
     results.note(2, number, tool.backup(&store, &web01, false));
     let mut later = Cost::default();
     for night in 1..=NIGHTS {
@@ -181,9 +183,11 @@ fn one_round(
     results.note(6, number, cost);
     run(Command::new("cmp").arg(&restored).arg(&web01));
     fs::remove_dir_all(&to).unwrap();
+    lab::warm(&tool.stored(&store));
     if let Some(cost) = tool.verify(&store) {
         results.note(7, number, cost);
     }
+    lab::warm(&tool.stored(&store));
     if let Some(cost) = tool.prune(&store) {
         results.note(8, number, cost);
     }

@@ -2,7 +2,7 @@
 
 use super::{JobError, JobErrorKind, Watch};
 use crate::format::entry::{Body, RestoreBody};
-use crate::hypervisor::target::ImageTarget;
+use crate::hypervisor::target::{ImageTarget, SyncedTarget};
 use crate::model::{DiskName, Extent, FAN_OUT};
 use crate::repository::{Customer, DiskView, PointReader, ReadScratch, Reader, span_extent};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -89,9 +89,10 @@ pub fn restore(
         restored.disks_bytes += view.shape().size_bytes;
     }
     // Names are given only when all disks are whole: half a VM must not look like one.
-    for RestoreTarget { target, .. } in targets {
-        target.finish()?;
-    }
+    let synced = targets
+        .into_iter()
+        .map(|RestoreTarget { target, .. }| target.sync());
+    SyncedTarget::give_names(synced.collect::<Result<_, _>>()?)?;
     Ok(restored)
 }
 

@@ -13,7 +13,7 @@ use crate::format::pack::{
 };
 use crate::format::segment::{PackRow, Record};
 use crate::model::{Id, ObjectHash, ObjectName, PackName, PieceKind, SegmentName, SessionId, Tag};
-use crate::storage::{Storage, StorageError, StorageErrorKind};
+use crate::storage::{ReadAgain, Storage, StorageError, StorageErrorKind};
 use bytes::Bytes;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -167,9 +167,13 @@ struct Outgoing {
 
 impl Outgoing {
     fn send(&self, storage: &dyn Storage) -> Result<(), RepositoryError> {
-        let create = || storage.create_large(&self.object, &self.bytes);
+        // The next night walks nodes; data is read when it is restored.
+        let read_again = match self.kind {
+            PackKind::Node => ReadAgain::Soon,
+            PackKind::Data => ReadAgain::Late,
+        };
+        let create = || storage.create_large(&self.object, &self.bytes, read_again);
         upload_by(storage, &self.object, &self.bytes, create)?;
-        // The next night walks these; data is read when it is restored.
         if self.kind == PackKind::Node {
             storage.keep_copy(&self.object, &self.bytes);
         }

@@ -1,6 +1,6 @@
 //! A store to which nothing is sent faster than somebody allows.
 
-use super::{Leftover, Listed, OpenObject, Storage, StorageError, Survey};
+use super::{Leftover, Listed, OpenObject, ReadAgain, Storage, StorageError, Survey};
 use crate::model::ObjectName;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -39,9 +39,14 @@ impl Storage for Braked {
         self.store.create(name, data)
     }
 
-    fn create_large(&self, name: &ObjectName, data: &Bytes) -> Result<(), StorageError> {
+    fn create_large(
+        &self,
+        name: &ObjectName,
+        data: &Bytes,
+        read_again: ReadAgain,
+    ) -> Result<(), StorageError> {
         self.wait_for(data);
-        self.store.create_large(name, data)
+        self.store.create_large(name, data, read_again)
     }
 
     fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {

@@ -8,7 +8,7 @@
 //! through here goes at once. A host that is off cannot do it; its copies are then bytes without keys, as
 //! those went with the point's record, and they go when it comes back.
 
-use super::{Leftover, Listed, OpenObject, Storage, StorageError, Survey};
+use super::{Leftover, Listed, OpenObject, ReadAgain, Storage, StorageError, Survey};
 use crate::model::ObjectName;
 use bytes::Bytes;
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
@@ -261,8 +261,13 @@ impl Storage for Cached {
         self.store.create(name, data)
     }
 
-    fn create_large(&self, name: &ObjectName, data: &Bytes) -> Result<(), StorageError> {
-        self.store.create_large(name, data)
+    fn create_large(
+        &self,
+        name: &ObjectName,
+        data: &Bytes,
+        read_again: ReadAgain,
+    ) -> Result<(), StorageError> {
+        self.store.create_large(name, data, read_again)
     }
 
     fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {

@@ -167,6 +167,15 @@ fn too_large(name: &ObjectName, size_bytes: u64, max_bytes: u64) -> StorageError
 /// Until when an object may be locked at the most, if at all.
 pub type Latest<'a> = dyn Fn(&ObjectName) -> Option<Timestamp> + Sync + 'a;
 
+/// When an object that is being created will be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadAgain {
+    /// In one of the next nights.
+    Soon,
+    /// When somebody restores it, or looks whether it is whole.
+    Late,
+}
+
 /// Named immutable objects. All calls may come from several threads and several processes.
 pub trait Storage: Send + Sync {
     /// Of a store in front of another, that one. What a store knows and can do is asked of it, unless said
@@ -183,8 +192,14 @@ pub trait Storage: Send + Sync {
     /// Names that begin with the part `tmp` or `reserve` are the store's own: `Unsupported`.
     fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError>;
 
-    /// The same of much: a store that needs the bytes for longer than the call has no copy of its own.
-    fn create_large(&self, name: &ObjectName, data: &Bytes) -> Result<(), StorageError> {
+    /// The same of much: a store that needs the bytes for longer than the call has no copy of its own, and what
+    /// is not read soon need not stay in the memory of this host.
+    fn create_large(
+        &self,
+        name: &ObjectName,
+        data: &Bytes,
+        _read_again: ReadAgain,
+    ) -> Result<(), StorageError> {
         self.create(name, data)
     }
 
@@ -325,8 +340,13 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
         (**self).create(name, data)
     }
 
-    fn create_large(&self, name: &ObjectName, data: &Bytes) -> Result<(), StorageError> {
-        (**self).create_large(name, data)
+    fn create_large(
+        &self,
+        name: &ObjectName,
+        data: &Bytes,
+        read_again: ReadAgain,
+    ) -> Result<(), StorageError> {
+        (**self).create_large(name, data, read_again)
     }
 
     fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {

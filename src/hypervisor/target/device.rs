@@ -1,13 +1,14 @@
 use super::write_behind::WriteBehind;
-use super::{ImageTarget, check_range, check_size};
+use super::{ImageTarget, SyncedTarget, check_range, check_size};
 use crate::hypervisor::{CaptureError, CaptureErrorKind, qemu_lock};
 use crate::model::Extent;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 static ZEROES: [u8; 256 * 1024] = [0; 256 * 1024];
 
@@ -16,7 +17,6 @@ static ZEROES: [u8; 256 * 1024] = [0; 256 * 1024];
 #[derive(Debug)]
 pub struct DeviceTarget {
     name: String,
-    file: File,
     behind: WriteBehind,
     size: u64,
 }
@@ -74,16 +74,14 @@ impl DeviceTarget {
         }
         Ok(DeviceTarget {
             name: path.display().to_string(),
-            behind: WriteBehind::new(&file).map_err(failed)?,
-            file,
+            behind: WriteBehind::new(&Arc::new(file)).map_err(failed)?,
             size,
         })
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), CaptureError> {
-        self.file
-            .write_all_at(data, offset)
-            .and_then(|()| Ok(self.behind.wrote(data.len() as u64)?))
+        self.behind
+            .write_at(offset, data)
             .map_err(|error| self.io(error))
     }
 
@@ -112,13 +110,11 @@ impl ImageTarget for DeviceTarget {
         Ok(())
     }
 
-    fn finish(self: Box<Self>) -> Result<(), CaptureError> {
-        let DeviceTarget {
-            name, file, behind, ..
-        } = *self;
-        let written = behind.finish().map_err(io::Error::from);
-        written
-            .and_then(|()| file.sync_all())
-            .map_err(|error| CaptureError::new(CaptureErrorKind::Io, name, error))
+    fn sync(self: Box<Self>) -> Result<SyncedTarget, CaptureError> {
+        let DeviceTarget { name, behind, .. } = *self;
+        behind
+            .sync()
+            .map_err(|error| CaptureError::new(CaptureErrorKind::Io, name, error))?;
+        Ok(SyncedTarget::device())
     }
 }

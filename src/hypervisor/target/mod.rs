@@ -1,7 +1,7 @@
 //! Where a restore writes a disk: a new raw or qcow2 file, or an existing block device.
 //!
-//! A new file appears under its name only when it is complete and on stable storage; until then
-//! it is a hidden partial file, removed when the target is dropped. It never replaces anything.
+//! A new file appears under its name only when it and all that are restored with it are complete and on stable
+//! storage; until then it is a hidden partial file, removed when the target is dropped. It never replaces anything.
 
 mod device;
 mod partial;
@@ -15,16 +15,51 @@ pub use raw::RawTarget;
 
 use super::{CaptureError, CaptureErrorKind};
 use crate::model::{Extent, MAX_DISK_BYTES};
+use partial::Partial;
 use std::fmt;
 
 /// A disk that is being restored. The caller writes or zeroes every byte exactly once, in any
-/// order and from several threads; then `finish` makes it last.
+/// order and from several threads; then `sync` makes it last.
 pub trait ImageTarget: Send + Sync {
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), CaptureError>;
     /// Makes the range read as zero. Costs nothing where it does so from the start.
     fn zero(&self, range: Extent) -> Result<(), CaptureError>;
-    /// Brings everything to stable storage and, for a file, gives it its name.
-    fn finish(self: Box<Self>) -> Result<(), CaptureError>;
+    /// Brings everything to stable storage.
+    fn sync(self: Box<Self>) -> Result<SyncedTarget, CaptureError>;
+}
+
+/// A restored disk on stable storage. A file still lacks its name, and goes if it is not given one.
+pub struct SyncedTarget {
+    file: Option<Partial>,
+}
+
+impl SyncedTarget {
+    fn device() -> Self {
+        SyncedTarget { file: None }
+    }
+
+    fn file(partial: Partial) -> Result<Self, CaptureError> {
+        partial.sync()?;
+        Ok(SyncedTarget {
+            file: Some(partial),
+        })
+    }
+
+    /// Gives all of them their names, durably, or none: half a VM must not look like one.
+    /// A crash meanwhile can leave some.
+    pub fn give_names(targets: Vec<SyncedTarget>) -> Result<(), CaptureError> {
+        let mut files: Vec<_> = targets
+            .into_iter()
+            .filter_map(|target| target.file)
+            .collect();
+        for file in &mut files {
+            file.give_name()?;
+        }
+        for file in files {
+            file.keep();
+        }
+        Ok(())
+    }
 }
 
 fn check_size(name: impl fmt::Display, size: u64) -> Result<(), CaptureError> {

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(super) struct Partial {
     /// The open folder: all names are relative to it, wherever it is moved to.
@@ -14,9 +15,10 @@ pub(super) struct Partial {
     /// For messages: the final path.
     path: PathBuf,
     final_name: String,
-    partial_name: String,
-    file: File,
-    named: bool,
+    /// Under which it stands now, and until it is kept is removed.
+    name_now: String,
+    file: Arc<File>,
+    is_kept: bool,
 }
 
 impl Partial {
@@ -68,13 +70,13 @@ impl Partial {
             folder: directory,
             path,
             final_name: file_name.to_string(),
-            partial_name,
-            file: File::from(file),
-            named: false,
+            name_now: partial_name,
+            file: Arc::new(File::from(file)),
+            is_kept: false,
         })
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub(super) fn file(&self) -> &Arc<File> {
         &self.file
     }
 
@@ -86,47 +88,58 @@ impl Partial {
         CaptureError::new(CaptureErrorKind::Io, self.path.display(), error)
     }
 
-    /// File to stable storage, then its name, then the folder.
-    pub(super) fn finish(mut self) -> Result<(), CaptureError> {
-        self.file.sync_all().map_err(|error| self.io(error))?;
+    pub(super) fn sync(&self) -> Result<(), CaptureError> {
+        self.file.sync_all().map_err(|error| self.io(error))
+    }
+
+    /// The name, which must be free, then the folder to stable storage; the file must be there already.
+    pub(super) fn give_name(&mut self) -> Result<(), CaptureError> {
         let renamed = rustix::fs::renameat_with(
             &self.folder,
-            &self.partial_name,
+            &self.name_now,
             &self.folder,
             &self.final_name,
             RenameFlags::NOREPLACE,
         );
-        match renamed {
-            Ok(()) => self.named = true,
-            Err(Errno::EXIST) => return Err(exists(&self.path)),
+        let named = match renamed {
             // File systems without this kind of rename have links, which do not replace either.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.link()?,
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.link(),
+            told => told,
+        };
+        match named {
+            Ok(()) => self.name_now.clone_from(&self.final_name),
+            Err(Errno::EXIST) => return Err(exists(&self.path)),
             Err(error) => return Err(self.io(error.into())),
         }
         self.folder.sync_all().map_err(|error| self.io(error))
     }
 
-    fn link(&mut self) -> Result<(), CaptureError> {
-        match rustix::fs::linkat(
-            &self.folder,
-            &self.partial_name,
-            &self.folder,
-            &self.final_name,
-            AtFlags::empty(),
-        ) {
-            // The partial name goes when this is dropped.
-            Ok(()) => Ok(()),
-            Err(Errno::EXIST) => Err(exists(&self.path)),
-            Err(error) => Err(self.io(error.into())),
-        }
+    fn link(&self) -> rustix::io::Result<()> {
+        let (folder, none) = (&self.folder, AtFlags::empty());
+        rustix::fs::linkat(folder, &self.name_now, folder, &self.final_name, none)?;
+        // One that does not go says by its name what it is.
+        let _ = rustix::fs::unlinkat(folder, &self.name_now, none);
+        Ok(())
+    }
+
+    pub(super) fn keep(mut self) {
+        self.is_kept = true;
+    }
+
+    /// Somebody may have put another file under the name that this one was given.
+    fn stands_under(&self, name: &str) -> bool {
+        let found = rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW);
+        let own = rustix::fs::fstat(&self.file);
+        matches!((found, own), (Ok(found), Ok(own))
+            if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino))
     }
 }
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        if !self.named {
-            // Nothing more can be done about a file that does not go; its name says what it is.
-            let _ = rustix::fs::unlinkat(&self.folder, &self.partial_name, AtFlags::empty());
+        if !self.is_kept && self.stands_under(&self.name_now) {
+            // Nothing more can be done about a file that does not go.
+            let _ = rustix::fs::unlinkat(&self.folder, &self.name_now, AtFlags::empty());
         }
     }
 }

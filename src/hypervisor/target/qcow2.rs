@@ -1,5 +1,5 @@
 use super::partial::Partial;
-use super::{ImageTarget, check_range, check_size};
+use super::{ImageTarget, SyncedTarget, check_range, check_size};
 use crate::hypervisor::qemu_nbd::{Access, QemuNbd, run_tool};
 use crate::hypervisor::{CaptureError, CaptureErrorKind};
 use crate::model::Extent;
@@ -73,7 +73,7 @@ impl ImageTarget for Qcow2Target {
         check_range(self.partial.name(), self.size, range.offset, range.length)
     }
 
-    fn finish(self: Box<Self>) -> Result<(), CaptureError> {
+    fn sync(self: Box<Self>) -> Result<SyncedTarget, CaptureError> {
         let target = *self;
         target
             .server
@@ -81,6 +81,6 @@ impl ImageTarget for Qcow2Target {
             .flush()
             .map_err(|error| error.into_capture(target.partial.name()))?;
         target.server.finish()?;
-        target.partial.finish()
+        SyncedTarget::file(target.partial)
     }
 }

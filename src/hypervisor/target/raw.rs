@@ -1,16 +1,14 @@
 use super::partial::Partial;
 use super::write_behind::WriteBehind;
-use super::{ImageTarget, check_range, check_size};
+use super::{ImageTarget, SyncedTarget, check_range, check_size};
 use crate::hypervisor::CaptureError;
 use crate::model::Extent;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// A new sparse raw file.
 pub struct RawTarget {
-    // Before the file, which goes when its thread has ended.
-    behind: WriteBehind,
     partial: Partial,
+    behind: WriteBehind,
     size: u64,
 }
 
@@ -24,8 +22,8 @@ impl RawTarget {
             .map_err(|error| partial.io(error))?;
         let behind = WriteBehind::new(partial.file()).map_err(|error| partial.io(error))?;
         Ok(RawTarget {
-            behind,
             partial,
+            behind,
             size,
         })
     }
@@ -34,10 +32,8 @@ impl RawTarget {
 impl ImageTarget for RawTarget {
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), CaptureError> {
         check_range(self.partial.name(), self.size, offset, data.len() as u64)?;
-        self.partial
-            .file()
-            .write_all_at(data, offset)
-            .and_then(|()| Ok(self.behind.wrote(data.len() as u64)?))
+        self.behind
+            .write_at(offset, data)
             .map_err(|error| self.partial.io(error))
     }
 
@@ -46,11 +42,35 @@ impl ImageTarget for RawTarget {
         check_range(self.partial.name(), self.size, range.offset, range.length)
     }
 
-    fn finish(self: Box<Self>) -> Result<(), CaptureError> {
+    fn sync(self: Box<Self>) -> Result<SyncedTarget, CaptureError> {
         let RawTarget {
-            behind, partial, ..
+            partial, behind, ..
         } = *self;
-        behind.finish().map_err(|error| partial.io(error.into()))?;
-        partial.finish()
+        behind.sync().map_err(|error| partial.io(error))?;
+        SyncedTarget::file(partial)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn a_disk_of_which_a_sync_failed_while_it_was_written_gets_no_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let partial = Partial::create(folder.path(), "vda.raw").expect("a file");
+        let behind = WriteBehind::with(partial.file(), || Err(Errno::IO)).expect("a thread");
+        let target = Box::new(RawTarget {
+            partial,
+            behind,
+            size: 1 << 30,
+        });
+        let piece = vec![7; 1 << 20];
+        let failed = (0..1 << 10).find_map(|number| target.write_at(number << 20, &piece).err());
+        assert!(failed.is_some(), "a whole GiB was written to a dead disk");
+        assert!(target.sync().is_err());
+        let left = folder.path().read_dir().expect("the folder").count();
+        assert_eq!(left, 0);
     }
 }

@@ -11,8 +11,9 @@ mod reserve;
 mod temporary;
 
 use super::{
-    Leftover, Listed, OpenObject, Storage, StorageError, StorageErrorKind, Survey, checked_prefix,
-    fill_random, is_own_name, name_from_outside, refuse_own_names, too_large, too_short,
+    Leftover, Listed, OpenObject, ReadAgain, Storage, StorageError, StorageErrorKind, Survey,
+    checked_prefix, fill_random, is_own_name, name_from_outside, refuse_own_names, too_large,
+    too_short,
 };
 use crate::model::ObjectName;
 use beneath::{FOLDER_MODE, Root};
@@ -472,20 +473,12 @@ impl<'a> Place<'a> {
     }
 }
 
-/// What the page cache keeps of an object that was just made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Afterwards {
-    Cached,
-    /// Its pages are given back, and so serve the next object instead of being taken from the guests.
-    Dropped,
-}
-
 impl Directory {
     fn make(
         &self,
         name: &ObjectName,
         data: &[u8],
-        afterwards: Afterwards,
+        read_again: ReadAgain,
     ) -> Result<(), StorageError> {
         refuse_own_names(name)?;
         self.refuse_if_dead(name)?;
@@ -510,8 +503,9 @@ impl Directory {
             }
             Err(error) => return Err(self.die(name, error)),
         }
-        if afterwards == Afterwards::Dropped {
-            // Advice: what it does not do costs memory only. After the fsync, as dirty pages stay.
+        if read_again == ReadAgain::Late {
+            // Its pages serve the next object, instead of others that are taken from the guests of this host.
+            // After the fsync, as dirty ones stay. Advice: what it does not do costs memory only.
             let _ = rustix::fs::fadvise(temporary.file(), 0, None, Advice::DontNeed);
         }
         let landed = self.repeat(name, || match self.land(&place, &mut temporary) {
@@ -531,12 +525,16 @@ impl Directory {
 
 impl Storage for Directory {
     fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
-        self.make(name, data, Afterwards::Cached)
+        self.make(name, data, ReadAgain::Soon)
     }
 
-    /// Much is packs: a host that makes backups has its memory for its guests.
-    fn create_large(&self, name: &ObjectName, data: &Bytes) -> Result<(), StorageError> {
-        self.make(name, data, Afterwards::Dropped)
+    fn create_large(
+        &self,
+        name: &ObjectName,
+        data: &Bytes,
+        read_again: ReadAgain,
+    ) -> Result<(), StorageError> {
+        self.make(name, data, read_again)
     }
 
     fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {
@@ -774,6 +772,7 @@ mod tests {
     use super::*;
     use rustix::io::ReadWriteFlags;
     use std::fs;
+    use std::io::IoSliceMut;
     use std::sync::atomic::AtomicU32;
 
     fn name(name: &str) -> ObjectName {
@@ -862,7 +861,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_pack_nothing_stays_in_the_page_cache_and_of_all_else_everything() {
+    fn what_is_read_late_leaves_the_page_cache_and_all_else_stays_in_it() {
         // A folder in memory has nothing else to give back.
         let below = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tmp");
         fs::create_dir_all(&below).expect("a folder");
@@ -871,22 +870,34 @@ mod tests {
         let is_cached = |name: &ObjectName| {
             let file = fs::File::open(folder.path().join(name.as_str())).expect("the file");
             let mut buffer = [0; 512];
-            let into = &mut [std::io::IoSliceMut::new(&mut buffer)];
+            let into = &mut [IoSliceMut::new(&mut buffer)];
             match rustix::io::preadv2(&file, into, 0, ReadWriteFlags::NOWAIT) {
                 Ok(length) => length == 512,
                 Err(error) => {
-                    assert_eq!(error, Errno::AGAIN);
+                    assert_eq!(error, Errno::AGAIN, "does this file system know NOWAIT?");
                     false
                 }
             }
         };
         let data = Bytes::from(vec![7; 1 << 20]);
-        store.create_large(&name("a/pack"), &data).expect("created");
-        store.create(&name("a/segment"), &data).expect("created");
-        assert!(!is_cached(&name("a/pack")));
-        assert!(is_cached(&name("a/segment")));
-        let read = store.read(&name("a/pack"), 1 << 20).expect("the pack");
-        assert_eq!(read, data);
+        let cached = |read_again| {
+            // Asking makes the kernel read ahead, which may be done at once; not each time.
+            let name = |number| name(&format!("{read_again:?}/{number}").to_lowercase());
+            let count = |number: &u32| {
+                let name = name(*number);
+                store.create_large(&name, &data, read_again).expect("made");
+                is_cached(&name)
+            };
+            (0..8).filter(count).count()
+        };
+        assert_eq!(cached(ReadAgain::Soon), 8);
+        assert!(cached(ReadAgain::Late) < 8);
+        store.create(&name("a"), &data).expect("created");
+        assert!(is_cached(&name("a")));
+        assert_eq!(
+            store.read(&name("late/0"), 1 << 20).expect("an object"),
+            data
+        );
     }
 
     #[test]

@@ -31,7 +31,7 @@ mod versions;
 pub use connection::{S3Credentials, S3Settings};
 pub use lock::S3Lock;
 
-use super::{Latest, Leftover, Listed, Storage, StorageError, StorageErrorKind, Survey};
+use super::{Latest, Leftover, Listed, ReadAgain, Storage, StorageError, StorageErrorKind, Survey};
 use super::{checked_prefix, is_own_name, name_from_outside, refuse_own_names};
 use super::{too_large, too_short};
 use crate::model::{BucketFacts, ObjectName, Versioning};
@@ -162,10 +162,15 @@ fn object_of(place: &str) -> Option<ObjectName> {
 
 impl Storage for S3 {
     fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
-        self.create_large(name, &Bytes::copy_from_slice(data))
+        self.create_large(name, &Bytes::copy_from_slice(data), ReadAgain::Soon)
     }
 
-    fn create_large(&self, name: &ObjectName, data: &Bytes) -> Result<(), StorageError> {
+    fn create_large(
+        &self,
+        name: &ObjectName,
+        data: &Bytes,
+        _: ReadAgain,
+    ) -> Result<(), StorageError> {
         refuse_own_names(name)?;
         self.runtime.block_on(self.upload(name, data))
     }
