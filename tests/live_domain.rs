@@ -412,6 +412,16 @@ fn a_domain_made_of_a_point_runs_beside_the_other_one_with_its_records() {
     assert!(!other.exists());
     let again = restore(&folder, &["--define", "made-more"]);
     again.exits(2).says("already exists");
+    let definition = Path::new(told["definition"].as_str().unwrap());
+    let third = scene.machine.folder.join("third");
+    fs::create_dir(&third).unwrap();
+    fs::write(third.join(definition.file_name().unwrap()), "precious").unwrap();
+    let taken = restore(&third, &[]);
+    taken
+        .exits(2)
+        .says("already exists")
+        .says("nothing was restored");
+    assert_eq!(fs::read_dir(&third).unwrap().count(), 1);
 
     // The host is lost, and the domain comes back as it was.
     let old = scene.machine.daemon.virsh(&["domuuid", "made"]);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// The first SIGINT or SIGTERM raises the flag, and the jobs end cleanly; a second one ends the
-/// process at once, which the next run cleans up like any crash.
+/// process at once, like a crash: the next run cleans up, but for a restore's hidden partial file.
 pub fn stop_flag() -> io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {

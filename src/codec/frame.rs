@@ -54,16 +54,10 @@ impl Sealer {
         out: &mut Vec<u8>,
     ) -> Sealed {
         self.scratch.clear();
-        self.scratch
-            .resize(zstd_safe::compress_bound(plain.len()), 0);
-        let compressed = match self
-            .compressor
-            .compress_to_buffer(plain, self.scratch.as_mut_slice())
-        {
-            Ok(length) if length < plain.len() => {
-                self.scratch.truncate(length);
-                true
-            }
+        // As capacity, which is written as it is: zeros for each piece would be one more write of all.
+        self.scratch.reserve(zstd_safe::compress_bound(plain.len()));
+        let compressed = match self.compressor.compress_to_buffer(plain, &mut self.scratch) {
+            Ok(length) if length < plain.len() => true,
             // What does not shrink, or a compressor that fails, is stored as it is.
             _ => {
                 self.scratch.clear();

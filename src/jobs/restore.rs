@@ -88,6 +88,9 @@ pub fn restore(
         restored.data_bytes += writing.write(threads)?;
         restored.disks_bytes += view.shape().size_bytes;
     }
+    if stop.load(Ordering::Relaxed) {
+        return Err(JobError::interrupted());
+    }
     // Names are given only when all disks are whole: half a VM must not look like one.
     let synced = targets
         .into_iter()
@@ -168,6 +171,10 @@ impl DiskWriting<'_> {
             }
             self.data_bytes
                 .fetch_add(data.len() as u64, Ordering::Relaxed);
+            // Each time: a slow disk takes long for what a span holds.
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(JobError::interrupted());
+            }
             self.target.write_at(offset, data).map_err(JobError::from)
         })?;
         let chunks = extent.length.div_ceil(chunk_bytes);

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::json;
 use std::fmt::Write;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -36,6 +36,7 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
     let names = chosen_disks(&point, &args.disks)?;
     // Whatever stands in the way of it is told before anything is restored.
     let new_domain = Definition::plan(&site, args, &point, &names)?;
+    let definition = free_definition_path(args, &point)?;
     let targets = targets(&site, args, &point, &names)?;
     let mut notes = take_down(&site, &open, &point, &names, args)?;
     notes.extend(new_domain.iter().flat_map(Definition::notes));
@@ -64,7 +65,12 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
     );
     drop(watching);
     let restored = restored.map_err(|error| explain(error, args))?;
-    let definition = write_definition(args, &point)?;
+    if let (Some(path), Some((_, content))) = (&definition, &point.definition) {
+        write_new(path, content).map_err(|error| {
+            Failure::new(Exit::Failed, format!("{}: {error}", path.display()))
+                .hint("the disks were restored and checked; only the definition is missing")
+        })?;
+    }
     let defined = new_domain.map(Definition::define).transpose()?;
 
     let id = chosen.to_string();
@@ -391,9 +397,12 @@ fn take_down(
     Ok(notes)
 }
 
-/// The VM's own definition goes beside its disks.
-fn write_definition(args: &RestoreArgs, point: &PointReader) -> Result<Option<PathBuf>, Failure> {
-    let Some((name, content)) = &point.definition else {
+/// The VM's own definition goes beside its disks. What is in its way is told before they are restored.
+fn free_definition_path(
+    args: &RestoreArgs,
+    point: &PointReader,
+) -> Result<Option<PathBuf>, Failure> {
+    let Some((name, _)) = &point.definition else {
         return Ok(None);
     };
     if is_device(&args.to) {
@@ -409,22 +418,31 @@ fn write_definition(args: &RestoreArgs, point: &PointReader) -> Result<Option<Pa
         true => name.as_str(),
         false => "definition",
     });
-    match write_new(&path, content) {
-        Ok(()) => Ok(Some(path)),
-        Err(error) => Err(
-            Failure::new(Exit::Failed, format!("{}: {error}", path.display()))
-                .hint("the disks were restored and checked; only the definition is missing"),
-        ),
+    match fs::symlink_metadata(&path) {
+        Ok(_) => Err(Failure::new(
+            Exit::Usage,
+            format!("{}: already exists and is not replaced", path.display()),
+        )
+        .hint("nothing was restored; choose another folder or remove it")),
+        Err(_) => Ok(Some(path)),
     }
 }
 
-/// A file that only we can read; it replaces none.
+/// A file that only we can read; it replaces none, and is there whole or not at all.
 fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)?;
-    file.write_all(content)?;
-    file.sync_all()
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let written = file
+        .write_all(content)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| File::open(folder)?.sync_all());
+    if written.is_err() {
+        // What it should have said is still in the store.
+        let _ = fs::remove_file(path);
+    }
+    written
 }

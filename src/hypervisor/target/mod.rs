@@ -1,7 +1,8 @@
 //! Where a restore writes a disk: a new raw or qcow2 file, or an existing block device.
 //!
 //! A new file appears under its name only when it and all that are restored with it are complete and on stable
-//! storage; until then it is a hidden partial file, removed when the target is dropped. It never replaces anything.
+//! storage; until then it is a hidden partial file, removed when whoever holds it is dropped. It never replaces
+//! anything.
 
 mod device;
 mod partial;
@@ -54,6 +55,9 @@ impl SyncedTarget {
             .collect();
         for file in &mut files {
             file.give_name()?;
+        }
+        for file in &files {
+            file.sync_folder()?;
         }
         for file in files {
             file.keep();

@@ -1,4 +1,4 @@
-//! Brings what a restore writes to stable storage while it goes on writing.
+//! Brings what a restore writes to a file or device to stable storage while it goes on writing.
 //!
 //! Left to itself the kernel begins when a tenth of the memory is dirty (`dirty_background_ratio`), and the sync at
 //! the end waits for all of that. What is there gives its page cache back: a host has its memory for its guests.

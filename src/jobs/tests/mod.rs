@@ -5,3 +5,4 @@ mod damage;
 mod lives;
 mod opening;
 mod prune;
+mod restoring;
