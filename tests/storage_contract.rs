@@ -4,6 +4,7 @@
 
 mod support;
 
+use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -20,8 +21,8 @@ use support::s3::server;
 use tempfile::TempDir;
 use vmkeep::model::{ObjectName, Writers};
 use vmkeep::storage::{
-    Directory, Fault, Faulty, Leftover, Listed, Memory, Probe, S3, Storage, StorageError,
-    StorageErrorKind, Survey, Verb, probe, probe_without_deleting,
+    Directory, Fault, Faulty, Leftover, Listed, Memory, Probe, ReadAgain, S3, Storage,
+    StorageError, StorageErrorKind, Survey, Verb, probe, probe_without_deleting,
 };
 
 const PLENTY: u64 = 1 << 30;
@@ -55,6 +56,12 @@ fn what_is_created_is_read_back(store: &dyn Storage) {
         assert!(store.read(&object, data.len() as u64) == Ok(data.to_vec()));
         assert_eq!(store.size_bytes(&object), Ok(data.len() as u64));
     }
+    for read_again in [ReadAgain::Soon, ReadAgain::Late] {
+        let object = name(&format!("much/{read_again:?}").to_lowercase());
+        let told = store.create_large(&object, &Bytes::from(large.clone()), read_again);
+        assert_eq!(told, Ok(()));
+        assert!(store.read(&object, PLENTY) == Ok(large.clone()));
+    }
     let mut part = vec![0; 1_000_000];
     let told = store.read_range(&name("large"), 12_345_678, &mut part);
     assert_eq!(told, Ok(()));
@@ -66,6 +73,11 @@ fn a_taken_name_keeps_its_bytes(store: &dyn Storage) {
     assert_eq!(store.create(&object, b"first"), Ok(()));
     for data in [&b"second"[..], b"first", b""] {
         let told = store.create(&object, data);
+        assert_eq!(kind_of(told), StorageErrorKind::AlreadyExists);
+        assert_eq!(store.read(&object, 100), Ok(b"first".to_vec()));
+    }
+    for read_again in [ReadAgain::Soon, ReadAgain::Late] {
+        let told = store.create_large(&object, &Bytes::from_static(b"much"), read_again);
         assert_eq!(kind_of(told), StorageErrorKind::AlreadyExists);
         assert_eq!(store.read(&object, 100), Ok(b"first".to_vec()));
     }
