@@ -2,6 +2,7 @@ use crate::hypervisor::CaptureError;
 use crate::policy::ClockRefusal;
 use crate::repository::{RepositoryError, RepositoryErrorKind};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Why a job did not do what it was asked for; names the thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +40,14 @@ impl JobError {
 
     pub(super) fn interrupted() -> Self {
         Self::new(JobErrorKind::Interrupted, "interrupted")
+    }
+
+    /// Fails once somebody has asked to stop.
+    pub(super) fn unless_stopped(stop: &AtomicBool) -> Result<(), Self> {
+        match stop.load(Ordering::Relaxed) {
+            true => Err(Self::interrupted()),
+            false => Ok(()),
+        }
     }
 
     /// Whether a session that met this may have been committed all the same.

@@ -15,7 +15,7 @@ use crate::repository::{
 };
 use crate::storage::{StorageErrorKind, gone_or_locked};
 use jiff::{SignedDuration, Timestamp};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// Points named in one entry: its body stays far below 1 MiB.
 const POINTS_IN_ENTRY: usize = 2000;
@@ -189,10 +189,7 @@ fn pass(
     stop: &AtomicBool,
     pruned: &mut Pruned,
 ) -> Result<(), JobError> {
-    let go_on = || match stop.load(Ordering::Relaxed) {
-        true => Err(JobError::interrupted()),
-        false => Ok(()),
-    };
+    let go_on = || JobError::unless_stopped(stop);
     if vouched {
         trust_clock(customer)?;
     }

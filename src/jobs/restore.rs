@@ -88,9 +88,7 @@ pub fn restore(
         restored.data_bytes += writing.write(threads)?;
         restored.disks_bytes += view.shape().size_bytes;
     }
-    if stop.load(Ordering::Relaxed) {
-        return Err(JobError::interrupted());
-    }
+    JobError::unless_stopped(stop)?;
     // Names are given only when all disks are whole: half a VM must not look like one.
     let synced = targets
         .into_iter()
@@ -147,9 +145,7 @@ impl DiskWriting<'_> {
             if span >= self.view.span_count() || self.failed.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(JobError::interrupted());
-            }
+            JobError::unless_stopped(self.stop)?;
             self.ask_whether_it_lives()?;
             self.write_span(span, &mut scratch)?;
             self.watch
@@ -172,9 +168,7 @@ impl DiskWriting<'_> {
             self.data_bytes
                 .fetch_add(data.len() as u64, Ordering::Relaxed);
             // Each time: a slow disk takes long for what a span holds.
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(JobError::interrupted());
-            }
+            JobError::unless_stopped(self.stop)?;
             self.target.write_at(offset, data).map_err(JobError::from)
         })?;
         let chunks = extent.length.div_ceil(chunk_bytes);

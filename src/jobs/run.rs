@@ -14,7 +14,7 @@ use crate::policy::{
 use crate::repository::{Customer, RepositoryError, RepositoryErrorKind, State, terms_map};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// A pack that nobody has read for this long is read; a full reads what it relies on more often. With the share
 /// below, every pack is read at least every fourteen days, also after two nights without a run.
@@ -210,9 +210,7 @@ pub fn run_customer(
     let begun = begin_run(customer, host, terms)?;
     let mut vms = Vec::new();
     for task in tasks {
-        if stop.load(Ordering::Relaxed) {
-            return Err(JobError::interrupted());
-        }
+        JobError::unless_stopped(stop)?;
         customer.refresh()?;
         let due = customer.with_state(|state| due_now(state, &task.vm, host.now()));
         let Some(due) = due else {

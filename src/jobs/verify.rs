@@ -12,7 +12,7 @@ use crate::storage::{Listed, StorageErrorKind};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VerifyRequest {
@@ -56,7 +56,7 @@ pub fn verify(
         watch.stage(&format!("{} trees", customer.name()), 0);
         check_trees(customer, &mut verified.damage)?;
     }
-    interrupted(stop)?;
+    JobError::unless_stopped(stop)?;
     match request.read_percent {
         None => {}
         // All of it: what is live is opened with the key, which finds what checksums find and more.
@@ -75,7 +75,7 @@ pub fn verify(
                 stop,
             )?;
             note(customer, &scrubbed)?;
-            interrupted(stop)?;
+            JobError::unless_stopped(stop)?;
         }
     }
     Ok(verified)
@@ -105,15 +105,8 @@ pub fn verify_sealed(
             stop,
         )?;
     }
-    interrupted(stop)?;
+    JobError::unless_stopped(stop)?;
     Ok(verified)
-}
-
-fn interrupted(stop: &AtomicBool) -> Result<(), JobError> {
-    match stop.load(Ordering::Relaxed) {
-        true => Err(JobError::interrupted()),
-        false => Ok(()),
-    }
 }
 
 /// What is checked with a key and without.
@@ -203,7 +196,7 @@ fn open_everything(
     let opened = open_live(customer, request.threads, stop, &|bytes| {
         watch.advance(bytes)
     })?;
-    interrupted(stop)?;
+    JobError::unless_stopped(stop)?;
     verified.packs_read = opened.whole.len();
     verified.read_bytes = opened.bytes;
     let told: HashSet<(PackName, Tag)> = opened.damaged.iter().copied().collect();
@@ -235,7 +228,7 @@ fn open_everything(
         stop,
     )?;
     note(customer, &scrubbed)?;
-    interrupted(stop)?;
+    JobError::unless_stopped(stop)?;
     if !(opened.whole.is_empty() && opened.damaged.is_empty()) {
         customer.note_verification(VerifyMethod::Opened, &opened.whole, &opened.damaged)?;
     }

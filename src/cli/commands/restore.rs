@@ -8,8 +8,8 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
 use crate::cli::site::{OpenCustomer, Site, Watching};
-use crate::hypervisor::libvirt;
-use crate::hypervisor::target::{DeviceTarget, ImageTarget, Qcow2Target, RawTarget};
+use crate::hypervisor::target::{DeviceTarget, ImageTarget, Qcow2Target, RawTarget, SyncedTarget};
+use crate::hypervisor::{CaptureErrorKind, libvirt};
 use crate::jobs::{Choice, JobError, JobErrorKind, RestoreTarget, choose, good_instead, listed};
 use crate::jobs::{note_restore, restore};
 use crate::model::{DiskName, PointId};
@@ -19,10 +19,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::json;
 use std::fmt::Write;
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::io::Write as _;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failure> {
@@ -36,8 +34,8 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
     let names = chosen_disks(&point, &args.disks)?;
     // Whatever stands in the way of it is told before anything is restored.
     let new_domain = Definition::plan(&site, args, &point, &names)?;
-    let definition = free_definition_path(args, &point)?;
     let targets = targets(&site, args, &point, &names)?;
+    let definition = write_definition(args, &point)?;
     let mut notes = take_down(&site, &open, &point, &names, args)?;
     notes.extend(new_domain.iter().flat_map(Definition::notes));
     let suspect = open
@@ -65,12 +63,11 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
     );
     drop(watching);
     let restored = restored.map_err(|error| explain(error, args))?;
-    if let (Some(path), Some((_, content))) = (&definition, &point.definition) {
-        write_new(path, content).map_err(|error| {
-            Failure::new(Exit::Failed, format!("{}: {error}", path.display()))
-                .hint("the disks were restored and checked; only the definition is missing")
-        })?;
-    }
+    let (definition, written) = definition.unzip();
+    SyncedTarget::give_names(written.into_iter().collect()).map_err(|error| {
+        Failure::from(JobError::from(error))
+            .hint("the disks were restored and checked; only the definition is missing")
+    })?;
     let defined = new_domain.map(Definition::define).transpose()?;
 
     let id = chosen.to_string();
@@ -397,12 +394,13 @@ fn take_down(
     Ok(notes)
 }
 
-/// The VM's own definition goes beside its disks. What is in its way is told before they are restored.
-fn free_definition_path(
+/// The VM's own definition goes beside its disks. It is written before they are restored, as what is in its way
+/// is told then, and gets its name after them.
+fn write_definition(
     args: &RestoreArgs,
     point: &PointReader,
-) -> Result<Option<PathBuf>, Failure> {
-    let Some((name, _)) = &point.definition else {
+) -> Result<Option<(PathBuf, SyncedTarget)>, Failure> {
+    let Some((name, content)) = &point.definition else {
         return Ok(None);
     };
     if is_device(&args.to) {
@@ -418,31 +416,12 @@ fn free_definition_path(
         true => name.as_str(),
         false => "definition",
     });
-    match fs::symlink_metadata(&path) {
-        Ok(_) => Err(Failure::new(
-            Exit::Usage,
-            format!("{}: already exists and is not replaced", path.display()),
-        )
-        .hint("nothing was restored; choose another folder or remove it")),
-        Err(_) => Ok(Some(path)),
-    }
-}
-
-/// A file that only we can read; it replaces none, and is there whole or not at all.
-fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let written = file
-        .write_all(content)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| File::open(folder)?.sync_all());
-    if written.is_err() {
-        // What it should have said is still in the store.
-        let _ = fs::remove_file(path);
-    }
-    written
+    let written = SyncedTarget::beside(&path, content).map_err(|error| {
+        let exit = match error.kind {
+            CaptureErrorKind::Invalid => Exit::Usage,
+            _ => Exit::Failed,
+        };
+        Failure::new(exit, error.to_string()).hint("nothing was restored")
+    })?;
+    Ok(Some((path, written)))
 }

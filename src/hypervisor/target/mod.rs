@@ -17,7 +17,10 @@ pub use raw::RawTarget;
 use super::{CaptureError, CaptureErrorKind};
 use crate::model::{Extent, MAX_DISK_BYTES};
 use partial::Partial;
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 /// A disk that is being restored. The caller writes or zeroes every byte exactly once, in any
 /// order and from several threads; then `sync` makes it last.
@@ -39,11 +42,22 @@ impl SyncedTarget {
         SyncedTarget { file: None }
     }
 
-    fn file(partial: Partial) -> Result<Self, CaptureError> {
-        partial.sync()?;
-        Ok(SyncedTarget {
+    /// The caller has synced it.
+    fn file(partial: Partial) -> Self {
+        SyncedTarget {
             file: Some(partial),
-        })
+        }
+    }
+
+    /// A small file that goes with the disks, like the definition of their VM.
+    pub fn beside(path: &Path, content: &[u8]) -> Result<Self, CaptureError> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let file_name = path.file_name().and_then(OsStr::to_str);
+        let partial = Partial::create(folder, file_name.unwrap_or_default())?;
+        let written = partial.file().write_all_at(content, 0);
+        written.map_err(|error| partial.io(error))?;
+        partial.sync()?;
+        Ok(Self::file(partial))
     }
 
     /// Gives all of them their names, durably, or none: half a VM must not look like one.

@@ -52,7 +52,8 @@ impl Partial {
             }
             Err(error) => return Err(failed(error.into())),
         };
-        // Told now rather than after hours, as whether the name is free; that it stays so is seen to at the end.
+        // A folder that cannot be synced and a name that is taken are told now rather than after hours; that the
+        // name stays free is seen to at the end.
         directory.sync_all().map_err(failed)?;
         match rustix::fs::statat(&directory, file_name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => {}

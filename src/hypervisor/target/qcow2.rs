@@ -81,6 +81,7 @@ impl ImageTarget for Qcow2Target {
             .flush()
             .map_err(|error| error.into_capture(target.partial.name()))?;
         target.server.finish()?;
-        SyncedTarget::file(target.partial)
+        target.partial.sync()?;
+        Ok(SyncedTarget::file(target.partial))
     }
 }

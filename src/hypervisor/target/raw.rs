@@ -47,7 +47,7 @@ impl ImageTarget for RawTarget {
             partial, behind, ..
         } = *self;
         behind.sync().map_err(|error| partial.io(error))?;
-        SyncedTarget::file(partial)
+        Ok(SyncedTarget::file(partial))
     }
 }
 

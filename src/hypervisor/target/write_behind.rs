@@ -148,14 +148,25 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
+    use std::sync::mpsc::{self, Receiver, Sender};
 
     fn behind(sync: impl Fn() -> rustix::io::Result<()> + Send + 'static) -> WriteBehind {
         let file = Arc::new(tempfile::tempfile().expect("a file"));
         WriteBehind::with(&file, sync).expect("a thread")
     }
 
-    fn kind_of(told: io::Result<()>) -> Option<i32> {
+    /// With what tells that a sync has begun, and what gives the disk its turn to end one.
+    fn on_a_slow_disk() -> (WriteBehind, Receiver<()>, Sender<()>) {
+        let (disk, turn) = mpsc::channel();
+        let (told, begun) = mpsc::channel();
+        let sync = move || {
+            let _ = told.send(());
+            turn.recv().map_err(|_| Errno::IO)
+        };
+        (behind(sync), begun, disk)
+    }
+
+    fn errno_of(told: io::Result<()>) -> Option<i32> {
         told.expect_err("a failure").raw_os_error()
     }
 
@@ -166,21 +177,16 @@ mod tests {
         let told: Vec<_> = (0..12).map(|_| behind.shared.wrote(STEP_BYTES)).collect();
         assert_eq!(told.last(), Some(&Err(Errno::IO)));
         assert_eq!(
-            kind_of(behind.write_at(0, b"more")),
+            errno_of(behind.write_at(0, b"more")),
             Some(Errno::IO.raw_os_error())
         );
         // That of the file itself would succeed.
-        assert_eq!(kind_of(behind.sync()), Some(Errno::IO.raw_os_error()));
+        assert_eq!(errno_of(behind.sync()), Some(Errno::IO.raw_os_error()));
     }
 
     #[test]
     fn who_writes_faster_than_the_disk_waits_for_it() {
-        let (disk, turn) = mpsc::channel();
-        let (told, begun) = mpsc::channel();
-        let behind = behind(move || {
-            let _ = told.send(());
-            turn.recv().map_err(|_| Errno::IO)
-        });
+        let (behind, begun, disk) = on_a_slow_disk();
         let unsynced = || behind.shared.lock().unsynced_bytes;
         std::thread::scope(|scope| {
             // Without it the sync fails, which ends who waits, should this end early.
@@ -206,12 +212,7 @@ mod tests {
 
     #[test]
     fn whoever_gives_up_does_not_wait_for_a_sync() {
-        let (disk, turn) = mpsc::channel();
-        let (told, begun) = mpsc::channel();
-        let behind = behind(move || {
-            let _ = told.send(());
-            turn.recv().map_err(|_| Errno::IO)
-        });
+        let (behind, begun, disk) = on_a_slow_disk();
         assert_eq!(behind.shared.wrote(STEP_BYTES), Ok(()));
         begun.recv().expect("a sync");
         drop(behind);

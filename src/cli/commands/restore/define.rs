@@ -1,12 +1,13 @@
 //! The new domain of libvirt that a restore makes.
 
-use super::{format_of, is_of_libvirt, path_of, write_new};
+use super::{format_of, is_of_libvirt, path_of};
 use crate::cli::args::{ImageFormat, RestoreArgs};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::site::{Site, VIRSH};
 use crate::hypervisor::CaptureError;
 use crate::hypervisor::image;
 use crate::hypervisor::libvirt::{DEFINITION, Domains, NewDomain, RestoredDisk, Wish, new_domain};
+use crate::hypervisor::target::SyncedTarget;
 use crate::model::DiskName;
 use crate::repository::PointReader;
 use serde_json::{Value, json};
@@ -136,11 +137,14 @@ impl Definition {
                 ),
             )
         };
-        write_new(&self.file, self.new.xml.as_bytes()).map_err(|error| {
-            failed(format!("{}: {error}", self.file.display())).hint(
-                "its definition would have been written there; see domain.xml for the old one",
-            )
-        })?;
+        let written = SyncedTarget::beside(&self.file, self.new.xml.as_bytes());
+        written
+            .and_then(|written| SyncedTarget::give_names(vec![written]))
+            .map_err(|error| {
+                failed(error.to_string()).hint(
+                    "its definition would have been written there; see domain.xml for the old one",
+                )
+            })?;
         let uuid = self
             .domains
             .define(&self.new, &self.file)
