@@ -486,6 +486,24 @@ fn damaged_bytes_are_never_restored_with_exit_code_0_and_the_next_full_heals_the
     lab.host.vmkeep(&["status"], minutes(5)).exits(0);
 }
 
+#[test]
+fn what_a_killed_restore_left_is_told_by_the_next_one_and_stays() {
+    let lab = Lab::new(0xbad_0010);
+    let to = lab.host.path("restored");
+    fs::create_dir(&to).unwrap();
+    let part = to.join(".vda.raw.partial-0123456789abcdef");
+    fs::write(&part, "part of a disk").unwrap();
+    let line = ["restore", "web01", "--at", "latest", "--to", path_text(&to)];
+    lab.host
+        .vmkeep(&line, minutes(1))
+        .exits(0)
+        .says(path_text(&part))
+        .says("remove it if none is");
+    // It may belong to a restore that is still going on.
+    assert!(part.exists());
+    assert!(to.join("vda.raw").exists());
+}
+
 /// A store of this size, unmounted with the test.
 struct SmallStore {
     folder: tempfile::TempDir,

@@ -32,6 +32,10 @@ pub(super) fn random_suffix() -> io::Result<String> {
     Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }
 
+pub(super) fn is_random_suffix(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 fn failed(path: &Path, error: impl Into<io::Error>) -> CaptureError {
     let error: io::Error = error.into();
     CaptureError::new(CaptureErrorKind::Io, path.display(), error)

@@ -8,7 +8,9 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
 use crate::cli::site::{OpenCustomer, Site, Watching};
-use crate::hypervisor::target::{DeviceTarget, ImageTarget, Qcow2Target, RawTarget, SyncedTarget};
+use crate::hypervisor::target::{
+    DeviceTarget, ImageTarget, Qcow2Target, RawTarget, SyncedTarget, create_folder, partial_files,
+};
 use crate::hypervisor::{CaptureErrorKind, libvirt};
 use crate::jobs::{Choice, JobError, JobErrorKind, RestoreTarget, choose, good_instead, listed};
 use crate::jobs::{note_restore, restore};
@@ -34,9 +36,17 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
     let names = chosen_disks(&point, &args.disks)?;
     // Whatever stands in the way of it is told before anything is restored.
     let new_domain = Definition::plan(&site, args, &point, &names)?;
+    let partial = partial_files(&args.to);
     let targets = targets(&site, args, &point, &names)?;
     let definition = write_definition(args, &point)?;
     let mut notes = take_down(&site, &open, &point, &names, args)?;
+    notes.extend(partial.iter().map(|path| {
+        format!(
+            "{} is part of a disk, of a restore that was killed or is still going on; remove it if \
+             none is",
+            path.display()
+        )
+    }));
     notes.extend(new_domain.iter().flat_map(Definition::notes));
     let suspect = open
         .customer
@@ -300,8 +310,8 @@ fn targets(
         .hint("choose the disk with --disk NAME"));
     }
     if !device {
-        fs::create_dir_all(&args.to).map_err(|error| {
-            Failure::new(Exit::Failed, format!("{}: {error}", args.to.display()))
+        create_folder(&args.to).map_err(|error| {
+            Failure::new(Exit::Failed, error.to_string())
                 .hint("--to is a folder with room for the disks, or a block device")
         })?;
     }

@@ -5,12 +5,14 @@
 //! anything.
 
 mod device;
+mod folder;
 mod partial;
 mod qcow2;
 mod raw;
 mod write_behind;
 
 pub use device::DeviceTarget;
+pub use folder::{create_folder, partial_files};
 pub use qcow2::Qcow2Target;
 pub use raw::RawTarget;
 

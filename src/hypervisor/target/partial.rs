@@ -1,6 +1,6 @@
 //! A file that gets its name when it is complete.
 
-use crate::hypervisor::runtime_folder::random_suffix;
+use crate::hypervisor::runtime_folder::{is_random_suffix, random_suffix};
 use crate::hypervisor::{CaptureError, CaptureErrorKind};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
@@ -8,6 +8,17 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Between the name that a file is to have and what makes its present one unique.
+const MARK: &str = ".partial-";
+
+/// Whether a file of this name is a partial one, by its name alone.
+pub(super) fn is_partial(name: &str) -> bool {
+    let Some((file_name, suffix)) = name.rsplit_once(MARK) else {
+        return false;
+    };
+    file_name.starts_with('.') && file_name.len() > 1 && is_random_suffix(suffix)
+}
 
 pub(super) struct Partial {
     /// The open folder: all names are relative to it, wherever it is moved to.
@@ -61,7 +72,7 @@ impl Partial {
             Err(error) => return Err(failed(error.into())),
         }
         let suffix = random_suffix().map_err(failed)?;
-        let partial_name = format!(".{file_name}.partial-{suffix}");
+        let partial_name = format!(".{file_name}{MARK}{suffix}");
         let file = rustix::fs::openat(
             &directory,
             &partial_name,
