@@ -504,6 +504,33 @@ fn what_a_killed_restore_left_is_told_by_the_next_one_and_stays() {
     assert!(to.join("vda.raw").exists());
 }
 
+#[test]
+fn what_is_meant_for_a_device_becomes_no_folder() {
+    let lab = Lab::new(0xbad_0011);
+    let folder = lab.host.path("folder");
+    let mistyped = std::path::Path::new("/dev/no-such-group/web01");
+    let restore = [
+        "restore", "web01", "--at", "latest", "--disk", "vda", "--to",
+    ];
+    for (to, more) in [
+        (mistyped, None),
+        (mistyped, Some("--force")),
+        (&folder, Some("--force")),
+    ] {
+        let line: Vec<&str> = restore
+            .into_iter()
+            .chain([path_text(to)])
+            .chain(more)
+            .collect();
+        lab.host
+            .vmkeep(&line, minutes(1))
+            .exits(2)
+            .one_error()
+            .says("no block device");
+        assert!(!to.exists());
+    }
+}
+
 /// A store of this size, unmounted with the test.
 struct SmallStore {
     folder: tempfile::TempDir,

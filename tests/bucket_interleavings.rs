@@ -345,9 +345,7 @@ fn a_restore_at_any_moment_of_a_prune_writes_the_right_bytes() {
     let (_, taken_at, picture) = newest.pop().expect("a point");
     let target = stage.first.path("restored");
     let to = target.to_str().unwrap().to_string();
-    let words = [
-        "restore", "web01", "--at", &taken_at, "--to", &to, "--force",
-    ];
+    let words = ["restore", "web01", "--at", &taken_at, "--to", &to];
     let held = step(&words, at, &[0]);
     let others = [step(&["prune"], at, &[0])];
     stage.hold_everywhere(held, &others, |_, _, what| {

@@ -38,12 +38,22 @@ fn a_shortening_that_would_expire_several_nights_waits_until_somebody_confirms_i
     let changes = &host.json(&["config", "check"], after)["changes"][0];
     assert_eq!(changes["customer"], "acme");
     assert_eq!(changes["needs_confirmation"], true);
+    // Nobody may take what could not be looked at for nothing.
+    let away = host.path("away");
+    std::fs::rename(host.store(), &away).unwrap();
+    let unknown = &host.json(&["config", "check"], after)["changes_unknown"];
+    assert_eq!(unknown.as_array().map(Vec::len), Some(1), "{unknown}");
+    std::fs::rename(&away, host.store()).unwrap();
     host.vmkeep(&["run"], after)
         .exits(1)
         .says("prune --confirm");
     assert_eq!(host.points(after).len(), 12, "the old policy holds");
     host.vmkeep(&["prune"], after).exits(0);
     assert_eq!(host.points(after).len(), 12);
+    let foreseen = host.json(&["prune", "--confirm", "--dry-run"], after);
+    let plan = foreseen["customers"][0]["points"].as_array().unwrap();
+    let going = plan.iter().filter(|row| row["action"] != "keep").count();
+    assert_eq!(host.points(after).len(), 12, "nothing was done yet");
     host.vmkeep(&["prune", "--confirm"], after)
         .exits(0)
         .says("in force now");
@@ -55,6 +65,7 @@ fn a_shortening_that_would_expire_several_nights_waits_until_somebody_confirms_i
         "{} points are left",
         left.len()
     );
+    assert_eq!(12 - left.len(), going, "{foreseen}");
     host.vmkeep(&["restore", "web01", "--at", "latest", "--to", "r"], after)
         .exits(0);
     // What the new policy leaves is restorable, and the next run has nothing to ask.

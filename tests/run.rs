@@ -181,17 +181,20 @@ fn a_run_takes_the_fulls_that_its_plan_has_and_puts_the_others_off() {
 
 #[test]
 fn who_waits_for_its_time_ends_at_once_when_it_is_told_to() {
-    let lab = lab("[run]\nspread = true");
-    let running = lab.host.start(&["run"], lab.at);
-    lab.waits_for_its_first_point();
-    running.signal("-TERM");
-    let ran = running.ended();
-    ran.exits(130).one_error();
-    assert_eq!(lab.host.points(lab.at).len(), 1);
-    // In the morning the others are caught up.
-    let day = time("2031-02-11T09:00:00Z");
-    lab.host.vmkeep(&["run"], day).exits(0);
-    lab.all_restore(day);
+    // The last is what a connection says that breaks off.
+    for signal in ["-INT", "-TERM", "-HUP"] {
+        let lab = lab("[run]\nspread = true");
+        let running = lab.host.start(&["run"], lab.at);
+        lab.waits_for_its_first_point();
+        running.signal(signal);
+        let ran = running.ended();
+        ran.exits(130).one_error();
+        assert_eq!(lab.host.points(lab.at).len(), 1);
+        // In the morning the others are caught up.
+        let day = time("2031-02-11T09:00:00Z");
+        lab.host.vmkeep(&["run"], day).exits(0);
+        lab.all_restore(day);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use super::answer::Answer;
 use super::exit::{Exit, Failure};
 use indicatif::{MultiProgress, ProgressDrawTarget};
+use rustix::event::{PollFd, PollFlags};
 use std::io::{self, BufRead, IsTerminal, Write};
 
 /// Control characters, which could steer a terminal, are replaced; line ends and tabs stay.
@@ -87,14 +88,17 @@ impl Terminal {
         });
     }
 
-    /// Asks a yes-or-no question; `None` where nobody is there to ask.
+    /// Asks a yes-or-no question; `None` where nobody is there to ask, or a signal came first.
     pub fn confirm(&self, question: &str) -> Option<bool> {
         if self.json || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
             return None;
         }
         self.say(&format!("{} [y/N] ", printable(question)));
+        // A read goes on after a signal; this does not.
+        let stdin = io::stdin();
+        rustix::event::poll(&mut [PollFd::new(&stdin, PollFlags::IN)], None).ok()?;
         let mut line = String::new();
-        io::stdin().lock().read_line(&mut line).ok()?;
+        stdin.lock().read_line(&mut line).ok()?;
         Some(matches!(
             line.trim().to_ascii_lowercase().as_str(),
             "y" | "yes"

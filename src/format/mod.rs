@@ -466,7 +466,8 @@
 //! unless nothing is dead; a row without dead bytes removes the pack's row, if current; else the earlier
 //! deadline and the union of the erases hold, and the dead bytes, if current. Rows of `deleted` packs go.
 //! Then every row gets the `erase` entries up to `marked_at` that no mark had seen, with the earliest deadline
-//! of their points: what is dead may be theirs. A reader needs none of this.
+//! of their points: what is dead may be theirs. When a policy changes, a row's deadline becomes the earlier of
+//! its own and those of the points of its `erase` entries. A reader needs none of this.
 //!
 //! A reclaim copies what was live when its session began. So its packs may hold bytes of any later `erase`
 //! entry, also of one that a mark has seen before the session was adopted: the first row of such a pack

@@ -50,8 +50,8 @@ pub use report::{Alarm, AlarmKind, Looked, READ_AT_LEAST, Severity, VmStatus, al
 pub use restore::{RestoreTarget, Restored, note_restore, restore};
 pub use run::{
     BegunRun, CustomerRun, Policies, RunSettings, VmOutcome, VmRun, VmTask, apply_policy,
-    backup_now, begin_run, due_now, policy_change, prune_in_run, release_tracking, run_customer,
-    run_vm, verify_in_run,
+    backup_now, begin_run, due_now, foresee_policy, policy_change, prune_in_run, release_tracking,
+    run_customer, run_vm, verify_in_run,
 };
 pub use state_folder::{Lock, StateError, StateFolder};
 pub use verify::{Verified, VerifyRequest, verify, verify_sealed};

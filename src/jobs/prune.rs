@@ -404,6 +404,16 @@ fn prove(
         }
         return Ok(());
     }
+    let state = customer.state();
+    if is_due(&state) && !state.unmarked_erasures().is_empty() {
+        // After damage, or when another host erased a moment ago.
+        pruned.notes.push(
+            "no deletion certificate was signed: what the erased points leave in the store is not \
+             counted yet"
+                .to_string(),
+        );
+        return Ok(());
+    }
     let is_left = !pruned.swept.locked.is_empty();
     pruned.certificate = certify(customer, host, now, pruned.swept.listed, is_left)?;
     Ok(())

@@ -8,8 +8,8 @@ use crate::format::entry::{Body, PolicyBody};
 use crate::hypervisor::Hypervisor;
 use crate::model::{PointKind, VmName};
 use crate::policy::{
-    ChangeImpact, Due, DueReason, Policy, PolicyTerms, Tracking, What, change_impact, due,
-    needs_confirmation, shortening_impact,
+    ChangeImpact, ClockRefusal, Deletion, Due, DueReason, Policy, PolicyTerms, Tracking, What,
+    change_impact, due, needs_confirmation, shortening_impact,
 };
 use crate::repository::{Customer, RepositoryError, RepositoryErrorKind, State, terms_map};
 use jiff::{SignedDuration, Timestamp};
@@ -55,6 +55,11 @@ pub enum Policies {
     NeedsConfirmation {
         nights: BTreeMap<VmName, u32>,
     },
+    /// By a clock that may not delete it is neither known what it would expire, nor from when on the erase budget
+    /// that it leaves is to be counted.
+    ClockRefused {
+        reason: ClockRefusal,
+    },
 }
 
 /// How a run works.
@@ -93,49 +98,73 @@ pub(super) fn tracking_of(state: &State, vm: &VmName) -> Tracking {
 }
 
 /// Brings the configured policy into the ledger. A shortening that would expire more than one
-/// night of a VM at once waits for `confirm`.
+/// night of a VM at once waits for `confirm`; any change waits for a clock that may delete.
 pub fn apply_policy(
     customer: &Customer,
+    host: &LocalHost,
     terms: &PolicyTerms,
     confirm: bool,
-    now: Timestamp,
 ) -> Result<Policies, JobError> {
-    let refused = |detail: String| JobError::new(JobErrorKind::Refused, detail);
-    let new = Policy::parse(terms).map_err(|error| refused(error.to_string()))?;
+    let new = parse(terms)?;
     customer.refresh()?;
-    let mut impact = BTreeMap::new();
-    let mut waits = |state: &State| {
-        let Some(old) = &state.policy else {
-            return false;
-        };
-        impact = shortening_impact(&facts(state), old, &new, now);
-        !confirm && needs_confirmation(&impact)
-    };
-    if customer.with_state(|state| state.terms.as_ref() == Some(terms)) {
-        return Ok(Policies::Same);
+    let mut decided = customer.with_state(|state| decide_policy(state, host, &new, confirm));
+    if decided != Policies::Applied {
+        return Ok(decided);
     }
     let entered = customer.append(|state| {
-        if state.terms.as_ref() == Some(terms) || waits(state) {
-            return Err(RepositoryError::new(
+        decided = decide_policy(state, host, &new, confirm);
+        match decided {
+            Policies::Applied => Ok(Body::Policy(PolicyBody {
+                terms: terms_map(terms),
+            })),
+            _ => Err(RepositoryError::new(
                 RepositoryErrorKind::Superseded,
                 customer.names().prefix(),
                 "no policy entry is to be written",
-            ));
+            )),
         }
-        Ok(Body::Policy(PolicyBody {
-            terms: terms_map(terms),
-        }))
     });
     match entered {
-        Ok(_) => Ok(Policies::Applied),
-        Err(error) if error.kind == RepositoryErrorKind::Superseded => {
-            match needs_confirmation(&impact) {
-                true => Ok(Policies::NeedsConfirmation { nights: impact }),
-                false => Ok(Policies::Same),
-            }
-        }
-        Err(error) => Err(error.into()),
+        Err(error) if decided == Policies::Applied => Err(error.into()),
+        Err(error) if error.kind != RepositoryErrorKind::Superseded => Err(error.into()),
+        _ => Ok(decided),
     }
+}
+
+/// The ledger's state once the configured policy was brought in as far as [`apply_policy`] would. Changes nothing.
+pub fn foresee_policy(
+    state: &State,
+    host: &LocalHost,
+    terms: &PolicyTerms,
+    confirm: bool,
+) -> Result<(State, Policies), JobError> {
+    let new = parse(terms)?;
+    let decided = decide_policy(state, host, &new, confirm);
+    let mut foreseen = state.clone();
+    if decided == Policies::Applied {
+        foreseen.set_policy(terms.clone(), new, host.now());
+    }
+    Ok((foreseen, decided))
+}
+
+fn decide_policy(state: &State, host: &LocalHost, new: &Policy, confirm: bool) -> Policies {
+    if state.terms.as_ref() == Some(new.terms()) {
+        return Policies::Same;
+    }
+    if let Deletion::Refused { reason } = host.judgement(state.last_witnessed).deletion {
+        return Policies::ClockRefused { reason };
+    }
+    let nights = state.policy.as_ref().map_or_else(BTreeMap::new, |old| {
+        shortening_impact(&facts(state), old, new, host.now())
+    });
+    match !confirm && needs_confirmation(&nights) {
+        true => Policies::NeedsConfirmation { nights },
+        false => Policies::Applied,
+    }
+}
+
+fn parse(terms: &PolicyTerms) -> Result<Policy, JobError> {
+    Policy::parse(terms).map_err(|error| JobError::new(JobErrorKind::Refused, error.to_string()))
 }
 
 /// What these terms would change for the points there are; `None` if they are in force.
@@ -155,7 +184,7 @@ pub fn begin_run(
     // Only those of this host, whose death the kernel tells: at a time before all others no session
     // is too old, and what a clock says is first judged by the prune.
     let aborted_sessions = customer.abort_dead_sessions(Timestamp::UNIX_EPOCH)?;
-    let policies = apply_policy(customer, terms, false, host.now())?;
+    let policies = apply_policy(customer, host, terms, false)?;
     Ok(BegunRun {
         policies,
         aborted_sessions,

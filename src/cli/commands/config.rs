@@ -9,7 +9,7 @@ use crate::cli::figures;
 use crate::cli::invocation::Invocation;
 use crate::config::{Config, Customer, Place, Vm, VmSource};
 use crate::policy::{Policy, PolicyTerms, expected_rewriting};
-use effect::{Effect, effects_of};
+use effect::{Effect, Effects, effects_of};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use told::{told_document, told_lines};
@@ -23,7 +23,10 @@ const NAME_COLUMNS: usize = 22;
 pub fn run(invocation: &Invocation, command: ConfigCommand) -> Result<Answer, Failure> {
     let config = invocation.config()?;
     Ok(match command {
-        ConfigCommand::Check => check(&config, &warnings_of(&config), &effects_of(invocation)),
+        ConfigCommand::Check => {
+            let effects = effects_of(invocation, &config);
+            check(&config, &warnings_of(&config), &effects)
+        }
         ConfigCommand::Show => show(&config),
     })
 }
@@ -51,7 +54,7 @@ fn groups_of(config: &Config) -> Vec<Group<'_>> {
     groups
 }
 
-fn check(config: &Config, warnings: &[Warning], effects: &Result<Vec<Effect>, String>) -> Answer {
+fn check(config: &Config, warnings: &[Warning], effects: &Effects) -> Answer {
     let vms: usize = config
         .customers
         .iter()
@@ -80,10 +83,9 @@ fn check(config: &Config, warnings: &[Warning], effects: &Result<Vec<Effect>, St
     for warning in warnings {
         text += &wrapped("  ! ", 4, &warning.message);
     }
-    let sentences = match effects {
-        Ok(effects) => effects.iter().flat_map(Effect::sentences).collect(),
-        Err(message) => vec![format!("what it changes cannot be told: {message}")],
-    };
+    let untold = |why: &String| format!("what it changes cannot be told: {why}");
+    let known = effects.known.iter().flat_map(Effect::sentences);
+    let sentences: Vec<String> = known.chain(effects.unknown.iter().map(untold)).collect();
     if !sentences.is_empty() {
         text.push_str("\nwhat it changes\n");
     }
@@ -101,7 +103,8 @@ fn check(config: &Config, warnings: &[Warning], effects: &Result<Vec<Effect>, St
             "effective": effective_document(group.policy),
         })).collect::<Vec<_>>(),
         "warnings": warnings.iter().map(Warning::document).collect::<Vec<_>>(),
-        "changes": effects.iter().flatten().map(Effect::document).collect::<Vec<_>>(),
+        "changes": effects.known.iter().map(Effect::document).collect::<Vec<_>>(),
+        "changes_unknown": effects.unknown,
     });
     Answer::done(text, document)
 }
@@ -434,7 +437,7 @@ mod tests {
     #[test]
     fn each_distinct_policy_is_shown_once_with_its_arithmetic() {
         let config = example("[[customer]]\nid = \"umbrella\"\n");
-        let answer = check(&config, &[], &Ok(Vec::new()));
+        let answer = check(&config, &[], &Effects::default());
         assert_eq!(answer.text.matches("policy of").count(), 2);
         for part in [
             "policy of acme, umbrella\n",
@@ -468,7 +471,7 @@ mod tests {
             customer: "acme".into(),
             message: "many words ".repeat(30),
         };
-        let text = check(&config, &[warning], &Ok(Vec::new())).text;
+        let text = check(&config, &[warning], &Effects::default()).text;
         for line in text.lines().skip(1) {
             assert!(line.chars().count() <= COLUMNS, "{line}");
         }
@@ -496,7 +499,7 @@ mod tests {
         );
         let minimal = config::load(Path::new("config/minimal.toml")).expect("the least");
         assert_eq!(kinds(&minimal), expected(&[("acme", "escrow")]));
-        let text = check(&minimal, &warnings_of(&minimal), &Ok(Vec::new())).text;
+        let text = check(&minimal, &warnings_of(&minimal), &Effects::default()).text;
         let words = unwrapped(&text);
         assert!(
             words.contains("the loss of this host is the loss of every backup"),

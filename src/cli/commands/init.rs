@@ -21,6 +21,7 @@ use jiff::tz::TimeZone;
 use serde_json::json;
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> {
     let config = invocation.config()?;
@@ -219,10 +220,15 @@ fn confirm_time(
     }
     let zone = TimeZone::get(&config.terms.timezone).unwrap_or(TimeZone::UTC);
     let shown = figures::second(now, &zone);
-    match invocation
-        .terminal
-        .confirm(&format!("This host's clock says {shown}. Is that right?"))
-    {
+    let question = format!("This host's clock says {shown}. Is that right?");
+    let answer = invocation.terminal.confirm(&question);
+    if invocation.stop.load(Ordering::Relaxed) {
+        return Err(Failure::new(
+            Exit::Interrupted,
+            "interrupted; nothing was created",
+        ));
+    }
+    match answer {
         Some(true) => Ok(()),
         Some(false) => Err(Failure::new(
             Exit::ClockNotTrusted,

@@ -9,8 +9,9 @@ use crate::cli::site::{OpenCustomer, Site, Watching};
 use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
 use crate::config::HostRole;
-use crate::jobs::undo;
-use crate::jobs::{JobError, Policies, PruneRequest, Pruned, apply_policy, plan_prune, prune};
+use crate::jobs::{
+    JobError, Policies, PruneRequest, Pruned, apply_policy, foresee_policy, plan_prune, prune, undo,
+};
 use crate::model::PointState;
 use crate::policy::{Decision, Deletion};
 use crate::repository::RepositoryError;
@@ -28,7 +29,7 @@ pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure>
         return bring_back(&site, point);
     }
     if args.dry_run {
-        return dry_run(&site, request);
+        return dry_run(&site, request, args.confirm);
     }
     if site.config.host.role == HostRole::Agent {
         return Err(Failure::new(
@@ -83,6 +84,9 @@ pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure>
     Ok(tally.answer(|customers| json!({ "customers": customers })))
 }
 
+const POLICY_DIFFERS: &str = "the configured policy differs from the ledger's, which holds until \
+the next run applies it; prune --confirm applies it now";
+
 /// A prune goes by the ledger's policy; a configured one that differs is told, or taken over if
 /// that was confirmed.
 fn policy_notes(
@@ -98,14 +102,12 @@ fn policy_notes(
         return Ok(Vec::new());
     }
     if !confirm {
-        return Ok(vec![
-            "the configured policy differs from the ledger's, which holds until the next run \
-             applies it; prune --confirm applies it now"
-                .to_string(),
-        ]);
+        return Ok(vec![POLICY_DIFFERS.to_string()]);
     }
-    match apply_policy(&open.customer, terms, true, site.host.now())? {
+    match apply_policy(&open.customer, &site.host, terms, true)? {
         Policies::Applied => Ok(vec!["the configured policy is in force now".to_string()]),
+        // The prune says so itself.
+        Policies::ClockRefused { .. } => Ok(Vec::new()),
         Policies::Same | Policies::NeedsConfirmation { .. } => Ok(Vec::new()),
     }
 }
@@ -161,17 +163,29 @@ pub fn worse(one: Option<Failure>, other: Option<Failure>) -> Option<Failure> {
     }
 }
 
-fn dry_run(site: &Site, request: PruneRequest) -> Result<Answer, Failure> {
+/// `confirm`: a waiting policy is taken over first.
+fn dry_run(site: &Site, request: PruneRequest, confirm: bool) -> Result<Answer, Failure> {
     let now = site.host.now();
     let mut text = String::new();
     let mut documents = Vec::new();
     let mut exit = Exit::Done;
     for open in site.customers()? {
-        let (decisions, last_witnessed) = open
-            .customer
-            .with_state(|state| (plan_prune(state, now, request), state.last_witnessed));
+        let terms = &open.config.terms;
+        let (state, policy) = open.customer.with_state(|state| match confirm {
+            true => foresee_policy(state, &site.host, terms, true),
+            false => Ok((state.clone(), Policies::Same)),
+        })?;
+        let decisions = plan_prune(&state, now, request);
         text.push_str(&plan_text(&decisions, &open));
-        let clock = match site.host.judgement(last_witnessed).deletion {
+        let policy_note = match policy {
+            Policies::Applied => Some("by the configured policy, which would be in force first"),
+            _ if state.terms.as_ref() != Some(terms) => Some(POLICY_DIFFERS),
+            _ => None,
+        };
+        if let Some(note) = policy_note {
+            let _ = writeln!(text, "  {note}");
+        }
+        let clock = match site.host.judgement(state.last_witnessed).deletion {
             Deletion::Allowed => None,
             Deletion::Refused { reason } => {
                 exit = Exit::ClockNotTrusted;
@@ -184,6 +198,7 @@ fn dry_run(site: &Site, request: PruneRequest) -> Result<Answer, Failure> {
         documents.push(json!({
             "customer": open.config.name.as_str(),
             "points": decisions.iter().map(decision_document).collect::<Vec<_>>(),
+            "policy_note": policy_note,
             "clock_refusal": clock,
         }));
     }

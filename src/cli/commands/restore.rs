@@ -310,6 +310,7 @@ fn targets(
         .hint("choose the disk with --disk NAME"));
     }
     if !device {
+        refuse_mistaken_device(args)?;
         create_folder(&args.to).map_err(|error| {
             Failure::new(Exit::Failed, error.to_string())
                 .hint("--to is a folder with room for the disks, or a block device")
@@ -338,7 +339,23 @@ fn targets(
             })
         })
         .collect::<Result<Vec<_>, crate::hypervisor::CaptureError>>()
-        .map_err(|error| explain(error.into(), args))
+        .map_err(|error| match device {
+            true => Failure::from(JobError::from(error)).hint("nothing was written to it"),
+            false => explain(error.into(), args),
+        })
+}
+
+/// A device whose name is mistyped must not become a folder with a disk in it, in the memory of this host.
+fn refuse_mistaken_device(args: &RestoreArgs) -> Result<(), Failure> {
+    let (to, shm) = (&args.to, Path::new("/dev/shm"));
+    let is_mistyped = to.starts_with("/dev") && !to.starts_with(shm) && !to.exists();
+    match is_mistyped || args.force {
+        true => Err(
+            Failure::new(Exit::Usage, format!("{} is no block device", to.display()))
+                .hint("--force is for block devices alone, and --to a folder makes files"),
+        ),
+        false => Ok(()),
+    }
 }
 
 fn explain(error: JobError, args: &RestoreArgs) -> Failure {

@@ -434,6 +434,12 @@ fn report(
             fail(failure, &mut worst);
             "needs-confirmation"
         }
+        Policies::ClockRefused { reason } => {
+            let text =
+                format!("{customer}: the configured policy waits, and the old one holds: {reason}");
+            fail(Failure::new(Exit::ClockNotTrusted, text), &mut worst);
+            "clock-refused"
+        }
     };
     let vms: Vec<Value> = done
         .vms

@@ -5,11 +5,13 @@ use crate::format::entry::{Body, ClockEvent, CondemnBody, Purpose, ReclaimedBody
 use crate::format::names::CustomerNames;
 use crate::jobs::prune::NO_CERTIFICATE_OF_COPIES;
 use crate::jobs::testing::{Lab, back_up, prune_with};
-use crate::jobs::{JobErrorKind, PruneRequest, Quiet, plan_prune, prune, undo};
+use crate::jobs::{
+    JobErrorKind, Policies, PruneRequest, Quiet, apply_policy, plan_prune, prune, undo,
+};
 use crate::model::{ObjectHash, ObjectName, PackName, PointId, PointState, SessionId};
 use crate::policy::{Action, PolicyTerms, next_prune_ends};
 use crate::repository::testing::{DAY, Running, change, image, restore, vm};
-use crate::repository::{Customer, Ledger, RepositoryErrorKind};
+use crate::repository::{Customer, Ledger, RepositoryErrorKind, State};
 use crate::storage::{Directory, Fault, Faulty, Memory, Storage, StorageErrorKind, Verb};
 use jiff::SignedDuration;
 use std::collections::BTreeSet;
@@ -109,6 +111,58 @@ fn of_a_store_that_is_copied_elsewhere_nothing_is_certified_until_it_is_not() {
     // Nothing is left to certify, and nothing to be said.
     let pruned = prune_with(&customer, &lab.host, copied).unwrap();
     assert_eq!(pruned.notes, Vec::<String>::new());
+}
+
+#[test]
+fn a_shortened_policy_waits_for_whoever_confirms_it_and_for_a_clock_that_may_delete() {
+    for wrong_by in [DAY * -2000, DAY * 3650] {
+        let lab = Lab::new(Arc::new(Memory::new()), &PolicyTerms::default());
+        nights(&lab, 12);
+        let customer = lab.open();
+        let apply = |confirm| apply_policy(&customer, &lab.host, &a_week(), confirm).unwrap();
+        assert!(matches!(apply(false), Policies::NeedsConfirmation { .. }));
+        lab.pass(wrong_by);
+        for confirm in [false, true] {
+            assert!(matches!(apply(confirm), Policies::ClockRefused { .. }));
+        }
+        lab.pass(-wrong_by);
+        assert!(matches!(apply(false), Policies::NeedsConfirmation { .. }));
+        assert_eq!(apply(true), Policies::Applied);
+    }
+}
+
+#[test]
+fn what_erased_points_leave_goes_by_a_shortened_deadline_as_they_do() {
+    let two_months = PolicyTerms {
+        keep_after_window: "none".to_string(),
+        ..PolicyTerms::default()
+    };
+    let lab = Lab::new(Arc::new(Memory::new()), &two_months);
+    nights(&lab, 24);
+    let customer = lab.open();
+    assert!(!customer.state().marks.is_empty());
+    let shorter = PolicyTerms {
+        max_retention: "40 days".to_string(),
+        ..two_months
+    };
+    let before = customer.state();
+    assert_eq!(
+        apply_policy(&customer, &lab.host, &shorter, true).unwrap(),
+        Policies::Applied
+    );
+    let state = customer.state();
+    let erased = |state: &State| {
+        let erased = state
+            .points
+            .values()
+            .filter(|point| point.state == PointState::Erased);
+        erased.map(|point| point.deadline).min().unwrap()
+    };
+    assert!(erased(&state) < erased(&before));
+    for (pack, mark) in &state.marks {
+        assert!(mark.earliest_deadline < before.marks[pack].earliest_deadline);
+        assert!(mark.earliest_deadline >= erased(&state));
+    }
 }
 
 /// Every point that the ledger erased, and those that its certificates name as erased.
@@ -305,6 +359,16 @@ fn damage_holds_a_reclaim_back_until_the_next_prune_may_come_too_late() {
         let pruned = lab.prune(&customer).unwrap();
         assert_eq!(pruned.damage.is_some(), held_back, "{hours} h");
     }
+}
+
+#[test]
+fn what_damage_keeps_from_being_counted_is_not_certified() {
+    let lab = Lab::new(Arc::new(Memory::new()), &PolicyTerms::default());
+    let pruned = lab.prune(&damaged(&lab)).unwrap();
+    assert!(pruned.damage.is_some());
+    assert_eq!(pruned.certificate, None);
+    let says = |note: &String| note.contains("not counted yet");
+    assert!(pruned.notes.iter().any(says), "{:?}", pruned.notes);
 }
 
 #[test]

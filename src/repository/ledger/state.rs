@@ -468,18 +468,7 @@ impl State {
             }
             Body::Policy(body) => {
                 if let Ok((terms, policy)) = parse_terms(&body.terms) {
-                    for (id, point) in &mut self.points {
-                        // What a lone clock said is no reason to erase it at once.
-                        let facts = PointFacts {
-                            taken_at: point.counted_from,
-                            ..point.facts(id)
-                        };
-                        let now = after_policy_change(&facts, &policy, entry.time);
-                        point.expires_at = now.expires_at;
-                        point.deadline = now.deadline;
-                    }
-                    self.terms = Some(terms);
-                    self.policy = Some(policy);
+                    self.set_policy(terms, policy, entry.time);
                 }
             }
             Body::Key(body) => self.keys.push(body.clone()),
@@ -690,6 +679,41 @@ impl State {
         self.marked_at = self.marked_at.max(body.marked_at);
         let marked_at = self.marked_at;
         self.copied.retain(|_, copied| copied.adopted > marked_at);
+    }
+
+    /// As a `policy` entry of the time `at` does.
+    pub fn set_policy(&mut self, terms: PolicyTerms, policy: Policy, at: Timestamp) {
+        for (id, point) in &mut self.points {
+            // What a lone clock said is no reason to erase it at once.
+            let facts = PointFacts {
+                taken_at: point.counted_from,
+                ..point.facts(id)
+            };
+            let now = after_policy_change(&facts, &policy, at);
+            point.expires_at = now.expires_at;
+            point.deadline = now.deadline;
+        }
+        self.shorten_marks();
+        self.terms = Some(terms);
+        self.policy = Some(policy);
+    }
+
+    /// What erased points may have left goes by their deadlines when those become earlier.
+    fn shorten_marks(&mut self) {
+        let mut earliest: BTreeMap<u64, Timestamp> = BTreeMap::new();
+        for point in self.points.values() {
+            if let Some(seq) = point.erase_seq {
+                let deadline = earliest.entry(seq).or_insert(point.deadline);
+                *deadline = point.deadline.min(*deadline);
+            }
+        }
+        for mark in self.marks.values_mut() {
+            let of_points = mark.erases.iter().filter_map(|seq| earliest.get(seq));
+            let of_points = of_points.copied().min();
+            mark.earliest_deadline = of_points.map_or(mark.earliest_deadline, |deadline| {
+                deadline.min(mark.earliest_deadline)
+            });
+        }
     }
 
     /// A commit that breaks a rule is still a root until its time is over: two versions that

@@ -3,6 +3,7 @@
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
 use crate::cli::site::Site;
+use crate::config::Config;
 use crate::jobs::policy_change;
 use crate::model::VmName;
 use crate::policy::needs_confirmation;
@@ -20,22 +21,35 @@ pub struct Effect {
     waits: bool,
 }
 
-/// Of a host that has a repository; else nothing is there to be changed, or nobody here can look.
-pub fn effects_of(invocation: &Invocation) -> Result<Vec<Effect>, String> {
-    let Ok(config) = invocation.config() else {
-        return Ok(Vec::new());
-    };
+#[derive(Default)]
+pub struct Effects {
+    pub known: Vec<Effect>,
+    /// Why some, or all, could not be looked at.
+    pub unknown: Vec<String>,
+}
+
+/// Of a host that has a repository; else nothing is there to be changed.
+pub fn effects_of(invocation: &Invocation, config: &Config) -> Effects {
+    let mut effects = Effects::default();
     // Looking must not make the state folder of a host that has none.
     if !config.host.state_dir.join("repository").exists() {
-        return Ok(Vec::new());
+        return effects;
     }
-    let site = Site::open(invocation).map_err(|failure| failure.message)?;
+    let site = match Site::open(invocation) {
+        Ok(site) => site,
+        Err(failure) => {
+            effects.unknown.push(failure.message);
+            return effects;
+        }
+    };
     let now = site.host.now();
-    let mut effects = Vec::new();
     for config in &site.config.customers {
-        // One that is new in the configuration has nothing yet.
-        let Ok(open) = site.customer(config) else {
-            continue;
+        let open = match site.customer(config) {
+            Ok(open) => open,
+            Err(failure) => {
+                effects.unknown.push(failure.message);
+                continue;
+            }
         };
         let zone = open.zone();
         let change = open
@@ -47,7 +61,7 @@ pub fn effects_of(invocation: &Invocation) -> Result<Vec<Effect>, String> {
             lost.entry(vm).or_default().push(taken_at);
         }
         let day = |at: &Timestamp| figures::day(*at, &zone);
-        effects.push(Effect {
+        effects.known.push(Effect {
             customer: config.name.to_string(),
             lost: lost
                 .into_iter()
@@ -57,7 +71,7 @@ pub fn effects_of(invocation: &Invocation) -> Result<Vec<Effect>, String> {
             waits: needs_confirmation(&change.nights),
         });
     }
-    Ok(effects)
+    effects
 }
 
 impl Effect {
