@@ -109,8 +109,8 @@ impl Hypervisor for MadeUp {
         }))
     }
 
-    fn recover(&self) -> Result<(), CaptureError> {
-        Ok(())
+    fn recover(&self) -> Result<Vec<String>, CaptureError> {
+        Ok(Vec::new())
     }
 
     fn release(&self) -> Result<Vec<String>, CaptureError> {

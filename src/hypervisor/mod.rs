@@ -167,8 +167,9 @@ pub trait Hypervisor: Send + Sync {
     /// Opens all disks at one instant. `since`: what the newest point recorded, if there is one.
     fn open(&self, since: &[SinceMark], reading: Reading)
     -> Result<Box<dyn Capture>, CaptureError>;
-    /// Cleans up after a capture whose agent died. Idempotent.
-    fn recover(&self) -> Result<(), CaptureError>;
+    /// Cleans up after a capture whose agent died. Idempotent. Returns what an administrator should
+    /// know: what could not be put right, and is tried again by the next one.
+    fn recover(&self) -> Result<Vec<String>, CaptureError>;
     /// Gives up the tracking of changes: nothing of ours stays in the VM or its images, and the
     /// next capture knows of no changes. Says what was released, one item each.
     fn release(&self) -> Result<Vec<String>, CaptureError>;

@@ -62,9 +62,25 @@ pub fn backup_vm(
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<BackedUp, JobError> {
-    source.recover()?;
+    let left = source.recover()?;
+    backup_recovered(customer, vm, source, kind, settings, watch, stop, &left)
+        // Also in a night that fails.
+        .map_err(|error| left.iter().fold(error, JobError::and))
+}
+
+#[expect(clippy::too_many_arguments)]
+fn backup_recovered(
+    customer: &Customer,
+    vm: &VmName,
+    source: &dyn Hypervisor,
+    kind: PointKind,
+    settings: &BackupSettings,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+    left: &[String],
+) -> Result<BackedUp, JobError> {
     customer.refresh()?;
-    let mut notes = Vec::new();
+    let mut notes = left.to_vec();
     if kind == PointKind::Incremental {
         let distrusted = customer.with_state(|state| state.is_distrusted(vm));
         match base(customer, vm) {
@@ -249,13 +265,9 @@ fn attempt(
         Err(error) => match customer.abort(&begun.id, &error.to_string()) {
             Ok(()) => Err(error),
             // What failed first is what the caller must hear; the next run ends the session.
-            Err(second) => Err(JobError::new(
-                error.kind,
-                format!(
-                    "{}; ending its session failed as well: {second}",
-                    error.message
-                ),
-            )),
+            Err(second) => {
+                Err(error.and(format_args!("ending its session failed as well: {second}")))
+            }
         },
         done => done,
     }

@@ -38,6 +38,11 @@ impl JobError {
         }
     }
 
+    /// The same, and what failed besides.
+    pub(super) fn and(self, besides: impl fmt::Display) -> Self {
+        Self::new(self.kind, format!("{}; {besides}", self.message))
+    }
+
     pub(super) fn interrupted() -> Self {
         Self::new(JobErrorKind::Interrupted, "interrupted")
     }

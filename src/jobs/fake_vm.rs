@@ -26,6 +26,7 @@ struct Guest {
     disks: Vec<GuestDisk>,
     captures: u64,
     readings: Vec<Reading>,
+    left: Vec<String>,
 }
 
 /// The VM, as the guest inside and as the hypervisor outside of it. Clones are the same VM.
@@ -103,6 +104,11 @@ impl FakeVm {
         for disk in &mut self.guest().disks {
             disk.mark = None;
         }
+    }
+
+    /// What no recovery can put right.
+    pub fn leaves(&self, what: &str) {
+        self.guest().left.push(what.to_string());
     }
 
     /// How it was read, capture by capture.
@@ -193,8 +199,8 @@ impl Hypervisor for FakeVm {
         }))
     }
 
-    fn recover(&self) -> Result<(), CaptureError> {
-        Ok(())
+    fn recover(&self) -> Result<Vec<String>, CaptureError> {
+        Ok(self.guest().left.clone())
     }
 
     fn release(&self) -> Result<Vec<String>, CaptureError> {

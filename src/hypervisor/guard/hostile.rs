@@ -20,7 +20,7 @@ fn agent(freezes: &'static str) -> (tempfile::TempDir, Receiver<String>) {
 }
 
 /// Answers one client after the other.
-fn agent_that(
+pub(in crate::hypervisor) fn agent_that(
     answers: impl Fn(&str) -> String + Send + 'static,
 ) -> (tempfile::TempDir, Receiver<String>) {
     let folder = tempfile::tempdir().unwrap();
@@ -150,6 +150,29 @@ fn a_guest_that_may_be_frozen_in_part_is_thawed() {
         seen(&commands, "thaw");
         served.end().unwrap();
     }
+}
+
+#[test]
+fn an_agent_that_can_neither_freeze_nor_thaw_does_not_end_the_guard_before_its_time() {
+    let (folder, commands) = agent_that(|command| match command {
+        "guest-fsfreeze-freeze" | "guest-fsfreeze-thaw" => {
+            "{\"error\": {\"desc\": \"disabled\"}}\n".to_string()
+        }
+        _ => "{\"return\": 1}\n".to_string(),
+    });
+    let qemu = FakeQemu::start();
+    let mut served = Served::start(&Order {
+        monitor: Some(qemu.monitor()),
+        ..order(&folder)
+    });
+    let said = served.ask("freeze");
+    assert!(said.contains("may still be frozen"), "{said}");
+    // The limit has passed long ago. It passes again, and the guard has tried again.
+    commands.try_iter().for_each(drop);
+    seen(&commands, "thaw");
+    assert_eq!(served.ask("pause"), "ok");
+    let error = served.end().unwrap_err();
+    assert!(error.contains("may still be frozen"), "{error}");
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //! an agent that neither goes on nor ends while the guest stands still is killed for that.
 
 #[cfg(test)]
-mod hostile;
+pub(super) mod hostile;
 mod serve;
 
 pub use serve::serve;

@@ -15,6 +15,7 @@ const RESUME_LIMIT: Duration = Duration::from_secs(30);
 struct Held {
     order: Order,
     agent: Option<GuestAgent>,
+    /// It may be frozen; by then it is thawed, or that is tried again.
     frozen_until: Option<Instant>,
     paused_until: Option<Instant>,
     /// It was paused while it was frozen: whatever limit passes later, the instant was frozen.
@@ -112,14 +113,13 @@ pub(super) fn serve_within(
                     true => held.resume(),
                     false => Ok(()),
                 };
-                let thawed = match held.frozen_until.is_some_and(|until| until <= now) {
-                    true => {
-                        held.thawed_before = !held.paused_frozen;
-                        held.thaw()
-                    }
-                    false => Ok(()),
-                };
-                resumed.and(thawed)?;
+                if held.frozen_until.is_some_and(|until| until <= now) {
+                    held.thawed_before |= !held.paused_frozen;
+                    // What fails is tried again, and told at the end: the instant of a guest that
+                    // cannot be thawed may be taken all the same.
+                    let _ = held.thaw();
+                }
+                resumed?;
             }
             // The agent has gone.
             Err(RecvTimeoutError::Disconnected) => {
@@ -173,7 +173,10 @@ impl Held {
             .is_some_and(|mut agent| agent.thaw().is_ok());
         if !thawed {
             let socket: &Path = self.order.agent.as_deref().unwrap_or(Path::new(""));
-            thaw_at(socket).map_err(|error| error.to_string())?;
+            if let Err(error) = thaw_at(socket) {
+                self.frozen_until = Some(Instant::now() + self.limit());
+                return Err(error.to_string());
+            }
         }
         self.frozen_until = None;
         Ok(())

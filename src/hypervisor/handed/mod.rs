@@ -49,8 +49,8 @@ impl Hypervisor for HandedSource {
     }
 
     /// Nothing of ours outlives this process.
-    fn recover(&self) -> Result<(), CaptureError> {
-        Ok(())
+    fn recover(&self) -> Result<Vec<String>, CaptureError> {
+        Ok(Vec::new())
     }
 
     fn release(&self) -> Result<Vec<String>, CaptureError> {

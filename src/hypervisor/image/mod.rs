@@ -117,8 +117,8 @@ impl Hypervisor for ImageSource {
         Ok(Box::new(ImageCapture { disks }))
     }
 
-    fn recover(&self) -> Result<(), CaptureError> {
-        qemu_nbd::remove_dead(&self.runtime_dir)
+    fn recover(&self) -> Result<Vec<String>, CaptureError> {
+        qemu_nbd::remove_dead(&self.runtime_dir).map(|()| Vec::new())
     }
 
     /// The marks of images are kept in restore points only.

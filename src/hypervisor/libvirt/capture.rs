@@ -280,7 +280,12 @@ fn begin(
         .as_ref()
         .is_some_and(|frozen| !frozen.left().is_zero());
     if let Some(frozen) = frozen {
-        frozen.thaw().and(result)?;
+        match frozen.thaw() {
+            Err(error) if settings.freeze == Freeze::Try && result.is_ok() => {
+                notes.push(error.to_string());
+            }
+            thawed => thawed.and(result)?,
+        }
         if in_time {
             return Ok(instant(Consistency::Filesystem));
         }

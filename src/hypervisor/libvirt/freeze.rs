@@ -98,7 +98,6 @@ impl<'a> Frozen<'a> {
         guard: Option<&GuardCommand>,
         limit: Duration,
     ) -> Result<Self, CaptureError> {
-        folder.note_frozen()?;
         let mut frozen = Frozen {
             virsh,
             domain,
@@ -108,6 +107,10 @@ impl<'a> Frozen<'a> {
             limit,
             thawed: false,
         };
+        if let Err(error) = folder.note_frozen() {
+            frozen.release();
+            return Err(error);
+        }
         let reply = virsh.run(&["domfsfreeze", &domain.uuid], limit);
         match reply {
             Ok(reply) if reply.success => Ok(frozen),
@@ -205,4 +208,122 @@ fn dismiss(mut guard: Child) {
 fn abandon(mut guard: Child) {
     drop(guard.stdin.take());
     std::thread::spawn(move || guard.wait());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Say, Script, XML, domain};
+    use super::super::{LibvirtSettings, LibvirtSource, folder_kind};
+    use super::*;
+    use crate::hypervisor::nbd::testing::TestServer;
+    use crate::hypervisor::{Freeze, Hypervisor, Outcome, Reading, runtime_folder};
+    use std::fs;
+    use std::os::unix::net::UnixListener;
+    use std::sync::{Arc, Mutex};
+
+    /// A libvirt that serves what it is asked to back up.
+    struct Serving {
+        script: Script,
+        server: Mutex<Option<TestServer>>,
+    }
+
+    impl Virsh for Serving {
+        fn run(&self, arguments: &[&str], limit: Duration) -> Result<Reply, CaptureError> {
+            if let ["backup-begin", _, backup, ..] = arguments {
+                let xml = fs::read_to_string(backup).unwrap();
+                let (_, socket) = xml.split_once("socket='").unwrap();
+                let (socket, _) = socket.split_once('\'').unwrap();
+                let listener = UnixListener::bind(socket).unwrap();
+                let server = TestServer::start(listener, Arc::new(|_| Some(1 << 20)));
+                *self.server.lock().unwrap() = Some(server);
+            }
+            self.script.run(arguments, limit)
+        }
+    }
+
+    const DISABLED: &str = "error: guest agent command failed: it has been disabled";
+
+    #[test]
+    fn a_guest_that_cannot_be_thawed_is_captured_night_after_night() {
+        for freeze in [Say::No(DISABLED), Say::Yes("Froze 1 filesystem(s)")] {
+            captured(freeze);
+        }
+    }
+
+    fn captured(freeze: Say) {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = LibvirtSettings {
+            domain: "db".to_string(),
+            uri: None,
+            owner: "ab".to_string(),
+            scratch_dir: folder.path().join("s"),
+            scratch_reserve_bytes: 0,
+            runtime_dir: folder.path().join("r"),
+            freeze: Freeze::Try,
+            freeze_limit: Duration::from_secs(10),
+            guard: None,
+            virsh: "/nonexistent/virsh".into(),
+            now: "2031-02-10T23:00:00Z".parse().unwrap(),
+        };
+        let runtime_dir = settings.runtime_dir.clone();
+        let kind = folder_kind(&settings.owner);
+        // Two nights left their word.
+        for _ in 0..2 {
+            let left = RuntimeFolder::create(&runtime_dir, &kind, None).unwrap();
+            left.note_frozen().unwrap();
+        }
+        let thaws = vec![("domfsthaw", Say::No(DISABLED)); 10];
+        let answers = vec![
+            ("dumpxml", Say::Yes(XML)),
+            ("dumpxml", Say::Yes(XML)),
+            ("dumpxml", Say::Yes(XML)),
+            ("checkpoint-list", Say::Yes("")),
+            ("domfsfreeze", freeze),
+            ("backup-begin", Say::Yes("")),
+            ("domstate", Say::Yes("running (booted)\n")),
+            ("checkpoint-list", Say::Yes("")),
+        ];
+        let none = vec![
+            (
+                "backup-dumpxml",
+                Say::No("error: no domain backup job present")
+            );
+            4
+        ];
+        let source = LibvirtSource {
+            settings,
+            virsh: Arc::new(Serving {
+                script: Script::new([answers, thaws, none].concat()),
+                server: Mutex::default(),
+            }),
+        };
+        let is_told = |notes: &[String]| {
+            let told = |note: &String| note.contains("may still be frozen");
+            assert!(notes.len() == 1 && told(&notes[0]), "{notes:?}");
+        };
+
+        is_told(&source.recover().unwrap());
+        let capture = source.open(&[], Reading::Everything).unwrap();
+        is_told(capture.notes());
+        capture.close(Outcome::Committed).unwrap();
+
+        // One word of the nights before, and the one of this night.
+        let left = runtime_folder::dead(&runtime_dir, &kind).unwrap();
+        assert_eq!(left.len(), 2);
+        assert!(left.iter().all(RuntimeFolder::is_frozen));
+    }
+
+    #[test]
+    fn a_guest_that_was_not_asked_to_freeze_leaves_no_word() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = RuntimeFolder::create(parent.path(), "lv-ab", None).unwrap();
+        let guard = GuardCommand {
+            program: "/nonexistent/guard".into(),
+            arguments: Vec::new(),
+        };
+        let limit = Duration::from_secs(10);
+        let script = Script::new(Vec::new());
+        assert!(Frozen::freeze(&script, &domain(), &folder, Some(&guard), limit).is_err());
+        assert!(!folder.is_frozen());
+    }
 }

@@ -48,6 +48,7 @@ pub use domains::Domains;
 pub use freeze::thaw_when_orphaned;
 pub use new_domain::{DomainName, NewDomain, RestoredDisk, Wish, new_domain};
 
+use super::freeze::not_thawed;
 use super::guard::GuardCommand;
 use super::{
     Capture, CaptureError, CaptureErrorKind, Freeze, Hypervisor, Outcome, Reading, SinceMark,
@@ -242,15 +243,21 @@ impl Hypervisor for LibvirtSource {
         }
     }
 
-    fn recover(&self) -> Result<(), CaptureError> {
+    fn recover(&self) -> Result<Vec<String>, CaptureError> {
         let settings = &self.settings;
+        let mut notes = Vec::new();
+        let mut stay = 0;
         // Locked as long as they are held here, so nobody else takes them meanwhile.
         let kind = folder_kind(&settings.owner);
         let dead = runtime_folder::dead(&settings.runtime_dir, &kind)?;
         let domain = self.domain()?;
         if domain.active {
-            if dead.iter().any(RuntimeFolder::is_frozen) {
-                freeze::thaw(&*self.virsh, &domain.name, &domain.uuid)?;
+            if dead.iter().any(RuntimeFolder::is_frozen)
+                && let Err(error) = freeze::thaw(&*self.virsh, &domain.name, &domain.uuid)
+            {
+                // One word is enough for the next time.
+                stay = usize::from(settings.freeze != Freeze::Never);
+                notes.push(not_thawed(error));
             }
             match job::running(&*self.virsh, &domain)? {
                 Some(socket) if dead.iter().any(|dead| socket.starts_with(dead.path())) => {
@@ -266,11 +273,15 @@ impl Hypervisor for LibvirtSource {
             }
         }
         // A VM that is shut off is not frozen.
-        dead.iter().for_each(RuntimeFolder::note_thawed);
+        dead.iter()
+            .filter(|dead| dead.is_frozen())
+            .skip(stay)
+            .for_each(RuntimeFolder::note_thawed);
         drop(dead);
         drop(runtime_folder::dead(&settings.scratch_dir, &kind)?);
         // Those of the servers for stopped domains.
-        qemu_nbd::remove_dead(&settings.runtime_dir)
+        qemu_nbd::remove_dead(&settings.runtime_dir)?;
+        Ok(notes)
     }
 
     fn release(&self) -> Result<Vec<String>, CaptureError> {

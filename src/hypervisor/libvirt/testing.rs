@@ -72,11 +72,11 @@ impl Virsh for Script {
 
 pub(super) const UUID: &str = "af4a5c33-756e-430d-85fe-5b2e34bbe955";
 
+pub(super) const XML: &str = "<domain id='1'><name>db</name>\
+    <uuid>af4a5c33-756e-430d-85fe-5b2e34bbe955</uuid><devices>\
+    <disk type='file'><driver type='qcow2'/><source file='/a'/><target dev='vda'/></disk>\
+    </devices></domain>";
+
 pub(super) fn domain() -> Domain {
-    let xml = format!(
-        "<domain id='1'><name>db</name><uuid>{UUID}</uuid><devices>\
-         <disk type='file'><driver type='qcow2'/><source file='/a'/><target dev='vda'/></disk>\
-         </devices></domain>"
-    );
-    Domain::parse("db", &xml).unwrap()
+    Domain::parse("db", XML).unwrap()
 }

@@ -238,11 +238,6 @@ impl QmpCapture {
         if !pauses && !freezes {
             return self.rotate(planned, way);
         }
-        HeldNote {
-            paused: pauses,
-            frozen: freezes,
-        }
-        .write(&settings)?;
         let mut guard = Guard::start(
             &settings.guard,
             Order {
@@ -251,6 +246,11 @@ impl QmpCapture {
                 limit_seconds: settings.freeze_limit.as_secs().max(1),
             },
         )?;
+        let note = HeldNote {
+            paused: pauses,
+            frozen: freezes,
+        };
+        note.write(&settings)?;
         let frozen = match freezes {
             true => guard.freeze(),
             false => Ok(()),
@@ -258,7 +258,9 @@ impl QmpCapture {
         let frozen = match (frozen, settings.freeze) {
             (Ok(()), _) => freezes,
             (Err(error), Freeze::Require) => {
-                HeldNote::remove(&settings);
+                if guard.end() {
+                    HeldNote::remove(&settings);
+                }
                 return Err(error.into());
             }
             (Err(error), _) => {
@@ -278,10 +280,13 @@ impl QmpCapture {
             false => Ok(None),
         };
         // Where the guard is still needed, its end is waited for here. Where it could not let the
-        // guest go, the note stays, and the next `recover` tries.
-        if guard.end() && thawed.is_ok() {
-            HeldNote::remove(&settings);
+        // guest go, a note stays, and the next `recover` tries.
+        let let_go = guard.end() && thawed.is_ok();
+        HeldNote {
+            paused: note.paused && !let_go && !runs,
+            frozen: note.frozen && !let_go,
         }
+        .leave(&settings);
         result?;
         match (thawed, settings.freeze) {
             (Ok(None), _) => {}

@@ -5,6 +5,7 @@ use super::connection::Limits;
 use super::testing::{Act, Asked, DISK_BYTES, FakeQemu};
 use super::{QmpSettings, QmpSource};
 use crate::hypervisor::guard::GuardCommand;
+use crate::hypervisor::guard::hostile::agent_that;
 use crate::hypervisor::nbd::testing::content;
 use crate::hypervisor::{
     Capture, CaptureError, CaptureErrorKind, Changes, Freeze, Hypervisor, Outcome, Reading,
@@ -533,6 +534,55 @@ fn night(source: &QmpSource, since: &[SinceMark]) -> Result<(bool, Vec<SinceMark
     // The point stands in the store; what QEMU says after that cannot undo it.
     let _ = capture.close(Outcome::Committed);
     Ok(night)
+}
+
+/// A guest whose agent refuses to freeze and to thaw, and a guard that could not let it go.
+fn source_without_thaw(qemu: &FakeQemu, freeze: Freeze, agent: &Path) -> QmpSource {
+    let mut source = source(qemu, PATIENT);
+    source.settings.agent = Some(agent.join("qga"));
+    source.settings.freeze = freeze;
+    source.settings.guard.arguments = vec!["-c".to_string(), format!("{GUARD}; exit 1")];
+    source
+}
+
+fn refuses(_: &str) -> String {
+    "{\"error\": {\"desc\": \"disabled\"}}\n".to_string()
+}
+
+#[test]
+fn a_guest_whose_agent_can_neither_freeze_nor_thaw_is_captured_night_after_night() {
+    let (agent, _commands) = agent_that(refuses);
+    let qemu = FakeQemu::start();
+    let mut source = source_without_thaw(&qemu, Freeze::Try, agent.path());
+    let (_, since) = night(&source, &[]).unwrap();
+    let (is_tracked, _) = night(&source, &since).unwrap();
+    assert!(is_tracked);
+    is_as_it_was(&qemu, "after two nights");
+
+    // Somebody's pause is not ours to end: only the thaw is left to be done.
+    qemu.state().status = "paused".to_string();
+    source.settings.freeze = Freeze::Never;
+    let told = source.recover().unwrap();
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("may still be frozen"), "{told:?}");
+    assert_eq!(qemu.state().status, "paused");
+    // It was the last try.
+    assert_eq!(source.recover().unwrap().len(), 0);
+}
+
+#[test]
+fn a_guest_that_may_still_be_frozen_is_told_of_only_where_it_was_asked_to_freeze() {
+    let (agent, _commands) = agent_that(refuses);
+    let qemu = FakeQemu::start();
+    let source = source_without_thaw(&qemu, Freeze::Require, agent.path());
+    assert!(source.open(&[], Reading::Everything).is_err());
+    assert_eq!(source.recover().unwrap().len(), 1);
+
+    let qemu = FakeQemu::start();
+    let mut source = source_without_thaw(&qemu, Freeze::Try, agent.path());
+    source.settings.guard.program = "/nonexistent/qmp-guard".into();
+    refused(&source, &[], "no guard");
+    assert_eq!(source.recover().unwrap().len(), 0);
 }
 
 /// Does the mischief at each command of a night in turn. Then the next night recovers, finds all

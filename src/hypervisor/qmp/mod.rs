@@ -196,7 +196,7 @@ impl Hypervisor for QmpSource {
         capture::open(self, since, reading).map(|capture| Box::new(capture) as Box<dyn Capture>)
     }
 
-    fn recover(&self) -> Result<(), CaptureError> {
+    fn recover(&self) -> Result<Vec<String>, CaptureError> {
         recover::recover(self)
     }
 

@@ -5,8 +5,8 @@ use super::fleece::{Role, set_drive};
 use super::machine::{Machine, children, printable, rows, text};
 use super::plan;
 use super::{QmpError, QmpSettings, QmpSource};
-use crate::hypervisor::guard::{self};
-use crate::hypervisor::{CaptureError, CaptureErrorKind, runtime_folder};
+use crate::hypervisor::freeze::{Freeze, not_thawed};
+use crate::hypervisor::{CaptureError, CaptureErrorKind, guard, runtime_folder};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs;
@@ -46,6 +46,15 @@ impl HeldNote {
         let _ = fs::remove_file(Self::path(settings));
     }
 
+    /// What of it is left to the next run.
+    pub(super) fn leave(self, settings: &QmpSettings) {
+        match self.paused || self.frozen {
+            // The one before says more, and stays where this one cannot be written.
+            true => drop(self.write(settings)),
+            false => Self::remove(settings),
+        }
+    }
+
     fn read(settings: &QmpSettings) -> Option<Self> {
         let text = fs::read(Self::path(settings)).ok()?;
         // A note that was cut short is one all the same.
@@ -56,8 +65,9 @@ impl HeldNote {
     }
 }
 
-pub(super) fn recover(source: &QmpSource) -> Result<(), CaptureError> {
+pub(super) fn recover(source: &QmpSource) -> Result<Vec<String>, CaptureError> {
     let settings = &source.settings;
+    let mut notes = Vec::new();
     match source.connect() {
         Ok(mut connection) => {
             if let Some(note) = HeldNote::read(settings) {
@@ -69,12 +79,17 @@ pub(super) fn recover(source: &QmpSource) -> Result<(), CaptureError> {
                             .map_err(|error| source.failed(error))?;
                     }
                 }
-                if note.frozen
-                    && let Some(agent) = &settings.agent
-                {
-                    guard::thaw_at(agent)?;
+                let thawed = match &settings.agent {
+                    Some(agent) if note.frozen => guard::thaw_at(agent),
+                    _ => Ok(()),
+                };
+                HeldNote {
+                    paused: false,
+                    frozen: thawed.is_err() && settings.freeze != Freeze::Never,
                 }
-                HeldNote::remove(settings);
+                .leave(settings);
+                // The restore point of this night shows the guest as it is, frozen or not.
+                notes.extend(thawed.err().map(not_thawed));
             }
             clean(&mut connection, settings).map_err(|error| source.failed(error))?;
         }
@@ -84,7 +99,7 @@ pub(super) fn recover(source: &QmpSource) -> Result<(), CaptureError> {
     }
     // Also those of VMs that are backed up no more: their QEMU does not need the names of its files.
     drop(runtime_folder::dead(&settings.overlay_dir, KIND)?);
-    Ok(())
+    Ok(notes)
 }
 
 /// Removes the exports, jobs, filters and overlays of this owner. What the guest stands on

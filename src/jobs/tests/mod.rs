@@ -5,4 +5,5 @@ mod damage;
 mod lives;
 mod opening;
 mod prune;
+mod recovery;
 mod restoring;
