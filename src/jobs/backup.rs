@@ -257,7 +257,10 @@ fn attempt(
                     done.notes.push(format!("after the commit: {error}"));
                     Ok(done)
                 }
-                (result, _) => result,
+                (Err(error), Err(second)) => Err(error.and(format_args!(
+                    "cleaning up after it failed as well: {second}"
+                ))),
+                (result, Ok(())) => result,
             }
         });
     match result {

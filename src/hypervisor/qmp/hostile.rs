@@ -709,6 +709,18 @@ fn a_job_that_never_ends_fails_the_capture_in_time() {
     }
 }
 
+/// Why a capture is none any more, once that is noticed.
+fn given_up(capture: &dyn Capture) -> CaptureError {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match capture.still_consistent() {
+            Err(error) => return error,
+            Ok(()) => assert!(Instant::now() < deadline, "nobody noticed"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn a_monitor_that_is_lost_while_jobs_fleece_fails_the_point() {
     let qemu = FakeQemu::start();
@@ -718,15 +730,39 @@ fn a_monitor_that_is_lost_while_jobs_fleece_fails_the_point() {
         .unwrap();
     capture.still_consistent().unwrap();
     qemu.does(|_| Act::HangUp);
-    let deadline = Instant::now() + Duration::from_secs(20);
     // The overlay is watched no more: it could fill, and stop the guest.
-    while capture.still_consistent().is_ok() {
-        assert!(Instant::now() < deadline, "nobody noticed");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    given_up(&*capture);
     qemu.obeys();
     capture.close(Outcome::Abandoned).unwrap();
     is_as_it_was(&qemu, "a lost monitor");
+}
+
+#[test]
+fn a_guest_that_an_overlay_stopped_goes_on_and_the_point_fails() {
+    let qemu = FakeQemu::start();
+    qemu.state().iothreads = true;
+    let capture = source(&qemu, PATIENT)
+        .open(&[], Reading::Everything)
+        .unwrap();
+    qemu.state().status = "io-error".to_string();
+    let error = given_up(&*capture);
+    assert!(error.detail.contains("overlay_dir"), "{error}");
+    capture.close(Outcome::Abandoned).unwrap();
+    assert_eq!(qemu.state().status, "running");
+    is_as_it_was(&qemu, "a stopped guest");
+
+    // Also where whoever captured it died.
+    let capture = source(&qemu, PATIENT)
+        .open(&[], Reading::Everything)
+        .unwrap();
+    qemu.does(|_| Act::HangUp);
+    given_up(&*capture);
+    drop(capture);
+    qemu.state().status = "io-error".to_string();
+    qemu.obeys();
+    source(&qemu, PATIENT).recover().unwrap();
+    assert_eq!(qemu.state().status, "running");
+    is_as_it_was(&qemu, "a stopped guest of a dead agent");
 }
 
 #[test]

@@ -10,6 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// More devices or nodes than any VM has.
 const MAX_ROWS: usize = 4096;
 
+/// The state of a guest that QEMU stopped because one of its writes failed.
+pub(super) const IO_ERROR: &str = "io-error";
+
 /// The process behind a monitor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Peer {

@@ -11,9 +11,10 @@
 //! the guest does not notice.
 //!
 //! Where a device cannot be given such a filter, or is served by an I/O thread, QEMU's backup job
-//! fleeces instead: one transaction, on a guest that runs. There a full
-//! overlay would stop the guest, so the overlay has a write threshold that is watched, and the
-//! capture is given up when it is passed.
+//! fleeces instead: one transaction, on a guest that runs. There an overlay that cannot be written
+//! would stop the guest, so the overlay has a write threshold that is watched, and the capture is
+//! given up when it is passed. So it is when the guest was stopped all the same, by a full file
+//! system; without the jobs it goes on.
 //!
 //! A limit on the overlay: it lies in a file of a fixed (sparse) size.
 //!

@@ -3,12 +3,12 @@
 use super::QmpSettings;
 use super::connection::Connection;
 use super::fleece::{self, Role};
-use super::machine::Machine;
+use super::machine::{IO_ERROR, Machine};
 use super::recover::clean;
 use crate::hypervisor::nbd::NbdError;
 use crate::hypervisor::nbd_disk::Explain;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -50,26 +50,19 @@ fn overlay_full(limit: u64) -> String {
     )
 }
 
-/// What the watcher of an overlay found.
+const GUEST_STOPPED: &str = "QEMU stopped the guest after an I/O error during the backup, which was given up so that it can \
+     go on: is the file system of [host] overlay_dir full, or that of its disks?";
+
+const MONITOR_LOST: &str = "QEMU's monitor was lost during the backup, and with it the watch on the overlay, which must \
+     not run full; is QEMU still running?";
+
+/// What the watcher of an overlay found: why the image of the instant is gone, where it is.
 #[derive(Clone, Default)]
-pub(super) struct Trouble {
-    full: Arc<AtomicBool>,
-    /// The monitor did not say: nobody watches any more.
-    lost: Arc<AtomicBool>,
-    limit: u64,
-}
+pub(super) struct Trouble(Arc<OnceLock<String>>);
 
 impl Trouble {
-    /// Why the image of the instant is gone, where it is.
     pub(super) fn found(&self) -> Option<String> {
-        if self.full.load(Ordering::Acquire) {
-            return Some(overlay_full(self.limit));
-        }
-        self.lost.load(Ordering::Acquire).then(|| {
-            "QEMU's monitor was lost during the backup, and with it the watch on the overlay, \
-             which must not run full; is QEMU still running?"
-                .to_string()
-        })
+        self.0.get().cloned()
     }
 }
 
@@ -79,8 +72,8 @@ impl Explain for Trouble {
     }
 }
 
-/// Looks whether the write threshold of a job's overlay was passed, and ends the jobs then:
-/// before the overlay is full, which would stop the guest.
+/// Watches the overlays of jobs, and gives them up before QEMU stops the guest for one that is full,
+/// or as soon as it has.
 pub(super) struct Watcher {
     pub trouble: Trouble,
     stop: Arc<AtomicBool>,
@@ -89,10 +82,7 @@ pub(super) struct Watcher {
 
 impl Watcher {
     pub(super) fn start(connection: Shared, settings: &QmpSettings, disks: usize) -> Self {
-        let trouble = Trouble {
-            limit: fleece::limit_of(settings),
-            ..Trouble::default()
-        };
+        let trouble = Trouble::default();
         let stop = Arc::new(AtomicBool::new(false));
         let thread = {
             let (trouble, stop, settings) = (trouble.clone(), stop.clone(), settings.clone());
@@ -101,28 +91,24 @@ impl Watcher {
                     std::thread::sleep(WATCH_EVERY);
                     let mut connection = lock(&connection);
                     connection.begin_work();
-                    let passed = match Machine::look(&mut connection) {
-                        Ok(machine) => (0..disks).any(|number| {
-                            let name = Role::OverlayFile.name(&settings.owner, number);
-                            // QEMU takes the threshold away when it is passed.
-                            machine
-                                .nodes
-                                .get(&name)
-                                .is_none_or(|node| node.write_threshold == 0)
-                        }),
-                        Err(_) => {
-                            trouble.lost.store(true, Ordering::Release);
-                            if connection.restore(&settings.monitor).is_ok() {
-                                let _ = clean(&mut connection, &settings);
-                            }
-                            break;
+                    let found = match Machine::look(&mut connection) {
+                        // Before the capture it was not.
+                        Ok(machine) if machine.status == IO_ERROR => GUEST_STOPPED.to_string(),
+                        Ok(machine) if is_passed(&machine, &settings.owner, disks) => {
+                            overlay_full(fleece::limit_of(&settings))
                         }
+                        Ok(_) => continue,
+                        Err(_) => MONITOR_LOST.to_string(),
                     };
-                    if passed && !stop.load(Ordering::Acquire) {
-                        trouble.full.store(true, Ordering::Release);
-                        let _ = clean(&mut connection, &settings);
-                        break;
+                    // Whoever ends the capture cleans up.
+                    if !stop.load(Ordering::Acquire) {
+                        // Nobody else sets it.
+                        let _ = trouble.0.set(found);
+                        if connection.restore(&settings.monitor).is_ok() {
+                            let _ = clean(&mut connection, &settings);
+                        }
                     }
+                    break;
                 }
             })
         };
@@ -138,4 +124,14 @@ impl Watcher {
         // It has no result.
         let _ = self.thread.join();
     }
+}
+
+fn is_passed(machine: &Machine, owner: &str, disks: usize) -> bool {
+    (0..disks).any(|number| {
+        // QEMU takes the threshold away when it is passed.
+        machine
+            .nodes
+            .get(&Role::OverlayFile.name(owner, number))
+            .is_none_or(|node| node.write_threshold == 0)
+    })
 }

@@ -2,7 +2,7 @@
 //! the bitmaps afterwards.
 
 use super::connection::Connection;
-use super::machine::{Device, Machine, Node, children, migration, printable};
+use super::machine::{Device, IO_ERROR, Machine, Node, children, migration, printable};
 use super::plan::{Known, Tracking, successor, track};
 use super::{QmpError, QmpSettings};
 use crate::hypervisor::runtime_folder::random_suffix;
@@ -49,7 +49,7 @@ pub(super) fn plan_disks(
     let failed = |error: QmpError| error.into_capture(&shown);
     match machine.status.as_str() {
         "running" | "paused" | "prelaunch" | "shutdown" | "suspended" | "watchdog" => {}
-        "io-error" => {
+        IO_ERROR => {
             return Err(CaptureError::new(
                 CaptureErrorKind::Inconsistent,
                 &shown,

@@ -2,7 +2,7 @@
 
 use super::connection::Connection;
 use super::fleece::{Role, set_drive};
-use super::machine::{Machine, children, printable, rows, text};
+use super::machine::{IO_ERROR, Machine, children, printable, rows, text};
 use super::plan;
 use super::{QmpError, QmpSettings, QmpSource};
 use crate::hypervisor::freeze::{Freeze, not_thawed};
@@ -103,7 +103,8 @@ pub(super) fn recover(source: &QmpSource) -> Result<Vec<String>, CaptureError> {
 }
 
 /// Removes the exports, jobs, filters and overlays of this owner. What the guest stands on
-/// afterwards is its image again. Bitmaps are left: only the newest point tells which count.
+/// afterwards is its image again, and one that an overlay stopped goes on. Bitmaps are left: only the
+/// newest point tells which count.
 pub(super) fn clean(connection: &mut Connection, settings: &QmpSettings) -> Result<(), QmpError> {
     let owner = &settings.owner;
     remove_exports(connection, owner)?;
@@ -118,10 +119,15 @@ pub(super) fn clean(connection: &mut Connection, settings: &QmpSettings) -> Resu
             .cloned()
             .collect::<Vec<_>>()
     };
+    let filters = ours(Role::Filter);
+    // A job's overlay that could not be written stopped the guest. With the job gone its write goes
+    // through; if something else is wrong with its disks, it stops again.
+    if machine.status == IO_ERROR && filters.is_empty() && !ours(Role::Overlay).is_empty() {
+        connection.run("cont", Value::Null)?;
+    }
     for access in ours(Role::Access) {
         remove_node(connection, &access)?;
     }
-    let filters = ours(Role::Filter);
     if !filters.is_empty() {
         let below = children(connection, "file")?;
         for device in machine
