@@ -2,10 +2,10 @@
 
 use super::definition::definition;
 use super::fleece::{self, Way};
-use super::machine::{Machine, Peer, rows};
+use super::machine::{self, Machine, Peer, go_on, is_live, rows};
 use super::overlay::{BrokenSnapshot, Shared, Watcher, lock};
 use super::plan::Mark;
-use super::planned::{PlannedDisk, plan_disks, settlement};
+use super::planned::{PlannedDisk, capturable, plan_disks, settlement};
 use super::recover::{HeldNote, KIND, clean};
 use super::{QmpError, QmpSettings, QmpSource};
 use crate::hypervisor::guard::{Guard, Order, Thawed};
@@ -77,7 +77,7 @@ pub(super) fn open(
             definition: definition.clone(),
             _folder: folder,
         };
-        match capture.begin(&planned, way, &peer, &machine.status) {
+        match capture.begin(&planned, way, &peer) {
             Ok(()) => Ok(capture),
             Err(attempt) => match capture.give_up(&planned) {
                 Ok(()) => Err(attempt),
@@ -133,13 +133,7 @@ impl From<CaptureError> for Attempt {
 }
 
 impl QmpCapture {
-    fn begin(
-        &mut self,
-        planned: &[PlannedDisk],
-        way: Way,
-        peer: &Peer,
-        status: &str,
-    ) -> Result<(), Attempt> {
+    fn begin(&mut self, planned: &[PlannedDisk], way: Way, peer: &Peer) -> Result<(), Attempt> {
         {
             let mut connection = lock(&self.connection);
             for disk in planned {
@@ -153,7 +147,7 @@ impl QmpCapture {
                 )?;
             }
         }
-        self.instant(planned, way, status)?;
+        self.instant(planned, way)?;
         if way == Way::Jobs {
             self.watcher = Some(Watcher::start(
                 self.connection.clone(),
@@ -220,10 +214,11 @@ impl QmpCapture {
     }
 
     /// Everything between the freeze and the thaw. Whatever fails, the guest runs afterwards.
-    fn instant(&mut self, planned: &[PlannedDisk], way: Way, status: &str) -> Result<(), Attempt> {
+    fn instant(&mut self, planned: &[PlannedDisk], way: Way) -> Result<(), Attempt> {
         let settings = self.settings.clone();
+        let status = capturable(&settings, &mut lock(&self.connection))?;
         // Jobs are set up by one transaction, on a guest that runs.
-        let pauses = way == Way::Filters && status == "running";
+        let pauses = way == Way::Filters && is_live(&status);
         let freezes =
             settings.freeze != Freeze::Never && settings.agent.is_some() && status == "running";
         if settings.freeze == Freeze::Require && !freezes {
@@ -328,12 +323,22 @@ impl QmpCapture {
         // one is given up before.
         let ends = Instant::now() + self.settings.freeze_limit * 3 / 4;
         lock(&self.connection).pause_until(Some(ends));
-        let stopped = lock(&self.connection).run("stop", Value::Null);
-        let result = match stopped {
-            Ok(_) => self.rotate(planned, way),
-            Err(error) => Err(failed(error)),
+        // Asked once more: the freeze took its time.
+        let status = capturable(&self.settings, &mut lock(&self.connection));
+        // Whoever stopped it meanwhile will let it go on.
+        let stops = status.as_ref().is_ok_and(|status| is_live(status));
+        let stopped = match stops {
+            true => lock(&self.connection).run("stop", Value::Null).map(drop),
+            false => Ok(()),
         };
-        let resumed = lock(&self.connection).run("cont", Value::Null);
+        let result = status
+            .map_err(Attempt::from)
+            .and(stopped.map_err(failed))
+            .and_then(|()| self.rotate(planned, way));
+        let resumed = match stops {
+            true => go_on(&mut lock(&self.connection)),
+            false => Ok(()),
+        };
         lock(&self.connection).pause_until(None);
         match resumed {
             Ok(_) => (result.and(guard.resumed().map_err(Attempt::from)), true),
@@ -362,6 +367,16 @@ impl QmpCapture {
                         false => error.into_capture(&disk.shown).into(),
                     },
                 )?;
+            }
+            let status = machine::status(&mut connection);
+            if status.map_err(|error| error.into_capture(&shown))? == "running" {
+                return Err(CaptureError::new(
+                    CaptureErrorKind::Inconsistent,
+                    &shown,
+                    "somebody let the guest go on in the very instant of the capture; back it up \
+                     again",
+                )
+                .into());
             }
         }
         Ok(())

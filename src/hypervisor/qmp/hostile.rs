@@ -765,6 +765,76 @@ fn a_guest_that_an_overlay_stopped_goes_on_and_the_point_fails() {
     is_as_it_was(&qemu, "a stopped guest of a dead agent");
 }
 
+/// The guest comes into a state when something is asked of QEMU, once the overlays are there.
+fn becomes(qemu: &Arc<FakeQemu>, when_asked: &'static str, status: &'static str) {
+    let (guest, mut is_due) = (qemu.clone(), None);
+    qemu.does(move |asked| {
+        if is_due == Some(true) && asked.name == when_asked {
+            guest.state().status = status.to_string();
+            is_due = Some(false);
+        }
+        if asked.name == "blockdev-add" {
+            is_due.get_or_insert(true);
+        }
+        Act::Obey
+    });
+}
+
+#[test]
+fn a_guest_that_began_to_run_after_the_look_is_paused_for_the_instant() {
+    let qemu = FakeQemu::start();
+    let mut looked = false;
+    qemu.does(move |asked| {
+        looked |= asked.name == "blockdev-add";
+        match asked.name {
+            "query-status" if !looked => Act::Return(json!({"status": "prelaunch"})),
+            _ => Act::Obey,
+        }
+    });
+    let capture = source(&qemu, PATIENT)
+        .open(&[], Reading::Everything)
+        .unwrap();
+    let commands = qemu.state().commands.clone();
+    let at = |name: &str| commands.iter().position(|command| command == name).unwrap();
+    assert!(at("stop") < at("transaction") && at("transaction") < at("cont"));
+    assert_eq!(qemu.state().status, "running");
+    capture.close(Outcome::Abandoned).unwrap();
+}
+
+#[test]
+fn a_guest_that_somebody_else_stopped_is_not_let_go() {
+    for (when_asked, status) in [
+        ("blockdev-add", "paused"),
+        // In the time of the freeze.
+        ("query-status", "paused"),
+        ("transaction", "postmigrate"),
+    ] {
+        let qemu = Arc::new(FakeQemu::start());
+        becomes(&qemu, when_asked, status);
+        let capture = source(&qemu, PATIENT)
+            .open(&[], Reading::Everything)
+            .unwrap();
+        capture.close(Outcome::Abandoned).unwrap();
+        assert_eq!(qemu.state().status, status, "{when_asked}");
+        let commands = qemu.state().commands.clone();
+        assert!(!commands.iter().any(|command| command == "cont"));
+        is_as_it_was(&qemu, when_asked);
+        qemu.obeys();
+    }
+}
+
+#[test]
+fn a_guest_that_somebody_lets_go_in_the_instant_gets_no_point() {
+    let qemu = Arc::new(FakeQemu::start());
+    qemu.state().status = "paused".to_string();
+    becomes(&qemu, "transaction", "running");
+    let error = refused(&source(&qemu, PATIENT), &[], "let go");
+    assert_eq!(error.kind, CaptureErrorKind::Inconsistent);
+    assert_eq!(qemu.state().status, "running");
+    is_as_it_was(&qemu, "let go");
+    qemu.obeys();
+}
+
 #[test]
 fn a_guest_that_stands_still_is_given_up_before_the_guard_kills_the_agent() {
     let qemu = FakeQemu::start();

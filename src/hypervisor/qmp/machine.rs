@@ -110,6 +110,24 @@ impl Machine {
     }
 }
 
+pub(super) fn status(connection: &mut Connection) -> Result<String, QmpError> {
+    text(&connection.run("query-status", Value::Null)?, "status")
+}
+
+/// Whether a guest in this state runs, or wakes up by itself.
+pub(super) fn is_live(status: &str) -> bool {
+    matches!(status, "running" | "suspended")
+}
+
+/// Lets a paused guest go on. In another state it is not ours any more: one that was migrated away
+/// would run in two places.
+pub(super) fn go_on(connection: &mut Connection) -> Result<(), QmpError> {
+    match status(connection)?.as_str() {
+        "paused" => connection.run("cont", Value::Null).map(drop),
+        _ => Ok(()),
+    }
+}
+
 /// The status of a migration that is under way.
 pub(super) fn migration(connection: &mut Connection) -> Result<Option<String>, QmpError> {
     let found = connection.run("query-migrate", Value::Null)?;

@@ -46,7 +46,6 @@ use super::guard::GuardCommand;
 use super::{Capture, CaptureError, CaptureErrorKind, Freeze, Hypervisor, Reading, SinceMark};
 use crate::model::DiskName;
 use connection::{Connection, Limits};
-use serde_json::Value;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -133,11 +132,7 @@ impl QmpError {
 /// Lets a paused guest run; for a guard whose agent died.
 pub(super) fn resume(monitor: &Path) -> Result<(), QmpError> {
     let mut connection = Connection::open(monitor, Limits::default())?;
-    let status = connection.run("query-status", Value::Null)?;
-    match machine::text(&status, "status")?.as_str() {
-        "paused" => connection.run("cont", Value::Null).map(drop),
-        _ => Ok(()),
-    }
+    machine::go_on(&mut connection)
 }
 
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 //! the bitmaps afterwards.
 
 use super::connection::Connection;
-use super::machine::{Device, IO_ERROR, Machine, Node, children, migration, printable};
+use super::machine::{Device, IO_ERROR, Machine, Node, children, migration, printable, status};
 use super::plan::{Known, Tracking, successor, track};
 use super::{QmpError, QmpSettings};
 use crate::hypervisor::runtime_folder::random_suffix;
@@ -36,18 +36,15 @@ pub(super) struct PlannedDisk {
     pub filename: String,
 }
 
-pub(super) fn plan_disks(
+/// The state of the VM, if it can be captured in it.
+pub(super) fn capturable(
     settings: &QmpSettings,
     connection: &mut Connection,
-    machine: &Machine,
-    since: &[SinceMark],
-    reading: Reading,
-    notes: &mut Vec<String>,
-) -> Result<Vec<PlannedDisk>, CaptureError> {
+) -> Result<String, CaptureError> {
     let shown = settings.monitor.display();
-    let invalid = |detail: String| CaptureError::new(CaptureErrorKind::Invalid, &shown, detail);
     let failed = |error: QmpError| error.into_capture(&shown);
-    match machine.status.as_str() {
+    let status = status(connection).map_err(failed)?;
+    match status.as_str() {
         "running" | "paused" | "prelaunch" | "shutdown" | "suspended" | "watchdog" => {}
         IO_ERROR => {
             return Err(CaptureError::new(
@@ -75,6 +72,21 @@ pub(super) fn plan_disks(
             format!("the VM is being migrated ({status}); try again later"),
         ));
     }
+    Ok(status)
+}
+
+pub(super) fn plan_disks(
+    settings: &QmpSettings,
+    connection: &mut Connection,
+    machine: &Machine,
+    since: &[SinceMark],
+    reading: Reading,
+    notes: &mut Vec<String>,
+) -> Result<Vec<PlannedDisk>, CaptureError> {
+    let shown = settings.monitor.display();
+    let invalid = |detail: String| CaptureError::new(CaptureErrorKind::Invalid, &shown, detail);
+    let failed = |error: QmpError| error.into_capture(&shown);
+    capturable(settings, connection)?;
     let mut planned: Vec<PlannedDisk> = Vec::new();
     let mut repairs = Vec::new();
     for device in &machine.devices {

@@ -2,7 +2,7 @@
 
 use super::connection::Connection;
 use super::fleece::{Role, set_drive};
-use super::machine::{IO_ERROR, Machine, children, printable, rows, text};
+use super::machine::{IO_ERROR, Machine, children, go_on, printable, rows, text};
 use super::plan;
 use super::{QmpError, QmpSettings, QmpSource};
 use crate::hypervisor::freeze::{Freeze, not_thawed};
@@ -72,12 +72,7 @@ pub(super) fn recover(source: &QmpSource) -> Result<Vec<String>, CaptureError> {
         Ok(mut connection) => {
             if let Some(note) = HeldNote::read(settings) {
                 if note.paused {
-                    let machine = Machine::look(&mut connection).map_err(|e| source.failed(e))?;
-                    if machine.status == "paused" {
-                        connection
-                            .run("cont", Value::Null)
-                            .map_err(|error| source.failed(error))?;
-                    }
+                    go_on(&mut connection).map_err(|error| source.failed(error))?;
                 }
                 let thawed = match &settings.agent {
                     Some(agent) if note.frozen => guard::thaw_at(agent),
