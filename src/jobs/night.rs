@@ -232,8 +232,8 @@ fn next_full(work: &Work) -> Option<NextFull> {
     })
 }
 
-/// Does the works in their order, so many at once, each not before its time. What did not begin before its window's
-/// end, or before everything was to stop, is `None`; whatever went so wrong with one that it never ended well is what
+/// Does the works in their order, so many at once, each not before its time. What is due and did not begin before its
+/// window's end, and what did not before everything was to stop, is `None`; whatever went so wrong with one that it never ended well is what
 /// `lost` makes of it, and stops no other.
 pub fn carry_out<T: Send>(
     works: &[Work],
@@ -279,7 +279,9 @@ fn its_time_comes(
 ) -> bool {
     loop {
         let now = now();
-        if stop.load(Ordering::Relaxed) || work.until.is_some_and(|until| now >= until) {
+        // Of what is not due nothing is left, however late it is.
+        let is_too_late = work.is_due() && work.until.is_some_and(|until| now >= until);
+        if stop.load(Ordering::Relaxed) || is_too_late {
             return false;
         }
         // By a clock that was set back its time would not come for as long.
@@ -430,10 +432,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_begins_after_the_windows_end_and_what_is_left_is_told() {
-        let works: Vec<Work> = (0..4)
+    fn nothing_due_begins_after_the_windows_end_and_only_that_is_left() {
+        let mut works: Vec<Work> = (0..5)
             .map(|number| work(&format!("vm{number}"), 3, YESTERDAY))
             .collect();
+        works[4].due.what = What::Nothing;
         let clock = Mutex::new(at("2026-11-09T03:00:00Z"));
         let now = || *clock.lock().expect("not poisoned");
         let stop = AtomicBool::new(false);
@@ -450,7 +453,7 @@ mod tests {
             |work| work.vm.clone(),
         );
         let done: Vec<bool> = done.iter().map(Option::is_some).collect();
-        assert_eq!(done, [true, true, false, false]);
+        assert_eq!(done, [true, true, false, false, true]);
     }
 
     #[test]
