@@ -41,9 +41,15 @@ pub(super) fn explained(explain: &dyn Explain, error: NbdError, shown: &str) -> 
 }
 
 /// The extents of an export whose bitmap says that they were written to.
-pub(super) fn dirty_extents(client: &NbdClient, context: &str) -> Result<Vec<Extent>, NbdError> {
-    let status = client.status(context, Extent::new(0, client.size_bytes()))?;
-    Ok(joined(status, |flags| flags & STATUS_DIRTY != 0))
+pub(super) fn dirty(client: &NbdClient, context: &str) -> Result<Changes, NbdError> {
+    match client.status(context, Extent::new(0, client.size_bytes())) {
+        Err(NbdError::TooManyPieces) => Ok(Changes::Unknown(
+            "its changes are too many and too scattered to be kept in memory".to_string(),
+        )),
+        status => Ok(Changes::Extents(joined(status?, |flags| {
+            flags & STATUS_DIRTY != 0
+        }))),
+    }
 }
 
 /// The wanted extents, joined where they meet.

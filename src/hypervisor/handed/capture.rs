@@ -4,7 +4,7 @@ use super::disk::{GoneFromExport, HandedDisk};
 use super::job::{self, Job, JobDisk, Tracking};
 use super::mark::{Use, context_of, judge, mark_of, refusal};
 use crate::hypervisor::nbd::{BASE_ALLOCATION, Endpoint, NbdClient, NbdError};
-use crate::hypervisor::nbd_disk::{NbdDisk, dirty_extents, explained};
+use crate::hypervisor::nbd_disk::{NbdDisk, dirty, explained};
 use crate::hypervisor::{
     Capture, CaptureError, CaptureErrorKind, CapturedDisk, Changes, Consistency, Outcome, Reading,
     SinceMark,
@@ -74,8 +74,12 @@ fn open_disk(
             context,
             alignment_bytes,
         } => {
-            let extents = dirty_extents(&client, &context)
+            let changes = dirty(&client, &context)
                 .map_err(|error| explained(&GoneFromExport, error, &shown))?;
+            let extents = match changes {
+                Changes::Extents(extents) => extents,
+                Changes::Unknown(reason) => return Err(invalid(refusal(&reason))),
+            };
             if !is_aligned(&extents, client.size_bytes(), alignment_bytes) {
                 return Err(invalid(refusal(&format!(
                     "its bitmap is finer than the chunks of its restore points ({} KiB), which are \

@@ -321,10 +321,9 @@ fn open_disk(
     let known = since.iter().find(|since| since.disk == name);
     let changes = match (plan.tracking, known) {
         (Tracking::Unknown(reason), _) => Changes::Unknown(reason),
-        (Tracking::Since(_), Some(since)) if since.size_bytes == size => Changes::Extents(
-            nbd_disk::dirty_extents(&client, &context)
-                .map_err(|error| error.into_capture(&shown))?,
-        ),
+        (Tracking::Since(_), Some(since)) if since.size_bytes == size => {
+            nbd_disk::dirty(&client, &context).map_err(|error| error.into_capture(&shown))?
+        }
         // A bitmap says nothing of what was added at the end.
         (Tracking::Since(_), since) => Changes::Unknown(format!(
             "the size of the disk changed from {} to {size}",

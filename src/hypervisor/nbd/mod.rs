@@ -105,6 +105,8 @@ pub enum NbdError {
         errno: u32,
         message: String,
     },
+    /// The status has more pieces than are kept in memory.
+    TooManyPieces,
     /// The request itself is impossible: outside of the export, read-only, unaligned.
     Request(String),
 }
@@ -165,6 +167,7 @@ impl fmt::Display for NbdError {
                 }
                 Ok(())
             }
+            NbdError::TooManyPieces => f.write_str("the status has too many pieces"),
             NbdError::Request(detail) => f.write_str(detail),
         }
     }

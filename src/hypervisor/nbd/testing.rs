@@ -1,6 +1,7 @@
 //! A small honest NBD server, for tests of those who are its clients.
 
 use super::wire::{self, Fields};
+use super::{BASE_ALLOCATION, STATUS_DIRTY};
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -10,13 +11,25 @@ use std::time::Duration;
 /// What an export says of itself, by name.
 pub(in crate::hypervisor) type SizeOf = Arc<dyn Fn(&str) -> Option<u64> + Send + Sync>;
 
+/// What its bitmaps say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::hypervisor) enum Dirty {
+    #[default]
+    Nothing,
+    EveryOtherSector,
+}
+
 /// Ends when it is dropped.
 pub(in crate::hypervisor) struct TestServer {
     stop: Arc<AtomicBool>,
 }
 
 impl TestServer {
-    pub(in crate::hypervisor) fn start(listener: UnixListener, size_of: SizeOf) -> Self {
+    pub(in crate::hypervisor) fn start(
+        listener: UnixListener,
+        size_of: SizeOf,
+        dirty: Dirty,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let server = TestServer { stop: stop.clone() };
         listener.set_nonblocking(true).unwrap();
@@ -27,7 +40,7 @@ impl TestServer {
                         stream.set_nonblocking(false).unwrap();
                         let size_of = size_of.clone();
                         // A client may hang up at any point; that is not the server's failure.
-                        std::thread::spawn(move || drop(serve(stream, &size_of)));
+                        std::thread::spawn(move || drop(serve(stream, &size_of, dirty)));
                     }
                     Err(_) => std::thread::sleep(Duration::from_millis(2)),
                 }
@@ -104,18 +117,18 @@ fn strings(payload: &[u8]) -> Vec<String> {
     found
 }
 
-fn serve(mut stream: UnixStream, size_of: &SizeOf) -> io::Result<()> {
+fn serve(mut stream: UnixStream, size_of: &SizeOf, dirty: Dirty) -> io::Result<()> {
     stream.write_all(&greeting())?;
     stream.read_exact(&mut [0; 4])?;
-    let mut contexts = 0;
+    let mut contexts = Vec::new();
     let size = loop {
         let (option, payload) = read_option(&mut stream)?;
         let ack = option_reply(option, wire::REPLY_ACK, &[]);
         match option {
             wire::OPTION_SET_META_CONTEXT => {
-                for (number, name) in strings(&payload).iter().enumerate().skip(1) {
-                    contexts = number as u32;
-                    let context = [&contexts.to_be_bytes()[..], name.as_bytes()].concat();
+                contexts = strings(&payload).split_off(1);
+                for (number, name) in (1u32..).zip(&contexts) {
+                    let context = [&number.to_be_bytes()[..], name.as_bytes()].concat();
                     stream.write_all(&option_reply(option, wire::REPLY_META_CONTEXT, &context))?;
                 }
                 stream.write_all(&ack)?;
@@ -152,11 +165,18 @@ fn serve(mut stream: UnixStream, size_of: &SizeOf) -> io::Result<()> {
                 stream.write_all(&chunk(true, wire::CHUNK_DATA, cookie, &payload))?;
             }
             wire::COMMAND_BLOCK_STATUS => {
-                for number in 1..=contexts {
-                    // Allocated and not zero, or clean.
-                    let extent = [&number.to_be_bytes()[..], &length.to_be_bytes(), &[0; 4]];
-                    let done = number == contexts;
-                    let payload = extent.concat();
+                for (number, name) in (1u32..).zip(&contexts) {
+                    let piece = match dirty {
+                        Dirty::EveryOtherSector if name != BASE_ALLOCATION => 512,
+                        _ => length,
+                    };
+                    let mut payload = number.to_be_bytes().to_vec();
+                    for at in 0..length / piece {
+                        payload.extend_from_slice(&piece.to_be_bytes());
+                        // The first is allocated and not zero, or clean.
+                        payload.extend_from_slice(&(at % 2 * STATUS_DIRTY).to_be_bytes());
+                    }
+                    let done = number as usize == contexts.len();
                     stream.write_all(&chunk(done, wire::CHUNK_STATUS, cookie, &payload))?;
                 }
             }

@@ -10,7 +10,7 @@ use super::recover::{HeldNote, KIND, clean};
 use super::{QmpError, QmpSettings, QmpSource};
 use crate::hypervisor::guard::{Guard, Order, Thawed};
 use crate::hypervisor::nbd::{BASE_ALLOCATION, Endpoint, NbdClient, NbdError};
-use crate::hypervisor::nbd_disk::{Explain, NbdDisk, dirty_extents, explained};
+use crate::hypervisor::nbd_disk::{Explain, NbdDisk, dirty, explained};
 use crate::hypervisor::runtime_folder::RuntimeFolder;
 use crate::hypervisor::{
     Capture, CaptureError, CaptureErrorKind, CapturedDisk, Changes, Consistency, Freeze, Outcome,
@@ -47,7 +47,7 @@ pub(super) fn open(
     clean(&mut connection, settings).map_err(failed)?;
     let machine = Machine::look(&mut connection).map_err(failed)?;
     let mut notes = Vec::new();
-    let planned = plan_disks(
+    let mut planned = plan_disks(
         settings,
         &mut connection,
         &machine,
@@ -63,7 +63,7 @@ pub(super) fn open(
         .map_err(failed)?;
     let has_iothreads = !rows(&iothreads).map_err(failed)?.is_empty();
     let connection = Arc::new(Mutex::new(connection));
-    let attempt = |way: Way, notes: Vec<String>| -> Result<QmpCapture, Attempt> {
+    let attempt = |planned: &[PlannedDisk], way: Way, notes: Vec<String>| {
         let folder = RuntimeFolder::create(&settings.overlay_dir, KIND, peer.stranger())?;
         let mut capture = QmpCapture {
             settings: settings.clone(),
@@ -77,9 +77,9 @@ pub(super) fn open(
             definition: definition.clone(),
             _folder: folder,
         };
-        match capture.begin(&planned, way, &peer) {
+        match capture.begin(planned, way, &peer) {
             Ok(()) => Ok(capture),
-            Err(attempt) => match capture.give_up(&planned) {
+            Err(attempt) => match capture.give_up(planned) {
                 Ok(()) => Err(attempt),
                 Err(second) => {
                     let first = attempt.into_error();
@@ -93,14 +93,20 @@ pub(super) fn open(
         }
     };
     let done = match has_iothreads {
-        true => attempt(Way::Jobs, notes),
-        false => match attempt(Way::Filters, notes.clone()) {
+        true => attempt(&planned, Way::Jobs, notes),
+        false => match attempt(&planned, Way::Filters, notes.clone()) {
             Err(Attempt::NoFilters(reason)) => {
                 notes.push(format!(
                     "fleeced by backup jobs, because QEMU cannot put filters before the disks \
                      ({reason})"
                 ));
-                attempt(Way::Jobs, notes)
+                attempt(&planned, Way::Jobs, notes)
+            }
+            Err(Attempt::TooScattered(_)) => {
+                for disk in &mut planned {
+                    disk.limited = false;
+                }
+                attempt(&planned, Way::Filters, notes)
             }
             other => other,
         },
@@ -114,13 +120,17 @@ pub(super) fn open(
 enum Attempt {
     /// The devices cannot be given filters: jobs may do.
     NoFilters(String),
+    /// A disk whose changes alone can be read, and they cannot be told: all of it will be.
+    TooScattered(String),
     Failed(CaptureError),
 }
 
 impl Attempt {
     fn into_error(self) -> CaptureError {
         match self {
-            Attempt::NoFilters(detail) => CaptureError::new(CaptureErrorKind::Tool, "QEMU", detail),
+            Attempt::NoFilters(detail) | Attempt::TooScattered(detail) => {
+                CaptureError::new(CaptureErrorKind::Tool, "QEMU", detail)
+            }
             Attempt::Failed(error) => error,
         }
     }
@@ -195,11 +205,12 @@ impl QmpCapture {
                 .into());
             }
             let changes = match (&context, &disk.reason) {
-                (Some(context), _) => {
-                    Changes::Extents(dirty_extents(&client, context).map_err(nbd)?)
-                }
+                (Some(context), _) => dirty(&client, context).map_err(nbd)?,
                 (None, reason) => Changes::Unknown(reason.clone().unwrap_or_default()),
             };
+            if let (Changes::Unknown(reason), false) = (&changes, has_allocation) {
+                return Err(Attempt::TooScattered(format!("{}: {reason}", disk.shown)));
+            }
             self.disks.push(NbdDisk {
                 name: disk.name.clone(),
                 shown: disk.shown.clone(),

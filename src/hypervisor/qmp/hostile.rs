@@ -6,7 +6,7 @@ use super::testing::{Act, Asked, DISK_BYTES, FakeQemu};
 use super::{QmpSettings, QmpSource};
 use crate::hypervisor::guard::GuardCommand;
 use crate::hypervisor::guard::hostile::agent_that;
-use crate::hypervisor::nbd::testing::content;
+use crate::hypervisor::nbd::testing::{Dirty, content};
 use crate::hypervisor::{
     Capture, CaptureError, CaptureErrorKind, Changes, Freeze, Hypervisor, Outcome, Reading,
     SinceMark,
@@ -433,6 +433,30 @@ fn a_bitmap_of_another_granularity_is_not_believed_and_the_image_is_whole() {
         assert!(!is_tracked(&*capture), "{granularity}");
         reads_right(&*capture);
         capture.close(Outcome::Abandoned).unwrap();
+    }
+}
+
+#[test]
+fn changes_too_scattered_to_be_told_are_read_in_full_and_the_next_night_is_tracked() {
+    for iothreads in [false, true] {
+        let qemu = FakeQemu::start();
+        qemu.state().iothreads = iothreads;
+        let since = first_night(&qemu);
+        qemu.state().dirty = Dirty::EveryOtherSector;
+        let source = source(&qemu, PATIENT);
+        let capture = source.open(&since, Reading::Changes).unwrap();
+        for disk in capture.disks() {
+            match disk.changes() {
+                Changes::Unknown(reason) => assert!(reason.contains("scattered"), "{reason}"),
+                Changes::Extents(_) => panic!("{} is tracked", disk.name()),
+            }
+        }
+        reads_right(&*capture);
+        let since = marks(&*capture);
+        capture.close(Outcome::Committed).unwrap();
+        is_as_it_was(&qemu, "after a scattered night");
+        qemu.state().dirty = Dirty::Nothing;
+        assert!(night(&source, &since).unwrap().0);
     }
 }
 

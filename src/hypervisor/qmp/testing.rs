@@ -1,7 +1,7 @@
 //! A QEMU in memory, behind real sockets: it does what it is told, as far as a capture needs it,
 //! unless a test has it do something else.
 
-use crate::hypervisor::nbd::testing::{SizeOf, TestServer};
+use crate::hypervisor::nbd::testing::{Dirty, SizeOf, TestServer};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -70,6 +70,7 @@ pub(in crate::hypervisor) struct State {
     pub jobs: BTreeMap<String, String>,
     pub iothreads: bool,
     pub commands: Vec<String>,
+    pub dirty: Dirty,
     server: Option<TestServer>,
 }
 
@@ -347,7 +348,7 @@ impl State {
                     let state = locked(&inside.state);
                     state.nodes.get("d0").map(|node| node.size)
                 });
-                self.server = Some(TestServer::start(listener, size_of));
+                self.server = Some(TestServer::start(listener, size_of, self.dirty));
             }
             "nbd-server-stop" => {
                 self.exports.clear();
