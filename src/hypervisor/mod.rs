@@ -27,6 +27,7 @@ pub mod qmp;
 mod runtime_folder;
 pub mod target;
 mod timed_stream;
+mod writer;
 
 pub use freeze::Freeze;
 

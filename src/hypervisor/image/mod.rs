@@ -6,8 +6,8 @@
 //!
 //! One instant, because nobody writes: an image that a QEMU has open for writing and a device
 //! that the kernel has in use are refused, and `still_consistent` looks again before the commit.
-//! A file's size and times tell that it was not changed meanwhile; of a block device only the
-//! locks are known, so nobody but QEMU may write to it outside of vmkeep's sight.
+//! A file's size and times tell that it was not changed meanwhile; of a block device it is what the
+//! kernel counts as written to it, and which processes have it open for writing.
 //!
 //! The mark of a disk is the fingerprint of its file. Equal fingerprints mean an unchanged file,
 //! so a VM that stays off costs nothing. Times of the file system are trusted for that only where

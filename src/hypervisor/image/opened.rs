@@ -2,7 +2,8 @@
 
 use super::fingerprint::{self, Fingerprint};
 use super::{ImageDisk, ImageFormat};
-use crate::hypervisor::{CaptureError, CaptureErrorKind, Changes, SinceMark, qemu_lock};
+use crate::hypervisor::writer::{self, Written};
+use crate::hypervisor::{CaptureError, CaptureErrorKind, Changes, SinceMark};
 use crate::model::{DiskName, MAX_DISK_BYTES};
 use jiff::Timestamp;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
@@ -12,15 +13,15 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-const IN_USE: &str =
-    "in use by a running QEMU (write lock); shut the VM down or configure qmp or libvirt for it";
-
 /// What tells whether the image is still the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Identity {
     File(Fingerprint),
-    /// The number of the device, and its size.
-    Device(u64, u64),
+    Device {
+        number: u64,
+        length: u64,
+        written: Option<Written>,
+    },
 }
 
 pub(super) struct OpenedImage {
@@ -87,8 +88,8 @@ impl OpenedImage {
         {
             return Err(inconsistent(disk, "was replaced while it was opened"));
         }
-        if qemu_lock::held_by_writer(&file) {
-            return Err(inconsistent(disk, IN_USE));
+        if let Some(writer) = writer::of(&file).map_err(failed)? {
+            return Err(inconsistent(disk, in_use(&writer)));
         }
         let length = length_of(&file, kind).map_err(failed)?;
         if length == 0 {
@@ -101,7 +102,14 @@ impl OpenedImage {
             ));
         }
         let (identity, mark) = match kind {
-            FileType::BlockDevice => (Identity::Device(metadata.rdev(), length), None),
+            FileType::BlockDevice => {
+                let device = Identity::Device {
+                    number: metadata.rdev(),
+                    length,
+                    written: Written::to(&file).map_err(failed)?,
+                };
+                (device, None)
+            }
             _ => {
                 let print = Fingerprint::of(&metadata);
                 let lasting = print.is_quiet(now) && fingerprint::is_on_this_host(&file);
@@ -135,7 +143,7 @@ impl OpenedImage {
     }
 
     pub(super) fn is_device(&self) -> bool {
-        matches!(self.identity, Identity::Device(..))
+        matches!(self.identity, Identity::Device { .. })
     }
 
     pub(super) fn mark(&self) -> Option<&str> {
@@ -147,7 +155,7 @@ impl OpenedImage {
         let since = since.iter().find(|since| since.disk == self.disk.name);
         match self.identity {
             Identity::File(print) => print.changes(self.disk.format, size_bytes, since),
-            Identity::Device(..) => {
+            Identity::Device { .. } => {
                 Changes::Unknown("a block device keeps no record of changes".to_string())
             }
         }
@@ -162,9 +170,9 @@ impl OpenedImage {
                 format!("changed while it was read: {detail}"),
             ))
         };
-        // A writer that has let go of its lock has left its traces in the times.
-        if qemu_lock::held_by_writer(&self.file) {
-            return changed(IN_USE);
+        // One that has ended has left its traces in the times, or in what the kernel counts.
+        if let Some(writer) = writer::of(&self.file).map_err(failed)? {
+            return changed(&in_use(&writer));
         }
         let ours = self.file.metadata().map_err(failed)?;
         let there = fs::metadata(&self.disk.path).map_err(failed)?;
@@ -176,13 +184,20 @@ impl OpenedImage {
                     }
                 }
             }
-            Identity::Device(number, length) => {
+            Identity::Device {
+                number,
+                length,
+                written,
+            } => {
                 let is_device = FileType::from_raw_mode(there.mode()) == FileType::BlockDevice;
                 if !is_device || there.rdev() != number {
                     return changed("the path leads to another device");
                 }
                 if length_of(&self.file, FileType::BlockDevice).map_err(failed)? != length {
                     return changed("the device has another size");
+                }
+                if Written::to(&self.file).map_err(failed)? != written {
+                    return changed("something was written to the device");
                 }
             }
         }
@@ -201,6 +216,10 @@ impl OpenedImage {
     ) -> CaptureError {
         CaptureError::new(kind, self.shown(), detail)
     }
+}
+
+fn in_use(writer: &str) -> String {
+    format!("in use by {writer}; shut the VM down or configure qmp or libvirt for it")
 }
 
 /// For messages.
@@ -243,4 +262,52 @@ fn invalid(disk: &ImageDisk, detail: impl std::fmt::Display) -> CaptureError {
 
 fn inconsistent(disk: &ImageDisk, detail: impl std::fmt::Display) -> CaptureError {
     CaptureError::new(CaptureErrorKind::Inconsistent, shown(disk), detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::writer::testing::{Device, Writer};
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+
+    fn open(device: &Device) -> Result<OpenedImage, CaptureError> {
+        let disk = ImageDisk {
+            name: "vda".parse().unwrap(),
+            path: device.path.clone(),
+            format: ImageFormat::Raw,
+        };
+        OpenedImage::open(&disk, Timestamp::MAX)
+    }
+
+    #[test]
+    fn a_device_that_another_process_has_open_for_writing_through_another_node_is_refused() {
+        let device = Device::new();
+        let writer = Writer::start(&device.other_node());
+        let error = open(&device).err().expect("a writer has it open");
+        assert_eq!(error.kind, CaptureErrorKind::Inconsistent);
+        assert!(error.detail.contains("open for writing"), "{error}");
+        drop(writer);
+        let image = open(&device).unwrap();
+        image.still_unchanged().unwrap();
+        let _writer = Writer::start(&device.other_node());
+        let error = image.still_unchanged().unwrap_err();
+        assert!(error.detail.contains("open for writing"), "{error}");
+    }
+
+    #[test]
+    fn what_was_written_to_a_device_meanwhile_is_seen_when_its_writer_has_gone() {
+        let device = Device::new();
+        let image = open(&device).unwrap();
+        image.file().read_exact_at(&mut [0; 65536], 0).unwrap();
+        image.still_unchanged().unwrap();
+        let mut node = File::options()
+            .write(true)
+            .open(device.other_node())
+            .unwrap();
+        node.write_all(&[8; 4096]).unwrap();
+        drop(node);
+        let error = image.still_unchanged().unwrap_err();
+        assert!(error.detail.contains("written"), "{error}");
+    }
 }

@@ -135,16 +135,7 @@ impl LibvirtSource {
     }
 
     fn domain(&self) -> Result<Domain, CaptureError> {
-        let wanted = &self.settings.domain;
-        let reply = self.virsh.run(&["dumpxml", wanted], QUERY_LIMIT)?;
-        if reply.success {
-            return Domain::parse(wanted, &reply.stdout);
-        }
-        let kind = match reply.stderr.contains("failed to get domain") {
-            true => CaptureErrorKind::Missing,
-            false => CaptureErrorKind::Tool,
-        };
-        Err(CaptureError::new(kind, wanted, reply.complaint()))
+        find(&*self.virsh, &self.settings.domain)
     }
 
     /// What defines the domain, secrets and all.
@@ -199,12 +190,12 @@ impl Hypervisor for LibvirtSource {
         if !domain.active {
             let nvram = Nvram::of(&domain, &mut notes);
             let capture = OfflineCapture::open(
+                &self.virsh,
                 &domain,
                 definition,
                 nvram,
                 notes,
-                settings.runtime_dir.clone(),
-                settings.now,
+                settings,
                 (since, reading),
             )?;
             return Ok(Box::new(capture));
@@ -297,6 +288,19 @@ impl Hypervisor for LibvirtSource {
             )),
         }
     }
+}
+
+/// A domain as it is now, by name or UUID.
+fn find(virsh: &dyn Virsh, wanted: &str) -> Result<Domain, CaptureError> {
+    let reply = virsh.run(&["dumpxml", wanted], QUERY_LIMIT)?;
+    if reply.success {
+        return Domain::parse(wanted, &reply.stdout);
+    }
+    let kind = match reply.stderr.contains("failed to get domain") {
+        true => CaptureErrorKind::Missing,
+        false => CaptureErrorKind::Tool,
+    };
+    Err(CaptureError::new(kind, wanted, reply.complaint()))
 }
 
 /// The folders of the captures of one owner.

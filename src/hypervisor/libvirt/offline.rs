@@ -1,21 +1,24 @@
 //! A domain that is shut off: its images are read as they lie.
 //!
-//! libvirt opens no backup of an inactive domain. The locks of the images decide a race with its
-//! start: while we read, QEMU cannot open them for writing, and an image in use is refused.
+//! libvirt opens no backup of an inactive domain. An image in use is refused, and when all is read
+//! both the images and libvirt are asked whether the domain was started meanwhile.
 
 use super::domain::{Disk, Domain, Source};
 use super::nvram::Nvram;
+use super::virsh::Virsh;
+use super::{LibvirtSettings, find};
 use crate::hypervisor::image::{ImageDisk, ImageFormat, ImageSource};
 use crate::hypervisor::{
     Capture, CaptureError, CaptureErrorKind, CapturedDisk, Consistency, Hypervisor, Outcome,
     Reading, SinceMark,
 };
-use jiff::Timestamp;
-use std::path::PathBuf;
+use std::sync::Arc;
 
 pub(super) const NOTE: &str = "the domain is shut off: its images were read";
 
 pub(super) struct OfflineCapture {
+    virsh: Arc<dyn Virsh>,
+    uuid: String,
     images: Box<dyn Capture>,
     nvram: Option<Nvram>,
     definition: (String, Vec<u8>),
@@ -24,12 +27,12 @@ pub(super) struct OfflineCapture {
 
 impl OfflineCapture {
     pub(super) fn open(
+        virsh: &Arc<dyn Virsh>,
         domain: &Domain,
         definition: (String, Vec<u8>),
         nvram: Option<Nvram>,
         mut notes: Vec<String>,
-        runtime_dir: PathBuf,
-        now: Timestamp,
+        settings: &LibvirtSettings,
         (since, reading): (&[SinceMark], Reading),
     ) -> Result<Self, CaptureError> {
         let disks = domain
@@ -38,10 +41,13 @@ impl OfflineCapture {
             .map(image)
             .collect::<Result<Vec<ImageDisk>, CaptureError>>()?;
         // Marks of images tell that a VM stayed off; those of checkpoints say nothing to them.
-        let images = ImageSource::new(disks, runtime_dir, now).open(since, reading)?;
+        let images = ImageSource::new(disks, settings.runtime_dir.clone(), settings.now)
+            .open(since, reading)?;
         notes.push(NOTE.to_string());
         notes.extend_from_slice(images.notes());
         Ok(OfflineCapture {
+            virsh: Arc::clone(virsh),
+            uuid: domain.uuid.clone(),
             images,
             nvram,
             definition,
@@ -96,10 +102,68 @@ impl Capture for OfflineCapture {
     }
 
     fn still_consistent(&self) -> Result<(), CaptureError> {
-        self.images.still_consistent()
+        self.images.still_consistent()?;
+        let domain = find(&*self.virsh, &self.uuid)?;
+        match domain.active {
+            false => Ok(()),
+            true => Err(CaptureError::new(
+                CaptureErrorKind::Inconsistent,
+                domain.name,
+                "the domain was started while its images were read; the next backup reads it running",
+            )),
+        }
     }
 
     fn close(self: Box<Self>, outcome: Outcome) -> Result<(), CaptureError> {
         self.images.close(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::LibvirtSource;
+    use super::super::testing::{Say, Script, UUID};
+    use super::*;
+    use crate::hypervisor::Freeze;
+    use jiff::Timestamp;
+    use std::time::Duration;
+
+    #[test]
+    fn a_domain_that_was_started_while_its_images_were_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("vda.raw");
+        std::fs::write(&image, [7; 65536]).unwrap();
+        let xml = |id: &str| -> &'static str {
+            let image = image.display();
+            let xml = format!(
+                "<domain{id}><name>db</name><uuid>{UUID}</uuid><devices><disk type='file'>\
+                 <driver type='raw'/><source file='{image}'/><target dev='vda'/></disk>\
+                 </devices></domain>"
+            );
+            Box::leak(xml.into_boxed_str())
+        };
+        let (off, running) = (xml(""), xml(" id='1'"));
+        let answers = [off, off, off, running].map(|xml| ("dumpxml", Say::Yes(xml)));
+        let source = LibvirtSource {
+            settings: LibvirtSettings {
+                domain: "db".to_string(),
+                uri: None,
+                owner: "o".to_string(),
+                scratch_dir: folder.path().to_path_buf(),
+                scratch_reserve_bytes: 0,
+                runtime_dir: folder.path().join("run"),
+                freeze: Freeze::Never,
+                freeze_limit: Duration::from_secs(1),
+                guard: None,
+                virsh: "virsh".into(),
+                now: Timestamp::MAX,
+            },
+            virsh: Arc::new(Script::new(answers.to_vec())),
+        };
+        let capture = source.open(&[], Reading::Everything).unwrap();
+        capture.still_consistent().unwrap();
+        let error = capture.still_consistent().unwrap_err();
+        assert_eq!(error.kind, CaptureErrorKind::Inconsistent);
+        assert!(error.detail.contains("was started"), "{error}");
     }
 }

@@ -1,6 +1,6 @@
 use super::write_behind::WriteBehind;
 use super::{ImageTarget, SyncedTarget, check_range, check_size};
-use crate::hypervisor::{CaptureError, CaptureErrorKind, qemu_lock};
+use crate::hypervisor::{CaptureError, CaptureErrorKind, writer};
 use crate::model::Extent;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -58,11 +58,11 @@ impl DeviceTarget {
         if !is_device(file.metadata().map_err(failed)?.mode()) {
             return Err(invalid("was replaced while it was opened".to_string()));
         }
-        if qemu_lock::held_by_writer(&file) {
+        if let Some(writer) = writer::of(&file).map_err(failed)? {
             return Err(CaptureError::new(
                 CaptureErrorKind::Inconsistent,
                 path.display(),
-                "in use by a running QEMU (write lock); shut the VM down",
+                format!("in use by {writer}; shut the VM down"),
             ));
         }
         let length =
@@ -116,5 +116,23 @@ impl ImageTarget for DeviceTarget {
             .sync()
             .map_err(|error| CaptureError::new(CaptureErrorKind::Io, name, error))?;
         Ok(SyncedTarget::device())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::writer::testing::{DEVICE_BYTES, Device, Writer};
+
+    #[test]
+    fn nothing_is_restored_onto_a_device_that_another_process_writes_to_through_another_node() {
+        let device = Device::new();
+        let writer = Writer::start(&device.other_node());
+        let open = || DeviceTarget::open(&device.path, DEVICE_BYTES, true);
+        let error = open().unwrap_err();
+        assert_eq!(error.kind, CaptureErrorKind::Inconsistent);
+        assert!(error.detail.contains("open for writing"), "{error}");
+        drop(writer);
+        open().unwrap();
     }
 }
