@@ -12,6 +12,8 @@ use crate::hypervisor::{
 use crate::model::Extent;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 pub(super) struct HandedCapture {
     disks: Vec<HandedDisk>,
@@ -24,6 +26,7 @@ pub(super) fn open(
     file: &Path,
     since: &[SinceMark],
     reading: Reading,
+    given_back: &Arc<AtomicBool>,
 ) -> Result<HandedCapture, CaptureError> {
     let Job {
         disks,
@@ -33,7 +36,7 @@ pub(super) fn open(
     let mut notes = Vec::new();
     let disks = disks
         .into_iter()
-        .map(|disk| open_disk(disk, since, reading, &mut notes))
+        .map(|disk| open_disk(disk, since, reading, &mut notes, given_back))
         .collect::<Result<Vec<HandedDisk>, CaptureError>>()?;
     Ok(HandedCapture {
         disks,
@@ -48,6 +51,7 @@ fn open_disk(
     since: &[SinceMark],
     reading: Reading,
     notes: &mut Vec<String>,
+    given_back: &Arc<AtomicBool>,
 ) -> Result<HandedDisk, CaptureError> {
     let JobDisk {
         name,
@@ -106,7 +110,7 @@ fn open_disk(
         has_allocation,
         explain: Some(Box::new(GoneFromExport)),
     };
-    Ok(HandedDisk::new(disk, gives_back))
+    Ok(HandedDisk::new(disk, gives_back, Arc::clone(given_back)))
 }
 
 fn unreachable_peer(error: NbdError, shown: &str) -> CaptureError {
@@ -176,7 +180,61 @@ impl Capture for HandedCapture {
 
 #[cfg(test)]
 mod tests {
+    use super::super::HandedSource;
     use super::*;
+    use crate::hypervisor::Hypervisor;
+    use crate::hypervisor::nbd::testing::{Dirty, TestServer};
+    use serde_json::{Value, json};
+    use std::fs;
+    use std::os::unix::net::UnixListener;
+
+    /// A source whose job has this disk beside its socket, and the server of it.
+    fn handed_in(folder: &Path, mut disk: Value, dirty: Dirty) -> (HandedSource, TestServer) {
+        let (socket, file) = (folder.join("s"), folder.join("101.json"));
+        let listener = UnixListener::bind(&socket).unwrap();
+        disk["socket"] = json!(socket);
+        fs::write(&file, json!({"disks": {"scsi0": disk}}).to_string()).unwrap();
+        let server = TestServer::start(listener, Arc::new(|_| Some(1 << 20)), dirty);
+        (HandedSource::new(file), server)
+    }
+
+    #[test]
+    fn after_something_was_given_back_there_is_no_second_attempt() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = json!({"export": "scsi0", "mode": "none", "discard": true});
+        let (source, _server) = handed_in(folder.path(), disk, Dirty::Nothing);
+        let open = || source.open(&[], Reading::Everything);
+        // Nothing was read by this one.
+        open().unwrap().close(Outcome::Abandoned).unwrap();
+        let capture = open().unwrap();
+        capture.disks()[0].read_at(0, &mut [0; 65536]).unwrap();
+        capture.close(Outcome::Abandoned).unwrap();
+        let error = open().err().expect("what was destroyed is not read");
+        assert!(error.detail.contains("hand the job in anew"), "{error}");
+    }
+
+    #[test]
+    fn a_reused_bitmap_too_scattered_to_be_told_asks_for_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = json!({
+            "export": "scsi0", "mode": "reuse", "bitmap": "b", "since": "g1", "generation": "g2",
+        });
+        let (source, _server) = handed_in(folder.path(), disk, Dirty::EveryOtherSector);
+        let before = Tracking::New {
+            bitmap: "b".to_string(),
+            generation: Some("g1".to_string()),
+        };
+        let since = SinceMark {
+            disk: "scsi0".parse().unwrap(),
+            size_bytes: 1 << 20,
+            alignment_bytes: 512,
+            mark: mark_of(&before),
+        };
+        let opened = source.open(&[since], Reading::Changes);
+        let error = opened.err().expect("nothing else can be read");
+        assert!(error.detail.contains("scattered"), "{error}");
+        assert!(error.detail.contains("\"new\""), "{error}");
+    }
 
     #[test]
     fn changes_must_be_whole_chunks_but_at_the_end_of_the_disk() {

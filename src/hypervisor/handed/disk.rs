@@ -5,7 +5,8 @@ use crate::hypervisor::nbd_disk::{Explain, NbdDisk};
 use crate::hypervisor::{CaptureError, CaptureErrorKind, CapturedDisk, Changes};
 use crate::model::{DiskName, Extent};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A fleecing image is given back in whole clusters of the filter before it, however large they are
 /// up to this.
@@ -14,6 +15,8 @@ const MAX_CLUSTER_BYTES: u64 = 16 << 20;
 pub(super) struct HandedDisk {
     disk: NbdDisk,
     giving_back: Mutex<GivingBack>,
+    /// That of the source.
+    given_back: Arc<AtomicBool>,
     read: Mutex<ReadExtents>,
 }
 
@@ -28,13 +31,14 @@ enum GivingBack {
 
 impl HandedDisk {
     /// `gives_back`: the export is a fleecing image, and can discard.
-    pub(super) fn new(disk: NbdDisk, gives_back: bool) -> Self {
+    pub(super) fn new(disk: NbdDisk, gives_back: bool, given_back: Arc<AtomicBool>) -> Self {
         HandedDisk {
             disk,
             giving_back: Mutex::new(match gives_back {
                 true => GivingBack::Yes,
                 false => GivingBack::No,
             }),
+            given_back,
             read: Mutex::default(),
         }
     }
@@ -61,6 +65,7 @@ impl HandedDisk {
         let Some(range) = blocks else {
             return;
         };
+        self.given_back.store(true, Ordering::SeqCst);
         if let Err(error) = self.disk.client.trim(range) {
             *self.giving_back() = GivingBack::Failed(error.to_string());
         }

@@ -13,7 +13,8 @@
 //!   failed on either side, a lost point, a second repository or a store put back from a copy: in
 //!   each case the two names differ, and the disk is refused.
 //! - What was read can be given back (`discard`). That destroys it in the export, so it is done only
-//!   where the job says that the export is a fleecing image.
+//!   where the job says that the export is a fleecing image, and nothing is read of this VM again
+//!   after it: no second attempt could tell what the guest wrote from what was destroyed.
 
 mod capture;
 mod disk;
@@ -24,17 +25,24 @@ mod mark;
 
 use super::{Capture, CaptureError, CaptureErrorKind, Hypervisor, Reading, SinceMark};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A VM whose jobs are handed in.
+/// A VM whose jobs are handed in, for one run.
 #[derive(Debug, Clone)]
 pub struct HandedSource {
     file: PathBuf,
+    /// Something of what was read has been given back.
+    given_back: Arc<AtomicBool>,
 }
 
 impl HandedSource {
     /// `file`: where the jobs of this VM are written.
     pub fn new(file: PathBuf) -> Self {
-        HandedSource { file }
+        HandedSource {
+            file,
+            given_back: Arc::default(),
+        }
     }
 }
 
@@ -44,7 +52,15 @@ impl Hypervisor for HandedSource {
         since: &[SinceMark],
         reading: Reading,
     ) -> Result<Box<dyn Capture>, CaptureError> {
-        capture::open(&self.file, since, reading)
+        if self.given_back.load(Ordering::SeqCst) {
+            return Err(CaptureError::new(
+                CaptureErrorKind::Inconsistent,
+                self.file.display(),
+                "the first attempt of this backup has given back what it read (discard), so there \
+                 can be no second one: hand the job in anew",
+            ));
+        }
+        capture::open(&self.file, since, reading, &self.given_back)
             .map(|capture| Box::new(capture) as Box<dyn Capture>)
     }
 

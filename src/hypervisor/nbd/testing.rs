@@ -141,7 +141,7 @@ fn serve(mut stream: UnixStream, size_of: &SizeOf, dirty: Dirty) -> io::Result<(
                     stream.write_all(&option_reply(option, unknown, &[]))?;
                     continue;
                 };
-                let flags = 1 | wire::EXPORT_READ_ONLY | wire::EXPORT_MULTI_CONN;
+                let flags = 1 | wire::EXPORT_TRIM | wire::EXPORT_MULTI_CONN;
                 let export = [&[0, 0][..], &size.to_be_bytes(), &flags.to_be_bytes()].concat();
                 stream.write_all(&option_reply(option, wire::REPLY_INFO, &export))?;
                 stream.write_all(&ack)?;
@@ -179,6 +179,10 @@ fn serve(mut stream: UnixStream, size_of: &SizeOf, dirty: Dirty) -> io::Result<(
                     let done = number as usize == contexts.len();
                     stream.write_all(&chunk(done, wire::CHUNK_STATUS, cookie, &payload))?;
                 }
+            }
+            // It keeps the bytes, as it may.
+            wire::COMMAND_TRIM => {
+                stream.write_all(&chunk(true, wire::CHUNK_NONE, cookie, &[]))?;
             }
             _ => return Ok(()),
         }
