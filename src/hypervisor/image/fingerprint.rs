@@ -5,12 +5,15 @@
 //! if the file had been quiet for longer than any tick when it was taken, and only on file
 //! systems of this host: over a network the times are those of another clock, seen through a
 //! cache. The change time cannot be set by a program, so it catches what resets the other one.
+//!
+//! File systems write times later than bytes, some by hours: after a crash of the host a file can
+//! have new content and old times. So a mark counts only in the boot in which it was made.
 
 use super::ImageFormat;
 use crate::hypervisor::{Changes, SinceMark};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, Metadata};
+use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
 
 /// The coarsest clock of a file system has ticks of 2 seconds (FAT).
@@ -33,6 +36,7 @@ struct Mark {
     image: u32,
     /// The same file read as another format is another disk.
     format: String,
+    boot: String,
     fingerprint: Fingerprint,
 }
 
@@ -80,10 +84,11 @@ impl Fingerprint {
         None
     }
 
-    pub(super) fn mark(&self, format: ImageFormat) -> Option<String> {
+    pub(super) fn mark(&self, format: ImageFormat, boot: &str) -> Option<String> {
         serde_json::to_string(&Mark {
             image: MARK_VERSION,
             format: format.as_str().to_string(),
+            boot: boot.to_string(),
             fingerprint: *self,
         })
         .ok()
@@ -95,6 +100,7 @@ impl Fingerprint {
         format: ImageFormat,
         size_bytes: u64,
         since: Option<&SinceMark>,
+        boot: Option<&str>,
     ) -> Changes {
         let unknown = |reason: &str| Changes::Unknown(reason.to_string());
         let Some(since) = since else {
@@ -113,6 +119,12 @@ impl Fingerprint {
         if let Some(difference) = self.difference(&mark.fingerprint) {
             return Changes::Unknown(difference);
         }
+        if boot != Some(mark.boot.as_str()) {
+            return unknown(
+                "the host was started anew since: after a crash the times of the image may be older \
+                 than its content",
+            );
+        }
         if since.size_bytes != size_bytes {
             return Changes::Unknown(format!(
                 "the size of the disk changed from {} to {size_bytes}",
@@ -121,6 +133,12 @@ impl Fingerprint {
         }
         Changes::Extents(Vec::new())
     }
+}
+
+/// Names the time from one start of the host to the next.
+pub(super) fn boot() -> Option<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_string())
 }
 
 /// Whether the file's times are of this host's clock.
@@ -156,6 +174,8 @@ mod tests {
         ctime: (1_001, 0),
     };
 
+    const BOOT: &str = "0b3e7c5a";
+
     fn since(mark: Option<String>) -> SinceMark {
         SinceMark {
             disk: DiskName::new("vda").unwrap(),
@@ -181,9 +201,20 @@ mod tests {
 
     #[test]
     fn an_equal_fingerprint_means_unchanged() {
-        let mark = since(PRINT.mark(ImageFormat::Raw));
-        let changes = PRINT.changes(ImageFormat::Raw, 3, Some(&mark));
+        let mark = since(PRINT.mark(ImageFormat::Raw, BOOT));
+        let changes = PRINT.changes(ImageFormat::Raw, 3, Some(&mark), Some(BOOT));
         assert_eq!(changes, Changes::Extents(Vec::new()));
+    }
+
+    #[test]
+    fn in_another_boot_an_equal_fingerprint_says_nothing() {
+        let mark = since(PRINT.mark(ImageFormat::Raw, BOOT));
+        for boot in [Some("another"), None] {
+            match PRINT.changes(ImageFormat::Raw, 3, Some(&mark), boot) {
+                Changes::Unknown(text) => assert!(text.contains("was started"), "{text}"),
+                Changes::Extents(_) => panic!("{boot:?}"),
+            }
+        }
     }
 
     #[test]
@@ -200,9 +231,9 @@ mod tests {
             (later(|print| print.mtime.1 = 9), "mtime"),
             (later(|print| print.ctime.0 = 9), "ctime"),
         ];
-        let mark = since(PRINT.mark(ImageFormat::Raw));
+        let mark = since(PRINT.mark(ImageFormat::Raw, BOOT));
         for (print, reason) in cases {
-            match print.changes(ImageFormat::Raw, 3, Some(&mark)) {
+            match print.changes(ImageFormat::Raw, 3, Some(&mark), Some(BOOT)) {
                 Changes::Unknown(text) => assert!(text.contains(reason), "{text}"),
                 Changes::Extents(_) => panic!("{print:?} was taken for unchanged"),
             }
@@ -211,7 +242,10 @@ mod tests {
 
     #[test]
     fn a_mark_of_another_format_size_or_source_says_nothing() {
-        let raw = since(PRINT.mark(ImageFormat::Raw));
+        let raw = since(PRINT.mark(ImageFormat::Raw, BOOT));
+        let boot = format!("\"boot\":\"{BOOT}\",");
+        let without_boot = raw.mark.as_ref().unwrap().replace(&boot, "");
+        assert_ne!(Some(&without_boot), raw.mark.as_ref());
         let mut resized = raw.clone();
         resized.size_bytes = 4;
         let cases = [
@@ -220,10 +254,11 @@ mod tests {
             (ImageFormat::Raw, Some(since(None))),
             (ImageFormat::Raw, Some(since(Some("bk-c1-1".to_string())))),
             (ImageFormat::Raw, Some(since(Some("{}".to_string())))),
+            (ImageFormat::Raw, Some(since(Some(without_boot)))),
             (ImageFormat::Raw, None),
         ];
         for (format, mark) in cases {
-            let changes = PRINT.changes(format, 3, mark.as_ref());
+            let changes = PRINT.changes(format, 3, mark.as_ref(), Some(BOOT));
             assert!(matches!(changes, Changes::Unknown(_)), "{mark:?}");
         }
     }

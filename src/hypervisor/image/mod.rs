@@ -10,8 +10,8 @@
 //! kernel counts as written to it, and which processes have it open for writing.
 //!
 //! The mark of a disk is the fingerprint of its file. Equal fingerprints mean an unchanged file,
-//! so a VM that stays off costs nothing. Times of the file system are trusted for that only where
-//! they can tell two writes apart; see `fingerprint`.
+//! so a VM that stays off costs nothing until the host is started anew. Times of the file system
+//! are trusted for that only where they can tell two writes apart; see `fingerprint`.
 
 mod fingerprint;
 mod header;

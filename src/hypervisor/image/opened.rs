@@ -113,7 +113,8 @@ impl OpenedImage {
             _ => {
                 let print = Fingerprint::of(&metadata);
                 let lasting = print.is_quiet(now) && fingerprint::is_on_this_host(&file);
-                let mark = lasting.then(|| print.mark(disk.format)).flatten();
+                let boot = fingerprint::boot().filter(|_| lasting);
+                let mark = boot.and_then(|boot| print.mark(disk.format, &boot));
                 (Identity::File(print), mark)
             }
         };
@@ -154,7 +155,10 @@ impl OpenedImage {
     pub(super) fn changes(&self, size_bytes: u64, since: &[SinceMark]) -> Changes {
         let since = since.iter().find(|since| since.disk == self.disk.name);
         match self.identity {
-            Identity::File(print) => print.changes(self.disk.format, size_bytes, since),
+            Identity::File(print) => {
+                let boot = fingerprint::boot();
+                print.changes(self.disk.format, size_bytes, since, boot.as_deref())
+            }
             Identity::Device { .. } => {
                 Changes::Unknown("a block device keeps no record of changes".to_string())
             }
