@@ -1,8 +1,9 @@
+use crate::hypervisor::timed_child;
 use crate::model::{BootMark, Clock, ClockReading};
 use jiff::Timestamp;
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,6 +18,7 @@ pub struct SystemClock {
 
 const ANSWER_HOLDS: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(3);
+const MAX_SAID_BYTES: u64 = 4096;
 /// systemd-timesyncd touches this file whenever it has set the clock, every 34 minutes at least.
 const TIMESYNCD_MARK: &str = "/run/systemd/timesync/synchronized";
 const TIMESYNCD_MARK_HOLDS: Duration = Duration::from_secs(4 * 3600);
@@ -108,35 +110,20 @@ fn chrony_is_synchronised(text: &str) -> bool {
     )
 }
 
-/// What a program prints, if it ends well and in time. Its few bytes fit the pipe.
+/// What a program prints, if it ends well and in time. One that hangs (no D-Bus, for one) is no answer.
 fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    if !ends_well(&mut child) {
-        return None;
+        .stderr(Stdio::null());
+    let output = timed_child::run(&mut command, PATIENCE, MAX_SAID_BYTES).ok()?;
+    match output.status.success() {
+        true => String::from_utf8(output.stdout).ok(),
+        false => None,
     }
-    std::io::read_to_string(child.stdout.take()?).ok()
-}
-
-fn ends_well(child: &mut Child) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < PATIENCE {
-        match child.try_wait() {
-            Ok(Some(status)) => return status.success(),
-            Ok(None) => std::thread::sleep(Duration::from_millis(5)),
-            Err(_) => break,
-        }
-    }
-    // It hangs (no D-Bus, for one): not an answer. Reaped, so that it leaves no zombie.
-    let _ = child.kill();
-    let _ = child.wait();
-    false
 }
 
 #[cfg(test)]

@@ -2,16 +2,20 @@
 
 use super::exit::{Exit, Failure};
 use crate::config::SecretSource;
+use crate::hypervisor::timed_child;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// A secret key has some 40 characters, a signed address some hundreds.
 const MAX_SECRET_BYTES: u64 = 4096;
 const MAX_CERTIFICATES_BYTES: u64 = 1 << 20;
+/// A command that asks a server over a slow line has an answer by then; one that hangs holds up no backup.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
 /// Reads a secret from where the configuration says it is. `key`: as its keys are called but for their
 /// last word, such as `notify.mail.password_`.
@@ -46,7 +50,10 @@ pub fn read(key: &str, source: &SecretSource) -> Result<Zeroizing<String>, Failu
         SecretSource::Command(words) => {
             let program = words.first().cloned().unwrap_or_default();
             let key = format!("{key}command");
-            (format!("what {program} prints"), told_by(&key, words)?)
+            (
+                format!("what {program} prints"),
+                told_by(&key, words, COMMAND_LIMIT)?,
+            )
         }
     };
     let not_a_secret = |why: &str| {
@@ -89,29 +96,26 @@ fn refuse_readable_by_others(key: &str, file: &Path, opened: &File) -> Result<()
     }
 }
 
-fn told_by(key: &str, words: &[String]) -> Result<Zeroizing<Vec<u8>>, Failure> {
+fn told_by(key: &str, words: &[String], limit: Duration) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let Some((program, arguments)) = words.split_first() else {
         return Err(Failure::new(Exit::Usage, format!("{key} names no program")));
     };
     // Without its arguments: one of them may be the secret.
     let failed = |what: String| Failure::new(Exit::Usage, format!("{key}: {program}: {what}"));
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| failed(error.to_string()))?;
-    let mut bytes = Zeroizing::new(Vec::new());
-    if let Some(output) = child.stdout.take() {
-        output
-            .take(MAX_SECRET_BYTES)
-            .read_to_end(&mut bytes)
-            .map_err(|error| failed(error.to_string()))?;
-    }
-    let status = child.wait().map_err(|error| failed(error.to_string()))?;
-    match status.success() {
+        .stdout(Stdio::piped());
+    let told = timed_child::run(&mut command, limit, MAX_SECRET_BYTES);
+    let output = told.map_err(|error| {
+        failed(error.to_string())
+            .hint("it is to print the secret, ask nobody anything, and end: try it with </dev/null")
+    })?;
+    let bytes = Zeroizing::new(output.stdout);
+    match output.status.success() {
         true => Ok(bytes),
-        false => Err(failed(status.to_string())),
+        false => Err(failed(output.status.to_string())),
     }
 }
 
@@ -181,6 +185,29 @@ mod tests {
                 }
                 (told, expected) => panic!("{:?} instead of {expected:?}", told.is_ok()),
             }
+        }
+    }
+
+    #[test]
+    fn a_command_that_hangs_or_is_held_open_by_what_it_started_is_given_up() {
+        for (script, limit, says) in [
+            ("sleep infinity", 200, "did not end within 0.2 s"),
+            (
+                "echo s3cret; sleep infinity & sleep infinity",
+                200,
+                "did not end within 0.2 s",
+            ),
+            (
+                "echo s3cret; sleep infinity &",
+                20_000,
+                "something holds its output open",
+            ),
+        ] {
+            let words = ["sh", "-c", script].map(str::to_string);
+            let told = told_by("x.url_command", &words, Duration::from_millis(limit));
+            let failure = told.expect_err(script);
+            assert_eq!(failure.message, format!("x.url_command: sh: {says}"));
+            assert!(!failure.hints.is_empty());
         }
     }
 }

@@ -1,17 +1,13 @@
 //! `virsh` as a process of its own: works with every libvirt, and a hang of it is ended by a kill.
 
-use crate::hypervisor::{CaptureError, CaptureErrorKind};
-use std::io::{self, Read};
-use std::os::unix::process::CommandExt;
+use crate::hypervisor::{CaptureError, CaptureErrorKind, timed_child};
+use std::io;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// The definition of a domain with many disks has some 100 KiB.
 const MAX_OUTPUT: u64 = 4 << 20;
-/// Time for the pipes to close after the process has ended.
-const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
 /// What `virsh` said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,89 +59,31 @@ impl Virsh for Process {
         if let Some(uri) = &self.uri {
             command.arg("-c").arg(uri);
         }
-        let mut child = command
+        command
             .arg("-q")
             .args(arguments)
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // Ctrl-C is for us; and a kill reaches what virsh itself has started.
-            .process_group(0)
-            .spawn()
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => failed(format!(
+            .stderr(Stdio::piped());
+        let output = timed_child::run(&mut command, limit, MAX_OUTPUT).map_err(|error| {
+            failed(match error.kind() {
+                io::ErrorKind::NotFound => format!(
                     "{} is not there; install libvirt-clients",
                     self.program.display()
-                )),
-                _ => failed(error.to_string()),
-            })?;
-        let stdout = child.stdout.take().map(drain);
-        let stderr = child.stderr.take().map(drain);
-        let deadline = Instant::now() + limit;
-        let mut pause = Duration::from_millis(2);
-        let status = loop {
-            match child.try_wait() {
-                Ok(Some(status)) => break status,
-                Ok(None) if Instant::now() < deadline => std::thread::sleep(pause),
-                Ok(None) => {
-                    kill(&mut child);
-                    return Err(failed(format!(
-                        "did not end within {} s; is libvirtd well?",
-                        limit.as_secs_f32()
-                    )));
-                }
-                Err(error) => {
-                    kill(&mut child);
-                    return Err(failed(error.to_string()));
-                }
-            }
-            pause = (pause * 2).min(Duration::from_millis(20));
-        };
-        let text = |pipe: Option<Receiver<io::Result<Vec<u8>>>>| {
-            let received = pipe.map(|pipe| pipe.recv_timeout(DRAIN_LIMIT));
-            match received {
-                Some(Ok(Ok(bytes))) => match bytes.len() as u64 > MAX_OUTPUT {
-                    true => Err(failed(format!("said more than {MAX_OUTPUT} bytes"))),
-                    false => {
-                        String::from_utf8(bytes).map_err(|_| failed("did not say text".to_string()))
-                    }
-                },
-                Some(Ok(Err(error))) => Err(failed(error.to_string())),
-                _ => Err(failed("something holds its output open".to_string())),
-            }
-        };
+                ),
+                io::ErrorKind::TimedOut => format!("{error}; is libvirtd well?"),
+                _ => error.to_string(),
+            })
+        })?;
+        let text =
+            |bytes| String::from_utf8(bytes).map_err(|_| failed("did not say text".to_string()));
         Ok(Reply {
-            success: status.success(),
-            stdout: text(stdout)?,
-            stderr: text(stderr)?,
+            success: output.status.success(),
+            stdout: text(output.stdout)?,
+            stderr: text(output.stderr)?,
         })
     }
-}
-
-/// Reads a pipe to its end in a thread. Once more than the most was said, the pipe is closed and
-/// its writer ends.
-fn drain(pipe: impl Read + Send + 'static) -> Receiver<io::Result<Vec<u8>>> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let read = pipe.take(MAX_OUTPUT + 1).read_to_end(&mut bytes);
-        // Nobody may wait any more.
-        let _ = sender.send(read.map(|_| bytes));
-    });
-    receiver
-}
-
-fn kill(child: &mut Child) {
-    // Its group first: after the wait, its number could be another's.
-    let group = i32::try_from(child.id())
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
-    if let Some(group) = group {
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-    }
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 #[cfg(test)]
@@ -153,6 +91,7 @@ mod tests {
     use super::*;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::time::Instant;
     use tempfile::TempDir;
 
     fn fake(script: &str) -> (TempDir, Process) {
