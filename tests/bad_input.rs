@@ -407,6 +407,64 @@ fn a_ledger_with_a_gap_a_fork_or_a_bad_signature_is_damage_and_stays_untouched()
 }
 
 #[test]
+fn a_customer_that_cannot_be_opened_takes_nothing_from_the_others() {
+    let lab = Lab::new(0xbad_0015);
+    let config = lab.host.config_text();
+    let newco = "\n[[customer]]\nid = \"newco\"\n";
+    lab.host.write_config(&format!("{config}{newco}"));
+    let says = "newco is not in the repository yet";
+    let ask = |line: &[&str]| lab.host.vmkeep(line, minutes(1));
+    let asked = ask(&["points", "acme/web01"]);
+    asked.exits(0).says("acme/web01");
+    assert!(!asked.stderr.contains("newco"), "{asked}");
+    ask(&["points", "newco/web01"])
+        .exits(1)
+        .one_error()
+        .says(says);
+    // Who asks for all of them gets all there is.
+    for line in [
+        &["points"][..],
+        &["run", "--dry-run"],
+        &["prune", "--dry-run"],
+        &["key", "list"],
+    ] {
+        ask(line).exits(1).one_error().says(says).says("globex");
+    }
+    let rows = ask(&["--json", "points"]).document();
+    let rows = rows.as_array().unwrap();
+    assert_eq!(rows.len(), 4, "{rows:?}");
+    assert_eq!(rows[3]["customer"], "newco");
+    assert_eq!(rows[3]["error"]["code"], 1);
+    // A VM of which only restore points are left may be anybody's.
+    let gone = config.replace("name = \"db01\"", "name = \"db02\"");
+    lab.host.write_config(&format!("{gone}{newco}"));
+    let to = lab.host.path("gone");
+    let restore = |vm| ["restore", vm, "--at", "latest", "--to", path_text(&to)];
+    ask(&restore("db01"))
+        .exits(0)
+        .says("warning: newco was not looked through: ");
+    ask(&restore("db09")).exits(1).one_error().says(says);
+    lab.host.write_config(&format!("{config}{newco}"));
+
+    // One that is damaged does not keep another one from being made.
+    let missing = lab.ledger(5);
+    let entry = fs::read(&missing).unwrap();
+    fs::remove_file(&missing).unwrap();
+    ask(&["init", "--yes"])
+        .exits(6)
+        .one_error()
+        .says("entry 5 is missing")
+        .says("newco  (created)");
+    ask(&["points", "newco/web01"]).exits(2);
+    ask(&["ledger", "show"])
+        .exits(6)
+        .says("entry 5 is missing")
+        .says("customer newco");
+    fs::write(&missing, entry).unwrap();
+    ask(&["points"]).exits(0);
+}
+
+#[test]
 fn a_repository_of_a_later_format_is_left_alone() {
     let lab = Lab::new(0xbad_0007);
     let file = lab.host.store().join("vmkeep.json");

@@ -236,9 +236,19 @@ fn an_expired_point_comes_back_with_undo_until_it_is_erased() {
             !ids(&lab, later).contains(id),
             "an expired point is not listed"
         );
+        // A customer that init has not made yet is not in the way.
+        let config = lab.host.config_text();
+        let newco = format!("{config}\n[[customer]]\nid = \"newco\"\n");
+        lab.host.write_config(&newco);
         lab.host
             .vmkeep(&["prune", "--undo", &id[..12]], later)
-            .exits(0);
+            .exits(0)
+            .says("warning: newco was not looked through: ");
+        lab.host
+            .vmkeep(&["prune", "--undo", "000000000000"], later)
+            .exits(1)
+            .says("newco is not in the repository yet");
+        lab.host.write_config(&config);
         assert!(ids(&lab, later).contains(id), "it is back");
         // The next prune thins it again; a day later its record is destroyed, and that is that.
         for day in 1..4 {

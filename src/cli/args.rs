@@ -442,7 +442,11 @@ impl fmt::Display for VmSelector {
 
 impl VmSelector {
     pub fn matches(&self, customer: &CustomerName, vm: &VmName) -> bool {
-        self.vm == *vm && self.customer.as_ref().is_none_or(|own| own == customer)
+        self.vm == *vm && self.may_be_of(customer)
+    }
+
+    pub fn may_be_of(&self, customer: &CustomerName) -> bool {
+        self.customer.as_ref().is_none_or(|own| own == customer)
     }
 }
 

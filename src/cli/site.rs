@@ -99,6 +99,9 @@ pub struct OpenCustomer<'a> {
     pub customer: Customer,
 }
 
+/// One that cannot be opened, and why.
+pub type Unopened<'a> = (&'a CustomerName, Failure);
+
 impl OpenCustomer<'_> {
     /// The zone in which this customer's nights are counted.
     pub fn zone(&self) -> TimeZone {
@@ -208,13 +211,20 @@ impl Site {
         Ok(OpenCustomer { config, customer })
     }
 
-    /// All customers of the configuration; the first that cannot be opened fails.
-    pub fn customers(&self) -> Result<Vec<OpenCustomer<'_>>, Failure> {
-        self.config
-            .customers
-            .iter()
-            .map(|customer| self.customer(customer))
-            .collect()
+    /// The wanted customers of the configuration. One that cannot be opened keeps nobody from the others.
+    pub fn customers(
+        &self,
+        wanted: impl Fn(&CustomerName) -> bool,
+    ) -> (Vec<OpenCustomer<'_>>, Vec<Unopened<'_>>) {
+        let (mut opened, mut unopened) = (Vec::new(), Vec::new());
+        let customers = self.config.customers.iter();
+        for config in customers.filter(|config| wanted(&config.name)) {
+            match self.customer(config) {
+                Ok(open) => opened.push(open),
+                Err(failure) => unopened.push((&config.name, failure)),
+            }
+        }
+        (opened, unopened)
     }
 
     /// From here on nothing is sent to the store faster than this allows. Before customers are opened.

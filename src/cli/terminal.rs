@@ -81,6 +81,12 @@ impl Terminal {
         self.say(&printable(text));
     }
 
+    pub fn warn_each(&self, notes: &[String]) {
+        for note in notes {
+            self.warn(&format!("vmkeep: warning: {note}\n"));
+        }
+    }
+
     /// A line for the person watching, on stderr.
     fn say(&self, text: &str) {
         self.progress.suspend(|| {

@@ -1,3 +1,4 @@
+use super::tally::Tally;
 use crate::cli::answer::Answer;
 use crate::cli::args::InitArgs;
 use crate::cli::exit::{Exit, Failure};
@@ -46,6 +47,7 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
         host.take_over();
     }
     let mut admitted = Vec::new();
+    let mut refused = Vec::new();
     for customer in &config.customers {
         let escrow = recipients(repository.escrow.iter().chain(&customer.escrow))?;
         let outcome = admit(
@@ -55,9 +57,15 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
             &host,
             &escrow,
             &customer.terms,
-        )
-        .map_err(|error| stranger(error, &file, &host))?;
-        admitted.push((customer, outcome, escrow.len()));
+        );
+        match outcome {
+            Ok(outcome) => admitted.push((customer, outcome, escrow.len())),
+            Err(error) => refused.push((&customer.name, stranger(error, &file, &host))),
+        }
+    }
+    // A stranger is one to all of them.
+    if admitted.is_empty() && !refused.is_empty() {
+        return Err(refused.swap_remove(0).1);
     }
 
     let public_key = minisign::public_key_line(&host.identity().host_id());
@@ -98,23 +106,8 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
             ),
         );
     }
-    text.push_str(&escrow_advice(
-        &config,
-        &host,
-        admitted.iter().any(|(.., n)| *n == 0),
-    ));
-    let document = json!({
-        "repository": file.repository.to_string(),
-        "location": storage.location(),
-        "created": created,
-        "host": {
-            "id": host.identity().host_id().to_string(),
-            "recipient": host.identity().recipient().to_string(),
-            "minisign_public_key": public_key,
-            "identity": host.folder().identity_path(),
-            "identity_created": made,
-        },
-        "customers": admitted.iter().map(|(customer, outcome, escrow)| json!({
+    let outcomes = admitted.iter().map(|(customer, outcome, escrow)| {
+        json!({
             "id": customer.name.as_str(),
             "outcome": match outcome {
                 Admission::Created => "created",
@@ -122,9 +115,35 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
                 Admission::Unchanged => "unchanged",
             },
             "escrow_recipients": escrow,
-        })).collect::<Vec<_>>(),
+        })
     });
-    Ok(Answer::done(text, document))
+    let mut tally = Tally {
+        text,
+        documents: outcomes.collect(),
+        worst: None,
+    };
+    tally.all_failed(invocation, refused)?;
+    tally.text.push_str(&escrow_advice(
+        &config,
+        &host,
+        admitted.iter().any(|(.., n)| *n == 0),
+    ));
+    let document = |customers| {
+        json!({
+            "repository": file.repository.to_string(),
+            "location": storage.location(),
+            "created": created,
+            "host": {
+                "id": host.identity().host_id().to_string(),
+                "recipient": host.identity().recipient().to_string(),
+                "minisign_public_key": public_key,
+                "identity": host.folder().identity_path(),
+                "identity_created": made,
+            },
+            "customers": customers,
+        })
+    };
+    Ok(tally.answer(document))
 }
 
 /// The repository, and whether it was made by this.

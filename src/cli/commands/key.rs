@@ -1,3 +1,4 @@
+use super::tally::Tally;
 use crate::cli::answer::Answer;
 use crate::cli::args::{AdmitArgs, HostRole, KeyCommand};
 use crate::cli::exit::{Exit, Failure};
@@ -8,8 +9,7 @@ use crate::cli::terminal::Terminal;
 use crate::config::{HOST_NAME, is_host_name};
 use crate::format::entry::{ClockDeclaration, HostBody, Role};
 use crate::jobs::{Admission, admit_host};
-use serde_json::json;
-use std::fmt::Write;
+use serde_json::{Value, json};
 
 /// Digits of a host id that tell hosts apart in a table.
 const ID_DIGITS: usize = 12;
@@ -17,12 +17,12 @@ const ID_DIGITS: usize = 12;
 pub fn run(invocation: &Invocation, command: &KeyCommand) -> Result<Answer, Failure> {
     let site = Site::open(invocation)?;
     match command {
-        KeyCommand::List => list(&site),
-        KeyCommand::Admit(args) => admit(&site, args),
+        KeyCommand::List => list(invocation, &site),
+        KeyCommand::Admit(args) => admit(invocation, &site, args),
     }
 }
 
-fn list(site: &Site) -> Result<Answer, Failure> {
+fn list(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
     let mut table = Table::new()
         .left("CUSTOMER")
         .cut("HOST")
@@ -30,8 +30,9 @@ fn list(site: &Site) -> Result<Answer, Failure> {
         .left("ROLES")
         .left("CLOCK")
         .left("KEY");
-    let mut documents = Vec::new();
-    for open in site.customers()? {
+    let mut tally = Tally::default();
+    let (opened, unopened) = site.customers(|_| true);
+    for open in &opened {
         let (hosts, keys) = open
             .customer
             .with_state(|state| (state.hosts.clone(), state.keys.clone()));
@@ -55,7 +56,7 @@ fn list(site: &Site) -> Result<Answer, Failure> {
             .iter()
             .filter(|one| !hosts.values().any(|host| host.recipient == **one))
             .collect();
-        documents.push(json!({
+        tally.documents.push(json!({
             "customer": open.config.name.as_str(),
             "hosts": hosts.values().map(|host| json!({
                 "id": host.host.to_string(),
@@ -69,13 +70,12 @@ fn list(site: &Site) -> Result<Answer, Failure> {
             "key_files": keys.len(),
         }));
     }
-    Ok(Answer::done(
-        table.render(Terminal::width()),
-        json!(documents),
-    ))
+    tally.text = table.render(Terminal::width());
+    tally.all_failed(invocation, unopened)?;
+    Ok(tally.answer(Value::from))
 }
 
-fn admit(site: &Site, args: &AdmitArgs) -> Result<Answer, Failure> {
+fn admit(invocation: &Invocation, site: &Site, args: &AdmitArgs) -> Result<Answer, Failure> {
     for name in &args.customers {
         if !site.config.customers.iter().any(|one| one.name == *name) {
             let message = format!("customer {name} is not in the configuration of this host");
@@ -98,31 +98,37 @@ fn admit(site: &Site, args: &AdmitArgs) -> Result<Answer, Failure> {
             false => ClockDeclaration::Verified,
         },
     };
-    let mut text = String::new();
-    let mut documents = Vec::new();
+    let mut tally = Tally::default();
     for config in &site.config.customers {
         if !args.customers.is_empty() && !args.customers.contains(&config.name) {
             continue;
         }
-        let open = site.customer(config)?;
-        site.probe(&open.customer)?;
-        let outcome = admit_host(&open.customer, &site.host, &newcomer)?;
+        let outcome = site.customer(config).and_then(|open| {
+            site.probe(&open.customer)?;
+            Ok(admit_host(&open.customer, &site.host, &newcomer)?)
+        });
         let (sentence, word) = match outcome {
-            Admission::Created => ("admitted; it had the key", "admitted"),
-            Admission::Rewrapped => ("admitted, and has the key", "admitted"),
-            Admission::Unchanged => ("was admitted before", "unchanged"),
+            Ok(Admission::Created) => ("admitted; it had the key", "admitted"),
+            Ok(Admission::Rewrapped) => ("admitted, and has the key", "admitted"),
+            Ok(Admission::Unchanged) => ("was admitted before", "unchanged"),
+            Err(failure) => {
+                tally.failed(invocation, &config.name, failure)?;
+                continue;
+            }
         };
-        let _ = writeln!(
-            text,
-            "{}: {} {sentence} ({})",
+        let text = format!(
+            "{}: {} {sentence} ({})\n",
             config.name,
             newcomer.name,
             roles_text(&newcomer.roles)
         );
-        documents.push(json!({ "customer": config.name.as_str(), "outcome": word }));
+        let document = json!({ "customer": config.name.as_str(), "outcome": word });
+        tally.add(&text, document, None);
     }
-    text.push_str("now run on the new host: vmkeep init\n");
-    Ok(Answer::done(text, json!(documents)))
+    tally
+        .text
+        .push_str("now run on the new host: vmkeep init\n");
+    Ok(tally.answer(Value::from))
 }
 
 fn role_of(role: HostRole) -> Role {

@@ -1,4 +1,5 @@
 use super::prune::worse;
+use super::tally::Tally;
 use crate::cli::answer::Answer;
 use crate::cli::args::LedgerCommand;
 use crate::cli::exit::{Exit, Failure};
@@ -17,14 +18,13 @@ use std::fmt::Write;
 pub fn run(invocation: &Invocation, command: LedgerCommand) -> Result<Answer, Failure> {
     let site = Site::open(invocation)?;
     match command {
-        LedgerCommand::Show => show(&site),
+        LedgerCommand::Show => show(invocation, &site),
         LedgerCommand::Verify => verify(invocation, &site),
     }
 }
 
-fn show(site: &Site) -> Result<Answer, Failure> {
-    let mut text = String::new();
-    let mut documents: Vec<Value> = Vec::new();
+fn show(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
+    let mut tally = Tally::default();
     for config in &site.config.customers {
         let zone = TimeZone::get(&config.terms.timezone).unwrap_or(TimeZone::UTC);
         let mut table = Table::new()
@@ -33,7 +33,7 @@ fn show(site: &Site) -> Result<Answer, Failure> {
             .left("KIND")
             .cut("WHAT");
         let names = CustomerNames::new(&config.name);
-        Ledger::replay(site.store.storage.clone(), names, |entry, verdict| {
+        let replayed = Ledger::replay(site.store.storage.clone(), names, |entry, verdict| {
             let void = verdict.err();
             let what = match &void {
                 Some(reason) => format!("VOID ({reason}): {}", summary(entry)),
@@ -49,7 +49,7 @@ fn show(site: &Site) -> Result<Answer, Failure> {
                 entry.body.kind().to_string(),
                 what,
             ]);
-            documents.push(json!({
+            tally.documents.push(json!({
                 "customer": config.name.as_str(),
                 "seq": entry.seq,
                 "time": entry.time.to_string(),
@@ -62,13 +62,18 @@ fn show(site: &Site) -> Result<Answer, Failure> {
                 "void": void,
                 "body": entry.body.document(),
             }));
-        })?;
-        let _ = writeln!(text, "customer {}", config.name);
-        text.push_str(&table.render(Terminal::width()));
-        text.push('\n');
+        });
+        let _ = writeln!(tally.text, "customer {}", config.name);
+        tally.text.push_str(&table.render(Terminal::width()));
+        if let Err(error) = replayed {
+            tally.failed(invocation, &config.name, error.into())?;
+        }
+        tally.text.push('\n');
     }
-    text.push_str("A time with ? had no witness: one clock's word.\n");
-    Ok(Answer::done(text, documents.into()))
+    tally
+        .text
+        .push_str("A time with ? had no witness: one clock's word.\n");
+    Ok(tally.answer(Value::from))
 }
 
 /// What an entry says, in a line.

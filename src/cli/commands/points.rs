@@ -1,4 +1,5 @@
 use super::report::short;
+use super::tally::Tally;
 use crate::cli::answer::Answer;
 use crate::cli::args::PointsArgs;
 use crate::cli::exit::{Exit, Failure};
@@ -8,8 +9,8 @@ use crate::cli::site::Site;
 use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
 use crate::jobs::listed;
-use crate::model::{PointKind, VmName};
-use serde_json::json;
+use crate::model::{CustomerName, PointKind, VmName};
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 pub fn run(invocation: &Invocation, args: &PointsArgs) -> Result<Answer, Failure> {
@@ -23,15 +24,18 @@ pub fn run(invocation: &Invocation, args: &PointsArgs) -> Result<Answer, Failure
         .right("STORED")
         .left("EXPIRES")
         .left("ID");
-    let mut documents = Vec::new();
-    let mut known: BTreeSet<(usize, VmName)> = BTreeSet::new();
-    for (number, open) in site.customers()?.iter().enumerate() {
+    let mut tally = Tally::default();
+    let (opened, unopened) = site.customers(|customer| {
+        args.vms.is_empty() || args.vms.iter().any(|one| one.may_be_of(customer))
+    });
+    let mut known: BTreeSet<(&CustomerName, VmName)> = BTreeSet::new();
+    for open in &opened {
         let customer = &open.config.name;
-        known.extend(open.config.vms.iter().map(|vm| (number, vm.name.clone())));
+        known.extend(open.config.vms.iter().map(|vm| (customer, vm.name.clone())));
         let zone = open.zone();
         open.customer.with_state(|state| {
             for (id, point) in listed(state, now) {
-                known.insert((number, point.vm.clone()));
+                known.insert((customer, point.vm.clone()));
                 let wanted = args.vms.is_empty()
                     || args
                         .vms
@@ -54,7 +58,7 @@ pub fn run(invocation: &Invocation, args: &PointsArgs) -> Result<Answer, Failure
                     figures::day(point.expires_at, &zone),
                     short(&id.to_string()),
                 ]);
-                documents.push(json!({
+                tally.documents.push(json!({
                     "id": id.to_string(),
                     "customer": customer.as_str(),
                     "vm": point.vm.as_str(),
@@ -75,17 +79,10 @@ pub fn run(invocation: &Invocation, args: &PointsArgs) -> Result<Answer, Failure
         });
     }
     for selector in &args.vms {
-        let exists = site
-            .config
-            .customers
-            .iter()
-            .enumerate()
-            .any(|(number, customer)| {
-                known
-                    .iter()
-                    .any(|(of, vm)| *of == number && selector.matches(&customer.name, vm))
-            });
-        if !exists {
+        let mut known = known.iter();
+        let exists = known.any(|(customer, vm)| selector.matches(customer, vm));
+        let mut unopened = unopened.iter();
+        if !exists && !unopened.any(|(customer, _)| selector.may_be_of(customer)) {
             return Err(Failure::new(
                 Exit::Usage,
                 format!("no VM {selector}, neither configured nor with restore points"),
@@ -93,9 +90,10 @@ pub fn run(invocation: &Invocation, args: &PointsArgs) -> Result<Answer, Failure
             .hint("vmkeep points lists all of them"));
         }
     }
-    let text = match table.is_empty() {
+    tally.text = match table.is_empty() {
         true => "no restore points\n".to_string(),
         false => table.render(Terminal::width()),
     };
-    Ok(Answer::done(text, documents.into()))
+    tally.all_failed(invocation, unopened)?;
+    Ok(tally.answer(Value::from))
 }

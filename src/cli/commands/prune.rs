@@ -1,4 +1,5 @@
 use super::report::{action_word, decision_document, pruned_document, pruned_text, short};
+use super::selection;
 use super::tally::Tally;
 use crate::cli::answer::Answer;
 use crate::cli::args::{PointSelector, PruneArgs};
@@ -26,10 +27,10 @@ pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure>
         site.host.vouch_for_clock();
     }
     if let Some(point) = &args.undo {
-        return bring_back(&site, point);
+        return bring_back(invocation, &site, point);
     }
     if args.dry_run {
-        return dry_run(&site, request, args.confirm);
+        return dry_run(invocation, &site, request);
     }
     if site.config.host.role == HostRole::Agent {
         return Err(Failure::new(
@@ -163,20 +164,19 @@ pub fn worse(one: Option<Failure>, other: Option<Failure>) -> Option<Failure> {
     }
 }
 
-/// `confirm`: a waiting policy is taken over first.
-fn dry_run(site: &Site, request: PruneRequest, confirm: bool) -> Result<Answer, Failure> {
+/// A policy that waits is taken over first where that is confirmed.
+fn dry_run(invocation: &Invocation, site: &Site, request: PruneRequest) -> Result<Answer, Failure> {
     let now = site.host.now();
-    let mut text = String::new();
-    let mut documents = Vec::new();
-    let mut exit = Exit::Done;
-    for open in site.customers()? {
+    let mut tally = Tally::default();
+    let (opened, unopened) = site.customers(|_| true);
+    for open in &opened {
         let terms = &open.config.terms;
-        let (state, policy) = open.customer.with_state(|state| match confirm {
+        let (state, policy) = open.customer.with_state(|state| match request.confirm {
             true => foresee_policy(state, &site.host, terms, true),
             false => Ok((state.clone(), Policies::Same)),
         })?;
         let decisions = plan_prune(&state, now, request);
-        text.push_str(&plan_text(&decisions, &open));
+        let mut text = plan_text(&decisions, open);
         let policy_note = match policy {
             Policies::Applied => Some("by the configured policy, which would be in force first"),
             _ if state.terms.as_ref() != Some(terms) => Some(POLICY_DIFFERS),
@@ -188,23 +188,24 @@ fn dry_run(site: &Site, request: PruneRequest, confirm: bool) -> Result<Answer, 
         let clock = match site.host.judgement(state.last_witnessed).deletion {
             Deletion::Allowed => None,
             Deletion::Refused { reason } => {
-                exit = Exit::ClockNotTrusted;
+                let refused = Failure::new(Exit::ClockNotTrusted, reason.to_string());
+                tally.meet(Some(refused));
                 Some(reason.to_string())
             }
         };
         if let Some(reason) = &clock {
             let _ = writeln!(text, "  nothing would be deleted: {reason}");
         }
-        documents.push(json!({
+        let document = json!({
             "customer": open.config.name.as_str(),
             "points": decisions.iter().map(decision_document).collect::<Vec<_>>(),
             "policy_note": policy_note,
             "clock_refusal": clock,
-        }));
+        });
+        tally.add(&text, document, None);
     }
-    let mut answer = Answer::done(text, json!({ "dry_run": true, "customers": documents }));
-    answer.exit = exit;
-    Ok(answer)
+    tally.all_failed(invocation, unopened)?;
+    Ok(tally.answer(|customers| json!({ "dry_run": true, "customers": customers })))
 }
 
 /// The plan: a line and a reason a point, oldest first.
@@ -239,9 +240,14 @@ fn plan_text(decisions: &[Decision], open: &OpenCustomer<'_>) -> String {
     table.render(Terminal::width())
 }
 
-fn bring_back(site: &Site, selector: &PointSelector) -> Result<Answer, Failure> {
+fn bring_back(
+    invocation: &Invocation,
+    site: &Site,
+    selector: &PointSelector,
+) -> Result<Answer, Failure> {
     let mut found = Vec::new();
-    for open in site.customers()? {
+    let (opened, mut unopened) = site.customers(|_| true);
+    for open in &opened {
         let points = open.customer.with_state(|state| {
             state
                 .points
@@ -251,11 +257,11 @@ fn bring_back(site: &Site, selector: &PointSelector) -> Result<Answer, Failure> 
                 .collect::<Vec<_>>()
         });
         for (id, state) in points {
-            found.push((open.config, id, state));
+            found.push((open, id, state));
         }
     }
-    let (config, id) = match found.as_slice() {
-        [(config, id, PointState::Expired)] => (*config, *id),
+    let (open, id) = match found.as_slice() {
+        [(open, id, PointState::Expired)] => (*open, *id),
         [(_, id, PointState::Live)] => {
             return Err(Failure::new(
                 Exit::Failed,
@@ -268,6 +274,8 @@ fn bring_back(site: &Site, selector: &PointSelector) -> Result<Answer, Failure> 
                 format!("restore point {id} is erased: nobody can bring it back"),
             ));
         }
+        // It may be theirs.
+        [] if !unopened.is_empty() => return Err(unopened.swap_remove(0).1),
         [] => {
             return Err(
                 Failure::new(Exit::Failed, format!("no restore point {selector}"))
@@ -282,14 +290,20 @@ fn bring_back(site: &Site, selector: &PointSelector) -> Result<Answer, Failure> 
             .hint("give more digits"));
         }
     };
-    let open = site.customer(config)?;
     undo(&open.customer, id, "asked for on the command line")?;
+    let notes = selection::passed_over(&unopened);
+    invocation.terminal.warn_each(&notes);
     let text = format!(
         "{}: restore point {id} is back; thinning takes it again unless the policy keeps it\n",
-        config.name
+        open.config.name
     );
     Ok(Answer::done(
         text,
-        json!({ "customer": config.name.as_str(), "id": id.to_string(), "undone": true }),
+        json!({
+            "customer": open.config.name.as_str(),
+            "id": id.to_string(),
+            "undone": true,
+            "notes": notes,
+        }),
     ))
 }

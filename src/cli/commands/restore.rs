@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failure> {
     let site = Site::open(invocation)?;
     let now = site.host.now();
-    let open = owner(&site, &args.vm, now)?;
+    let (open, passed_over) = owner(&site, &args.vm, now)?;
     let customer = &open.customer;
     let zone = open.zone();
     let chosen = choose_point(&open, args, &zone, now)?;
@@ -39,7 +39,8 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
     let partial = partial_files(&args.to);
     let targets = targets(&site, args, &point, &names)?;
     let definition = write_definition(args, &point)?;
-    let mut notes = take_down(&site, &open, &point, &names, args)?;
+    let mut notes = passed_over;
+    notes.extend(take_down(&site, &open, &point, &names, args)?);
     notes.extend(partial.iter().map(|path| {
         format!(
             "{} is part of a disk, of a restore that was killed or is still going on; remove it if \
@@ -52,11 +53,7 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
         .customer
         .with_state(|state| suspicion(&listed(state, now), &chosen, args, &zone));
     notes.extend(suspect.clone());
-    for note in &notes {
-        invocation
-            .terminal
-            .warn(&format!("vmkeep: warning: {note}\n"));
-    }
+    invocation.terminal.warn_each(&notes);
 
     let paths: Vec<(DiskName, PathBuf)> = targets
         .iter()
@@ -123,49 +120,42 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
     Ok(Answer::done(text, document))
 }
 
-/// The customer whose VM is meant: one that is configured, or one that only has points left.
+/// The customer whose VM is meant: one that is configured, or one that only has points left; and notes on those
+/// that were not looked through for it.
 fn owner<'a>(
     site: &'a Site,
     selector: &VmSelector,
     now: Timestamp,
-) -> Result<OpenCustomer<'a>, Failure> {
-    if let Ok((customer, _)) = selection::configured(&site.config, selector) {
-        return site.customer(customer);
+) -> Result<(OpenCustomer<'a>, Vec<String>), Failure> {
+    let is_configured = site.config.customers.iter().any(|customer| {
+        let mut vms = customer.vms.iter();
+        vms.any(|vm| selector.matches(&customer.name, &vm.name))
+    });
+    if is_configured {
+        let (customer, _) = selection::configured(&site.config, selector)?;
+        return Ok((site.customer(customer)?, Vec::new()));
     }
-    let mut found = Vec::new();
-    for config in &site.config.customers {
-        if selector
-            .customer
-            .as_ref()
-            .is_some_and(|own| *own != config.name)
-        {
-            continue;
-        }
-        let open = site.customer(config)?;
-        let has_points = open.customer.with_state(|state| {
-            listed(state, now)
-                .iter()
-                .any(|(_, point)| selector.matches(&config.name, &point.vm))
-        });
-        let configured = config
-            .vms
-            .iter()
-            .any(|vm| selector.matches(&config.name, &vm.name));
-        if has_points || configured {
-            found.push(open);
-        }
-    }
+    let (mut found, mut unopened) = site.customers(|customer| selector.may_be_of(customer));
+    found.retain(|open| {
+        open.customer.with_state(|state| {
+            let points = listed(state, now);
+            points.iter().any(|(_, point)| point.vm == selector.vm)
+        })
+    });
     if found.len() > 1 {
         let names: Vec<&str> = found.iter().map(|open| open.config.name.as_str()).collect();
         return Err(selection::ambiguous(selector, &names));
     }
-    found.pop().ok_or_else(|| {
-        Failure::new(
+    match found.pop() {
+        Some(open) => Ok((open, selection::passed_over(&unopened))),
+        // It may be theirs.
+        None if !unopened.is_empty() => Err(unopened.swap_remove(0).1),
+        None => Err(Failure::new(
             Exit::Usage,
             format!("no VM {selector}, neither configured nor with restore points"),
         )
-        .hint("vmkeep points lists what can be restored")
-    })
+        .hint("vmkeep points lists what can be restored")),
+    }
 }
 
 fn choose_point(

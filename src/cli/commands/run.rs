@@ -44,7 +44,7 @@ struct Turn<'a> {
 
 pub fn run(invocation: &Invocation, args: &RunArgs) -> Result<Answer, Failure> {
     if args.dry_run {
-        return dry_run(&Site::open(invocation)?);
+        return dry_run(invocation, &Site::open(invocation)?);
     }
     let config = invocation.config()?;
     let receivers = receivers(&config.notify);
@@ -554,11 +554,10 @@ fn report(
 }
 
 /// The night in its order, with the reasons.
-fn dry_run(site: &Site) -> Result<Answer, Failure> {
+fn dry_run(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
     let now = site.host.now();
-    let mut text = String::new();
-    let mut documents = Vec::new();
-    let customers = site.customers()?;
+    let mut tally = Tally::default();
+    let (customers, unopened) = site.customers(|_| true);
     let mut vms: Vec<Vec<Value>> = customers.iter().map(|_| Vec::new()).collect();
     for work in plan(customers.iter(), now, site.config.run.spread) {
         let (Some(open), Some(vms)) = (customers.get(work.customer), vms.get_mut(work.customer))
@@ -574,7 +573,7 @@ fn dry_run(site: &Site) -> Result<Answer, Failure> {
             format!(", from {}", figures::minute(at, &open.zone()))
         });
         let _ = writeln!(
-            text,
+            tally.text,
             "{}/{}: {what}: {}{when}",
             open.config.name, work.vm, work.due.reason
         );
@@ -591,19 +590,17 @@ fn dry_run(site: &Site) -> Result<Answer, Failure> {
             .with_state(|state| plan_prune(state, now, site.prune_request(false)));
         removed.retain(|decision| matches!(decision.action, Action::Expire | Action::Erase));
         let _ = writeln!(
-            text,
+            tally.text,
             "{}: prune would expire or erase {}",
             open.config.name,
             figures::count(removed.len(), "point", "points")
         );
-        documents.push(json!({
+        tally.documents.push(json!({
             "customer": open.config.name.as_str(),
             "vms": vms,
             "prune": removed.iter().map(super::report::decision_document).collect::<Vec<_>>(),
         }));
     }
-    Ok(Answer::done(
-        text,
-        json!({ "dry_run": true, "customers": documents }),
-    ))
+    tally.all_failed(invocation, unopened)?;
+    Ok(tally.answer(|customers| json!({ "dry_run": true, "customers": customers })))
 }

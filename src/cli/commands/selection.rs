@@ -2,6 +2,7 @@
 
 use crate::cli::args::VmSelector;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::site::Unopened;
 use crate::config::{Config, Customer, Vm};
 
 /// The one VM that is meant.
@@ -28,6 +29,14 @@ pub fn configured<'a>(
         )
         .hint("vmkeep config show lists the VMs")),
     }
+}
+
+/// A note on each customer that was not looked through for what another one has.
+pub fn passed_over(unopened: &[Unopened<'_>]) -> Vec<String> {
+    let note = |(customer, failure): &Unopened<'_>| {
+        format!("{customer} was not looked through: {}", failure.message)
+    };
+    unopened.iter().map(note).collect()
 }
 
 pub fn ambiguous(selector: &VmSelector, customers: &[&str]) -> Failure {

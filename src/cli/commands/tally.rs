@@ -4,6 +4,7 @@ use super::prune::worse;
 use crate::cli::answer::Answer;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::invocation::Invocation;
+use crate::cli::site::Unopened;
 use crate::model::CustomerName;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -45,6 +46,15 @@ impl Tally {
         }));
         self.meet(Some(failure));
         Ok(())
+    }
+
+    pub fn all_failed(
+        &mut self,
+        invocation: &Invocation,
+        unopened: Vec<Unopened<'_>>,
+    ) -> Result<(), Failure> {
+        let mut unopened = unopened.into_iter();
+        unopened.try_for_each(|(customer, failure)| self.failed(invocation, customer, failure))
     }
 
     /// `document` is given the documents of the customers.
