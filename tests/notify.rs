@@ -427,6 +427,40 @@ fn a_recipient_who_is_refused_keeps_the_mail_from_no_other() {
 }
 
 #[test]
+fn a_recipient_who_is_put_off_gets_it_later_and_nobody_gets_it_twice() {
+    let mails = MailSink::with(MailOptions {
+        greylisted: &["second@example.com"],
+        ..MailOptions::default()
+    });
+    test(&host(&mail(&mails, CLEAR))).exits(0);
+    let received = mails.received();
+    let to: Vec<_> = received.iter().map(|mail| mail.to.as_slice()).collect();
+    assert_eq!(to, [["admin@example.com"], ["second@example.com"]]);
+    let ids = received.iter().map(|mail| mail.header("Message-ID"));
+    let ids: std::collections::BTreeSet<_> = ids.collect();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+}
+
+#[test]
+fn what_one_recipient_refuses_the_others_hear_once_with_the_report() {
+    let mails = MailSink::with(MailOptions {
+        unknown: &["second@example.com"],
+        ..MailOptions::default()
+    });
+    let host = host(&format!("report = \"always\"\n{}", mail(&mails, CLEAR)));
+    fs::write(host.image("web01", "vda"), [7; 1 << 20]).unwrap();
+    host.vmkeep(&["init", "--yes"], at()).exits(0);
+    // No escrow is an alarm.
+    host.vmkeep(&["-q", "run"], at())
+        .exits(0)
+        .says("but not: second@example.com");
+    assert_eq!(mails.received().len(), 2, "the alarm and the report");
+    let later = at() + jiff::SignedDuration::from_mins(1);
+    host.vmkeep(&["run"], later).exits(0);
+    assert_eq!(mails.received().len(), 3, "the report alone");
+}
+
+#[test]
 fn nobody_to_tell_is_said() {
     let ran = test(&host(""));
     ran.exits(2).one_error().says("no receiver is configured");

@@ -9,7 +9,7 @@ use super::overview::Overview;
 use super::site::Site;
 use crate::config::{Config, ReportWhen};
 use crate::jobs::{Alarm, AlarmKind, Severity, StateFolder};
-use crate::notify::{Event, Message, Moment, Notifier, Severity as Weight};
+use crate::notify::{Event, Message, Moment, Notifier, NotifyErrorKind, Severity as Weight};
 use crate::policy::{Announcement, Change, Sounding, announcements, remember};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -182,9 +182,7 @@ pub fn tell(
     // The worst first: a mail's subject is that of the first.
     messages.sort_by_key(|message| std::cmp::Reverse(message.severity));
     if !messages.is_empty() {
-        receiver
-            .send(&messages)
-            .map_err(|error| error.to_string())?;
+        send(receiver, &messages)?;
         remember(&mut told, &changes, findings.at);
         folder
             .remember_told_alarms(&receiver.name(), &told)
@@ -192,11 +190,20 @@ pub fn tell(
     }
     // By itself: who does not take a report, for its size, has the alarms.
     if let Some(report) = &findings.report {
-        receiver
-            .send(std::slice::from_ref(report))
-            .map_err(|error| error.to_string())?;
+        send(receiver, std::slice::from_ref(report))?;
     }
     Ok(())
+}
+
+/// What some of a receiver's people have is told: nobody hears it again because of the others.
+fn send(receiver: &dyn Notifier, messages: &[Message]) -> Result<(), String> {
+    match receiver.send(messages) {
+        Err(error) if error.kind == NotifyErrorKind::Partly => {
+            tracing::error!("{error}");
+            Ok(())
+        }
+        sent => sent.map_err(|error| error.to_string()),
+    }
 }
 
 fn message(change: &Announcement, concern: Option<&Concern>, findings: &Findings<'_>) -> Message {
@@ -271,7 +278,7 @@ fn customer_in(name: &str) -> &str {
 mod tests {
     use super::*;
     use crate::model::{CustomerName, VmName};
-    use crate::notify::{NotifyError, NotifyErrorKind};
+    use crate::notify::NotifyError;
     use std::sync::Mutex;
 
     #[derive(Default)]

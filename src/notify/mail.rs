@@ -82,7 +82,13 @@ impl Mail {
         })
     }
 
-    async fn deliver(&self, letter: &[u8], hello: &ClientId) -> Result<(), Trouble> {
+    /// Takes those who have it out of `left`.
+    async fn deliver<'a>(
+        &'a self,
+        letter: &[u8],
+        hello: &ClientId,
+        left: &mut Vec<&'a Mailbox>,
+    ) -> Result<(), Trouble> {
         let settings = &self.settings;
         let mut connection = AsyncSmtpConnection::connect_tokio1(
             (settings.server.as_str(), settings.port),
@@ -115,54 +121,52 @@ impl Mail {
                 .await
                 .map_err(|error| self.trouble_of("signing in", &error))?;
         }
-        let refused = self.transfer(&mut connection, letter).await?;
+        let transferred = self.transfer(&mut connection, letter, left).await;
         let _ = timeout(QUIT_PATIENCE, connection.quit()).await;
-        match refused.is_empty() {
-            true => Ok(()),
-            false => Err(Trouble::new(
-                NotifyErrorKind::Refused,
-                format!(
-                    "the other recipients have it, but not: {}",
-                    refused.join("; ")
-                ),
-            )),
-        }
+        transferred
     }
 
-    /// One recipient that the server does not take keeps it from no other. Says who did not get it, and
-    /// why.
-    async fn transfer(
-        &self,
+    /// One recipient that the server does not take keeps it from no other.
+    async fn transfer<'a>(
+        &'a self,
         connection: &mut AsyncSmtpConnection,
         letter: &[u8],
-    ) -> Result<Vec<String>, Trouble> {
+        left: &mut Vec<&'a Mailbox>,
+    ) -> Result<(), Trouble> {
         let from = Some(self.from.email.clone());
         let told = connection.command(MailFrom::new(from, Vec::new())).await;
         told.map_err(|error| self.trouble_of("the sender", &error))?;
         let mut refused = Vec::new();
-        let mut last = None;
-        for recipient in &self.to {
+        let mut troubles = Vec::new();
+        for recipient in left.iter() {
             let rcpt = Rcpt::new(recipient.email.clone(), Vec::new());
             if let Err(error) = connection.command(rcpt).await {
                 let trouble = self.trouble_of(recipient.email.as_ref(), &error);
                 if error.status().is_none() {
                     return Err(trouble);
                 }
-                refused.push(trouble.detail.clone());
-                last = Some(trouble);
+                refused.push(*recipient);
+                troubles.push(trouble);
             }
         }
-        if refused.len() == self.to.len()
-            && let Some(last) = last
-        {
-            let detail = refused.join("; ");
-            return Err(Trouble { detail, ..last });
+        if refused.len() < left.len() {
+            let data = connection.command(Data).await;
+            data.map_err(|error| self.trouble_of("the mail", &error))?;
+            let taken = connection.message(letter).await;
+            taken.map_err(|error| self.trouble_of("the mail", &error))?;
         }
-        let data = connection.command(Data).await;
-        data.map_err(|error| self.trouble_of("the mail", &error))?;
-        let taken = connection.message(letter).await;
-        taken.map_err(|error| self.trouble_of("the mail", &error))?;
-        Ok(refused)
+        *left = refused;
+        if left.is_empty() {
+            return Ok(());
+        }
+        // One who is only put off is asked again, and with it those who are not, who say no again.
+        let may_pass = |one: &Trouble| one.kind == NotifyErrorKind::Transient;
+        let kind = match troubles.iter().any(may_pass) {
+            true => NotifyErrorKind::Transient,
+            false => NotifyErrorKind::Refused,
+        };
+        let details: Vec<String> = troubles.into_iter().map(|one| one.detail).collect();
+        Err(Trouble::new(kind, details.join("; ")))
     }
 
     fn trouble_of(&self, step: &str, error: &lettre::transport::smtp::Error) -> Trouble {
@@ -233,7 +237,19 @@ impl Notifier for Mail {
         let letter = self.letter(messages)?.formatted();
         let hello = hello_of(&first.host);
         let (name, deadline) = (&self.settings.name, self.settings.deadline);
-        until_deadline(name, deadline, async || self.deliver(&letter, &hello).await)
+        let mut left: Vec<&Mailbox> = self.to.iter().collect();
+        let sent = until_deadline(name, deadline, async || {
+            self.deliver(&letter, &hello, &mut left).await
+        });
+        match sent {
+            Err(error) if !left.is_empty() && left.len() < self.to.len() => {
+                let detail = format!("the other recipients have it, but not: {}", error.detail);
+                Err(NotifyError::new(NotifyErrorKind::Partly, name, detail))
+            }
+            // Also if the farewell was not answered in time.
+            _ if left.is_empty() => Ok(()),
+            sent => sent,
+        }
     }
 }
 

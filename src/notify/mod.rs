@@ -114,6 +114,8 @@ pub enum NotifyErrorKind {
     Transient,
     /// What is configured cannot be used.
     Misconfigured,
+    /// Some of those behind it have the messages, and the others do not.
+    Partly,
 }
 
 /// Why a receiver was not told. Never shows a secret.

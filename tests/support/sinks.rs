@@ -312,6 +312,8 @@ pub struct MailOptions {
     pub sign_in: Option<&'static str>,
     /// These recipients are refused.
     pub unknown: &'static [&'static str],
+    /// These recipients are put off the first time.
+    pub greylisted: &'static [&'static str],
 }
 
 impl MailOptions {
@@ -424,12 +426,15 @@ fn serve_mail(stream: TcpStream, options: &MailOptions, state: &MailState) -> io
             }
         } else if let Some(address) = line.strip_prefix("RCPT TO:") {
             let address = address_of(address);
-            match options.unknown.contains(&address.as_str()) {
-                true => "550 5.1.1 nobody here by that name".to_string(),
-                false => {
-                    to.push(address);
-                    "250 yes".to_string()
-                }
+            let commands = state.commands.lock().unwrap();
+            let is_first = commands.iter().filter(|one| **one == line).count() == 1;
+            if options.unknown.contains(&address.as_str()) {
+                "550 5.1.1 nobody here by that name".to_string()
+            } else if is_first && options.greylisted.contains(&address.as_str()) {
+                "450 4.7.1 greylisted".to_string()
+            } else {
+                to.push(address);
+                "250 yes".to_string()
             }
         } else if upper == "DATA" {
             say(&mut stream, "354 go on")?;

@@ -105,7 +105,7 @@ fn unusable(receivers: Receivers) -> impl Iterator<Item = Told> {
 
 fn hint(kind: NotifyErrorKind) -> &'static str {
     match kind {
-        NotifyErrorKind::Refused => {
+        NotifyErrorKind::Refused | NotifyErrorKind::Partly => {
             "it was reached and said no: are the address, the name and the password right?"
         }
         NotifyErrorKind::Transient => {
@@ -122,6 +122,7 @@ fn word(kind: NotifyErrorKind) -> &'static str {
         NotifyErrorKind::Refused => "refused",
         NotifyErrorKind::Transient => "not reached",
         NotifyErrorKind::Misconfigured => "misconfigured",
+        NotifyErrorKind::Partly => "partly refused",
     }
 }
 
