@@ -461,6 +461,24 @@ fn what_one_recipient_refuses_the_others_hear_once_with_the_report() {
 }
 
 #[test]
+fn who_could_not_be_told_is_an_error_that_quiet_does_not_hide() {
+    let gone = HttpSink::start();
+    let lines = format!("timeout = \"1s\"\n{}{}", webhook(&gone), ping(&gone));
+    drop(gone);
+    let host = host(&format!(
+        "{lines}[[notify.webhook]]\nurl_file = \"/nonexistent\"\n"
+    ));
+    fs::write(host.image("web01", "vda"), [7; 1 << 20]).unwrap();
+    host.vmkeep(&["init", "--yes"], at()).exits(0);
+    let ran = host.vmkeep(&["-q", "run"], at());
+    ran.exits(0)
+        .says("not everything was told: webhook 127.0.0.1")
+        .says("ERROR ping 127.0.0.1")
+        .says("webhook 2 of the configuration: notify.webhook.url_file");
+    assert_eq!(ran.stdout, "", "{ran}");
+}
+
+#[test]
 fn nobody_to_tell_is_said() {
     let ran = test(&host(""));
     ran.exits(2).one_error().says("no receiver is configured");

@@ -324,6 +324,30 @@ fn a_check_speaks_as_monitoring_plugins_do() {
     check(lab.at).exits(3).says("VMKEEP UNKNOWN - ");
 }
 
+#[test]
+fn cron_starts_no_second_run_and_mails_what_fails() {
+    let lab = lab("");
+    std::fs::rename(lab.host.store(), lab.host.path("elsewhere")).unwrap();
+    let lock = lab.host.path("cron.lock");
+    let cron = concat!(env!("CARGO_MANIFEST_DIR"), "/config/vmkeep.cron");
+    let cron = std::fs::read_to_string(cron).unwrap();
+    let (_, line) = cron.trim_end().rsplit_once(" root ").unwrap();
+    let line = line.replace("/run/vmkeep.cron.lock", path_text(&lock));
+    let line = line.replace("/usr/bin/vmkeep", env!("CARGO_BIN_EXE_vmkeep"));
+    let mailed = || {
+        let mut cron = Command::new("/bin/sh");
+        cron.args(["-c", &line]);
+        cron.env("VMKEEP_CONFIG", lab.host.path("vmkeep.toml"));
+        let output = cron.output().unwrap();
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    let mail = mailed();
+    assert!(mail.contains("is the disk mounted?"), "{mail}");
+    let holder = std::fs::File::open(&lock).unwrap();
+    rustix::fs::flock(&holder, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert_eq!(mailed(), "");
+}
+
 /// Prometheus's own judge, given this to read.
 #[track_caller]
 fn promtool(arguments: &[&str], input: &str) {

@@ -42,13 +42,13 @@ fn tell_each(
     findings: &Findings<'_>,
 ) {
     for (name, failure) in &receivers.unusable {
-        tracing::warn!("{name}: {}", failure.message);
+        tracing::error!("{name}: {}", failure.message);
     }
     let remind_every = config.notify.remind_every;
     let remind_every = SignedDuration::try_from(remind_every).unwrap_or(SignedDuration::MAX);
     for receiver in &receivers.notifiers {
         if let Err(error) = tell(&**receiver, folder, findings, remind_every) {
-            tracing::warn!("not everything was told: {error}");
+            tracing::error!("not everything was told: {error}");
         }
     }
 }
@@ -112,7 +112,7 @@ fn report(host: &str, at: Timestamp, answer: &Answer) -> Message {
 pub fn ping(receivers: &Receivers, moment: Moment, text: &str) {
     for ping in &receivers.pings {
         if let Err(error) = ping.ping(moment, text) {
-            tracing::warn!("{error}");
+            tracing::error!("{error}");
         }
     }
 }

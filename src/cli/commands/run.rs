@@ -270,7 +270,7 @@ fn publish(site: &Site, overview: &Overview) {
     };
     let text = metrics::text(overview, site.host.folder().last_run().as_ref());
     if let Err(error) = metrics::write_file(file, &text) {
-        tracing::warn!("{}: {error}", file.display());
+        tracing::error!("{}: {error}", file.display());
     }
 }
 
