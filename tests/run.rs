@@ -348,6 +348,23 @@ fn cron_starts_no_second_run_and_mails_what_fails() {
     assert_eq!(mailed(), "");
 }
 
+#[test]
+fn a_run_that_comes_to_nothing_says_so_in_the_metrics() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vmkeep.prom");
+    let lab = lab(&format!("[run]\nmetrics_file = \"{}\"", path_text(&file)));
+    let has = |line: &str| {
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.lines().any(|one| one == line), "{line}\n{text}");
+    };
+    lab.host.vmkeep(&["run"], lab.at).exits(0);
+    has("vmkeep_up 1.0");
+    std::fs::rename(lab.host.store(), lab.host.path("elsewhere")).unwrap();
+    lab.host.vmkeep(&["run"], lab.at).exits(10);
+    has("vmkeep_up 0.0");
+    has("vmkeep_error_exit_code 10.0");
+}
+
 /// Prometheus's own judge, given this to read.
 #[track_caller]
 fn promtool(arguments: &[&str], input: &str) {

@@ -64,15 +64,18 @@ fn configured(site: &Site) -> BTreeSet<String> {
 }
 
 /// A run that came to nothing is told, too, to whoever can be: nothing of any customer is known to be over.
-pub fn tell_failure(receivers: &Receivers, config: &Config, at: Timestamp, failure: &Failure) {
+pub fn tell_failure(
+    receivers: &Receivers,
+    folder: &StateFolder,
+    config: &Config,
+    at: Timestamp,
+    failure: &Failure,
+) {
     let alarm = Alarm::of_customer(AlarmKind::RunFailed, &*failure.message);
     let concerns = [Concern {
         customer: None,
         alarm,
     }];
-    let Ok(folder) = StateFolder::create(&config.host.state_dir) else {
-        return;
-    };
     let customers = config.customers.iter();
     let customers = customers.map(|customer| customer.name.to_string());
     let findings = Findings {
@@ -83,7 +86,7 @@ pub fn tell_failure(receivers: &Receivers, config: &Config, at: Timestamp, failu
         configured: &BTreeSet::new(),
         report: None,
     };
-    tell_each(receivers, &folder, config, &findings);
+    tell_each(receivers, folder, config, &findings);
 }
 
 fn report(host: &str, at: Timestamp, answer: &Answer) -> Message {

@@ -21,8 +21,8 @@ use crate::cli::telling;
 use crate::config::Config;
 use crate::jobs::{
     Alarm, AlarmKind, BegunRun, CustomerRun, JobError, JobErrorKind, LastRun, Policies, Pruned,
-    VmOutcome, VmRun, Work, arrange, begin_run, carry_out, look_ahead, plan_prune, prune_in_run,
-    run_vm, spread_rate, verify_in_run,
+    StateFolder, VmOutcome, VmRun, Work, arrange, begin_run, carry_out, look_ahead, plan_prune,
+    prune_in_run, run_vm, spread_rate, verify_in_run,
 };
 use crate::model::{VmName, Writers};
 use crate::notify::Moment;
@@ -48,6 +48,7 @@ pub fn run(invocation: &Invocation, args: &RunArgs) -> Result<Answer, Failure> {
     }
     let config = invocation.config()?;
     let receivers = receivers(&config.notify);
+    let began_at = SystemClock::wall();
     let ended = night(invocation, &receivers);
     let (moment, text) = match &ended {
         Ok(answer) if answer.exit == Exit::Done => (Moment::Success, answer.text.clone()),
@@ -55,12 +56,25 @@ pub fn run(invocation: &Invocation, args: &RunArgs) -> Result<Answer, Failure> {
         // The other run tells how it ends.
         Err(failure) if failure.exit == Exit::Busy => return ended,
         Err(failure) => {
-            telling::tell_failure(&receivers, &config, SystemClock::wall(), failure);
+            come_to_nothing(&config, &receivers, began_at, failure);
             (Moment::Fail, failure.text())
         }
     };
     telling::ping(&receivers, moment, &text);
     ended
+}
+
+/// A run that ended before it had looked at everything.
+fn come_to_nothing(config: &Config, receivers: &Receivers, began_at: Timestamp, failure: &Failure) {
+    let now = SystemClock::wall();
+    if let Ok(folder) = StateFolder::create(&config.host.state_dir) {
+        telling::tell_failure(receivers, &folder, config, now, failure);
+        remember(&folder, began_at, now, &Sums::default(), failure.exit);
+    }
+    // Where it was stopped, nothing is known to be wrong with the repository.
+    if failure.exit != Exit::Interrupted {
+        publish(config, &metrics::text_of_failure(failure));
+    }
 }
 
 fn night(invocation: &Invocation, receivers: &Receivers) -> Result<Answer, Failure> {
@@ -161,8 +175,10 @@ fn night(invocation: &Invocation, receivers: &Receivers) -> Result<Answer, Failu
     }
     overview.end(&site);
     let mut answer = tally.answer(|customers| json!({ "customers": customers }));
-    remember(&site, began_at, &sums, answer.exit);
-    publish(&site, &overview);
+    let folder = site.host.folder();
+    remember(folder, began_at, site.host.now(), &sums, answer.exit);
+    let text = metrics::text(&overview, folder.last_run().as_ref());
+    publish(&site.config, &text);
     telling::tell_all(receivers, &site, &overview, &answer);
     // Under cron (-q) a run that did everything has nothing to say.
     if invocation.general.quiet && answer.exit == Exit::Done {
@@ -241,9 +257,13 @@ impl Sums {
     }
 }
 
-fn remember(site: &Site, began_at: Timestamp, sums: &Sums, exit: Exit) {
-    let folder = site.host.folder();
-    let ended_at = site.host.now();
+fn remember(
+    folder: &StateFolder,
+    began_at: Timestamp,
+    ended_at: Timestamp,
+    sums: &Sums,
+    exit: Exit,
+) {
     let before = folder.last_run().and_then(|run| run.succeeded_at);
     let run = LastRun {
         began_at,
@@ -264,12 +284,11 @@ fn remember(site: &Site, began_at: Timestamp, sums: &Sums, exit: Exit) {
 }
 
 /// Metrics that cannot be written take nothing from the backups: their age tells.
-fn publish(site: &Site, overview: &Overview) {
-    let Some(file) = &site.config.run.metrics_file else {
+fn publish(config: &Config, text: &str) {
+    let Some(file) = &config.run.metrics_file else {
         return;
     };
-    let text = metrics::text(overview, site.host.folder().last_run().as_ref());
-    if let Err(error) = metrics::write_file(file, &text) {
+    if let Err(error) = metrics::write_file(file, text) {
         tracing::error!("{}: {error}", file.display());
     }
 }
