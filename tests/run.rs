@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::{Customer, Guest, Host, HostOptions, Picture, Random, path_text, time};
@@ -349,7 +350,7 @@ fn cron_starts_no_second_run_and_mails_what_fails() {
 }
 
 #[test]
-fn a_run_that_comes_to_nothing_says_so_in_the_metrics() {
+fn a_run_that_comes_to_nothing_says_so_in_the_metrics_which_everybody_can_read() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("vmkeep.prom");
     let lab = lab(&format!("[run]\nmetrics_file = \"{}\"", path_text(&file)));
@@ -363,6 +364,14 @@ fn a_run_that_comes_to_nothing_says_so_in_the_metrics() {
     lab.host.vmkeep(&["run"], lab.at).exits(10);
     has("vmkeep_up 0.0");
     has("vmkeep_error_exit_code 10.0");
+    // As the unit starts it.
+    let mut unit = Command::new("/bin/sh");
+    let script = "umask 077; exec \"$0\" run";
+    unit.args(["-c", script, env!("CARGO_BIN_EXE_vmkeep")]);
+    unit.env("VMKEEP_CONFIG", lab.host.path("vmkeep.toml"));
+    assert_eq!(unit.output().unwrap().status.code(), Some(10));
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
 }
 
 /// Prometheus's own judge, given this to read.

@@ -15,7 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
@@ -263,8 +263,10 @@ pub fn write_file(file: &Path, text: &str) -> io::Result<()> {
     let temporary = folder.join(format!(".{name}.{}", std::process::id()));
     let written = (|| {
         let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o644);
+        options.write(true).create(true).truncate(true);
         let mut out = options.open(&temporary)?;
+        // The exporter is not root, and a service's UMask may be for its secrets.
+        out.set_permissions(fs::Permissions::from_mode(0o644))?;
         out.write_all(text.as_bytes())?;
         fs::rename(&temporary, file)
     })();
