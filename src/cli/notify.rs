@@ -30,15 +30,14 @@ pub fn receivers(notify: &config::Notify) -> Receivers {
         pings: Vec::new(),
         unusable: Vec::new(),
     };
-    let mut names = Names::default();
     for (position, settings) in notify.webhooks.iter().enumerate() {
-        match webhook(settings, notify.timeout, &mut names) {
+        match webhook(settings, notify.timeout, position) {
             Ok(webhook) => receivers.notifiers.push(Box::new(webhook)),
             Err(failure) => receivers.give_up("webhook", position, failure),
         }
     }
     for (position, settings) in notify.mails.iter().enumerate() {
-        match mail(settings, notify.timeout, &mut names) {
+        match mail(settings, notify.timeout, position) {
             Ok(mail) => receivers.notifiers.push(Box::new(mail)),
             Err(failure) => receivers.give_up("mail", position, failure),
         }
@@ -54,7 +53,7 @@ pub fn receivers(notify: &config::Notify) -> Receivers {
         receivers.notifiers.push(Box::new(journal));
     }
     for (position, settings) in notify.pings.iter().enumerate() {
-        match ping(settings, notify.timeout, &mut names) {
+        match ping(settings, notify.timeout, position) {
             Ok(ping) => receivers.pings.push(ping),
             Err(failure) => receivers.give_up("ping", position, failure),
         }
@@ -86,25 +85,19 @@ fn speaks_to_journald() -> bool {
         .any(|facts| stream == format!("{}:{}", facts.st_dev, facts.st_ino))
 }
 
-/// No two receivers have the same name.
-#[derive(Default)]
-struct Names(Vec<String>);
-
-impl Names {
-    fn unique(&mut self, name: String) -> String {
-        let same = self.0.iter().filter(|one| **one == name).count();
-        self.0.push(name.clone());
-        match same {
-            0 => name,
-            _ => format!("{name} ({})", same + 1),
-        }
+/// No two receivers have the same name, and none has that of another one that cannot be used for now: what each
+/// was told is kept by it.
+fn unique(name: String, position: usize) -> String {
+    match position {
+        0 => name,
+        _ => format!("{name} ({})", position + 1),
     }
 }
 
 fn webhook(
     settings: &NotifyWebhook,
     timeout: Duration,
-    names: &mut Names,
+    position: usize,
 ) -> Result<Webhook, Failure> {
     let http = http(
         "webhook",
@@ -112,7 +105,7 @@ fn webhook(
         settings.allow_http,
         settings.ca_file.as_ref(),
         timeout,
-        names,
+        position,
     )?;
     let mut headers = Vec::new();
     for (name, source) in &settings.headers {
@@ -133,14 +126,14 @@ fn webhook(
     })?)
 }
 
-fn ping(settings: &NotifyPing, timeout: Duration, names: &mut Names) -> Result<Ping, Failure> {
+fn ping(settings: &NotifyPing, timeout: Duration, position: usize) -> Result<Ping, Failure> {
     Ok(Ping::new(http(
         "ping",
         &settings.url,
         settings.allow_http,
         settings.ca_file.as_ref(),
         timeout,
-        names,
+        position,
     )?)?)
 }
 
@@ -150,7 +143,7 @@ fn http(
     allow_http: bool,
     ca_file: Option<&PathBuf>,
     deadline: Duration,
-    names: &mut Names,
+    position: usize,
 ) -> Result<HttpSettings, Failure> {
     let url = match url {
         UrlSource::Given(url) => url.clone(),
@@ -161,20 +154,20 @@ fn http(
         }
     };
     Ok(HttpSettings {
-        name: names.unique(format!("{what} {url}")),
+        name: unique(format!("{what} {url}"), position),
         url,
         ca_certificates: certificates(what, ca_file)?,
         deadline,
     })
 }
 
-fn mail(settings: &NotifyMail, timeout: Duration, names: &mut Names) -> Result<Mail, Failure> {
+fn mail(settings: &NotifyMail, timeout: Duration, position: usize) -> Result<Mail, Failure> {
     let credentials = settings.credentials.as_ref().map(|(username, source)| {
         let password = secret::read("notify.mail.password_", source)?;
         Ok::<_, Failure>((username.clone(), password))
     });
     Ok(Mail::new(MailSettings {
-        name: names.unique(format!("mail {}", settings.server)),
+        name: unique(format!("mail {}", settings.server), position),
         server: settings.server.clone(),
         port: settings.port,
         tls: match settings.tls {
@@ -219,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn every_receiver_has_a_name_of_its_own_and_none_stands_in_the_way_of_another() {
+    fn every_receiver_has_a_name_of_its_own_that_stays_and_none_stands_in_the_way_of_another() {
         let notify = Notify {
             journald: Some(false),
             pings: vec![
@@ -228,7 +221,7 @@ mod tests {
                 ping_to(UrlSource::Secret(SecretSource::File(
                     "/nonexistent/url".into(),
                 ))),
-                ping_to(given("http://localhost:8000/three")),
+                ping_to(given("http://localhost/four")),
             ],
             ..Notify::default()
         };
@@ -239,7 +232,8 @@ mod tests {
             [
                 "ping localhost",
                 "ping localhost (2)",
-                "ping localhost:8000"
+                // Of the fourth, whether the third can be used or not.
+                "ping localhost (4)"
             ]
         );
         let [(name, failure)] = receivers.unusable.as_slice() else {
