@@ -4,7 +4,9 @@
 mod support;
 
 use jiff::{SignedDuration, Timestamp};
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use support::tool;
@@ -587,6 +589,21 @@ fn what_is_meant_for_a_device_becomes_no_folder() {
             .says("no block device");
         assert!(!to.exists());
     }
+}
+
+#[test]
+fn a_folder_whose_name_is_no_text_is_restored_into_and_shown_as_far_as_it_is_text() {
+    let lab = Lab::new(0xbad_0016);
+    let to = lab.host.path("").join(OsStr::from_bytes(b"r\xe4um"));
+    let line = ["--json", "restore", "web01", "--at", "latest", "--to"];
+    let mut command = lab.host.command(&line, minutes(1));
+    let output = command.arg(&to).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let path = document["disks"][0]["path"].as_str().unwrap();
+    assert!(path.ends_with("r\u{fffd}um/vda.raw"), "{path}");
+    assert!(to.join("vda.raw").exists());
 }
 
 /// A store of this size, unmounted with the test.

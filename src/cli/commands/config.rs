@@ -93,7 +93,7 @@ fn check(config: &Config, warnings: &[Warning], effects: &Effects) -> Answer {
         text += &wrapped("  - ", 4, sentence);
     }
     let document = json!({
-        "file": config.file,
+        "file": config.file.to_string_lossy(),
         "sound": true,
         "customers": config.customers.len(),
         "vms": vms,
@@ -191,7 +191,7 @@ fn show(config: &Config) -> Answer {
         text += &customer_text(customer);
     }
     let document = json!({
-        "file": config.file,
+        "file": config.file.to_string_lossy(),
         "host": {
             "name": host.name,
             "clock": host.clock.as_str(),

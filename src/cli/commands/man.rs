@@ -18,7 +18,10 @@ pub fn run(args: &ManArgs) -> Result<Answer, Failure> {
             fs::create_dir_all(folder).map_err(failed)?;
             clap_mangen::generate_to(Arguments::command(), folder).map_err(failed)?;
             let text = format!("manual pages written into {}\n", folder.display());
-            Ok(Answer::done(text, json!({"folder": folder})))
+            Ok(Answer::done(
+                text,
+                json!({"folder": folder.to_string_lossy()}),
+            ))
         }
         None => {
             let mut page = Vec::new();

@@ -108,9 +108,9 @@ pub fn run(invocation: &Invocation, args: &RestoreArgs) -> Result<Answer, Failur
         "kind": point.kind.to_string(),
         "taken_at": point.taken_at.to_string(),
         "disks": paths.iter().map(|(disk, path)| json!({
-            "name": disk.as_str(), "path": path,
+            "name": disk.as_str(), "path": path.to_string_lossy(),
         })).collect::<Vec<_>>(),
-        "definition": definition,
+        "definition": definition.as_deref().map(Path::to_string_lossy),
         "domain": defined.map(|defined| defined.document()),
         "disks_bytes": restored.disks_bytes,
         "data_bytes": restored.data_bytes,
