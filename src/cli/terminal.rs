@@ -44,8 +44,8 @@ impl Terminal {
         if !stdout.is_terminal() {
             return None;
         }
-        let columns = rustix::termios::tcgetwinsize(&stdout).map_or(80, |size| size.ws_col);
-        Some(usize::from(columns).max(40))
+        let told = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| size.ws_col);
+        Some(columns(told))
     }
 
     /// Prints the answer and returns the exit code of the process.
@@ -112,6 +112,14 @@ impl Terminal {
     }
 }
 
+/// A terminal that does not know its width says 0.
+fn columns(told: u16) -> usize {
+    match told {
+        0 => 80,
+        told => usize::from(told).max(40),
+    }
+}
+
 fn write_text(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(printable(text).as_bytes())?;
@@ -122,4 +130,14 @@ fn write_document(document: &serde_json::Value) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{document:#}")?;
     stdout.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::columns;
+
+    #[test]
+    fn a_terminal_that_does_not_know_its_width_has_80_columns() {
+        assert_eq!([0, 20, 132].map(columns), [80, 40, 132]);
+    }
 }
