@@ -479,6 +479,24 @@ fn who_could_not_be_told_is_an_error_that_quiet_does_not_hide() {
 }
 
 #[test]
+fn a_terminal_that_is_to_have_no_colours_has_none() {
+    let host = host("[[notify.webhook]]\nurl_file = \"/nonexistent\"\n");
+    let shown = |no_color| {
+        let command = format!(
+            "VMKEEP_CONFIG={} NO_COLOR={no_color} {} run",
+            path_text(&host.path("vmkeep.toml")),
+            env!("CARGO_BIN_EXE_vmkeep")
+        );
+        support::tool("script", &["-qc", &command, "/dev/null"])
+    };
+    for (no_color, has_colours) in [("", true), ("1", false)] {
+        let shown = shown(no_color);
+        assert!(shown.contains("ERROR"), "{shown}");
+        assert_eq!(shown.contains('\u{1b}'), has_colours, "{shown:?}");
+    }
+}
+
+#[test]
 fn nobody_to_tell_is_said() {
     let ran = test(&host(""));
     ran.exits(2).one_error().says("no receiver is configured");

@@ -49,9 +49,10 @@ pub fn start(terminal: &Terminal, verbose: u8, quiet: bool) {
     let lines = Lines {
         progress: terminal.progress().clone(),
     };
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let to_people = tracing_subscriber::fmt::layer()
         .with_writer(lines)
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(io::stderr().is_terminal() && !no_color)
         .with_target(verbose > 1)
         .without_time()
         .with_filter(levels);
