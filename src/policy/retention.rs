@@ -238,6 +238,7 @@ impl fmt::Display for Reason {
 pub struct Decision {
     pub point: PointId,
     pub vm: VmName,
+    pub taken_at: Timestamp,
     pub action: Action,
     pub reason: Reason,
 }
@@ -294,6 +295,7 @@ pub fn plan(points: &[PointFacts], policy: &Policy, now: Timestamp) -> Vec<Decis
             Some(Decision {
                 point: point.point,
                 vm: point.vm.clone(),
+                taken_at: point.taken_at,
                 action,
                 reason,
             })

@@ -16,7 +16,6 @@ use crate::jobs::{
 use crate::model::PointState;
 use crate::policy::{Decision, Deletion};
 use crate::repository::RepositoryError;
-use jiff::Timestamp;
 use serde_json::json;
 use std::fmt::Write;
 
@@ -214,24 +213,18 @@ fn plan_text(decisions: &[Decision], open: &OpenCustomer<'_>) -> String {
         return String::new();
     }
     let zone = open.zone();
-    let mut rows: Vec<(Timestamp, &Decision)> = open.customer.with_state(|state| {
-        let taken = |point| state.points.get(point).map(|row| row.taken_at);
-        decisions
-            .iter()
-            .map(|decision| (taken(&decision.point).unwrap_or(Timestamp::MIN), decision))
-            .collect()
-    });
-    rows.sort_by(|one, other| (&one.1.vm, one.0).cmp(&(&other.1.vm, other.0)));
+    let mut rows: Vec<&Decision> = decisions.iter().collect();
+    rows.sort_by_key(|one| (&one.vm, one.taken_at));
     let mut table = Table::new()
         .left("VM")
         .left("TAKEN")
         .left("ID")
         .left("PLAN")
         .cut("REASON");
-    for (taken_at, decision) in rows {
+    for decision in rows {
         table.row([
             format!("{}/{}", open.config.name, decision.vm),
-            figures::minute(taken_at, &zone),
+            figures::minute(decision.taken_at, &zone),
             short(&decision.point.to_string()),
             action_word(decision.action).to_string(),
             decision.reason.to_string(),

@@ -150,6 +150,7 @@ pub fn decision_document(decision: &crate::policy::Decision) -> Value {
     json!({
         "id": decision.point.to_string(),
         "vm": decision.vm.as_str(),
+        "taken_at": decision.taken_at.to_string(),
         "action": action_word(decision.action),
         "reason": decision.reason.to_string(),
     })
@@ -198,4 +199,28 @@ pub fn verified_document(customer: &CustomerName, verified: &Verified) -> Value 
 /// Enough of an id to name it.
 pub fn short(id: &str) -> String {
     id.chars().take(8).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::PointId;
+    use crate::policy::{Decision, Reason};
+    use jiff::Timestamp;
+
+    #[test]
+    fn a_decision_says_of_which_point_it_is() {
+        let decision = Decision {
+            point: PointId::from_bytes([0xab; PointId::BYTES]),
+            vm: VmName::new("web01").expect("a name"),
+            taken_at: Timestamp::UNIX_EPOCH,
+            action: Action::Keep,
+            reason: Reason::ClockWasAlone,
+        };
+        let document = decision_document(&decision);
+        assert_eq!(document["id"], "ab".repeat(PointId::BYTES));
+        assert_eq!(document["vm"], "web01");
+        assert_eq!(document["taken_at"], "1970-01-01T00:00:00Z");
+        assert_eq!(document["action"], "keep");
+    }
 }
