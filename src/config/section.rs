@@ -146,7 +146,8 @@ impl<'t> Section<'t> {
     pub fn bytes(&mut self, key: &'static str, problems: &mut Vec<Problem>) -> Option<u64> {
         let read = match self.get(key)?.get_ref() {
             DeValue::String(text) => size::parse_bytes(text),
-            DeValue::Integer(number) => size::parse_bytes(number.as_str()),
+            DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix())
+                .map_err(|_| "is not a size such as \"64 MiB\"".to_string()),
             other => {
                 problems.push(self.mistyped(key, "a size such as \"64 MiB\"", other));
                 return None;

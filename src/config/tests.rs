@@ -165,6 +165,25 @@ fn the_defaults_shown_in_the_full_example_are_those_of_the_minimal_one() {
 }
 
 #[test]
+fn a_size_without_a_unit_is_a_number_as_toml_has_them() {
+    let with_reserve = |number: &str| {
+        let general = POLICY.replace("[policy]", &format!("reserve = {number}\n[policy]"));
+        read_text(&format!("{general}{WEB01}disks = {{ vda = \"/i/a\" }}\n"))
+    };
+    for number in [
+        "2097152",
+        "2_097_152",
+        "0x200000",
+        "0b1000000000000000000000",
+    ] {
+        let config = with_reserve(number).expect(number);
+        assert_eq!(config.repository.reserve_bytes, 2 << 20, "{number}");
+    }
+    let problems = with_reserve("-1").expect_err("less than nothing");
+    assert_one(&problems, &["repository.reserve", "is not a size"]);
+}
+
+#[test]
 fn an_unknown_key_is_named_with_its_line_and_what_was_meant() {
     let problems = problems_of(&format!(
         "{WEB01}disks = {{ vda = \"/i/a\" }}\nbogus = 1\n[[customer]]\nid = \"b\"\nmax_retnetion = \"7 days\"\n"
