@@ -117,10 +117,10 @@ pub fn look_ahead(customer: usize, state: &State, vms: &[VmName], now: Timestamp
             let of_vm = || state.points.values().filter(|point| point.vm == *vm);
             let newest = of_vm()
                 .filter(|point| point.state != PointState::Erased)
-                .max_by_key(|point| point.taken_at);
+                .max_by_key(|point| point.seq);
             let incremental = of_vm()
                 .filter(|point| point.kind == PointKind::Incremental)
-                .max_by_key(|point| point.taken_at);
+                .max_by_key(|point| point.seq);
             let sizes = Sizes {
                 disks_bytes: newest.map_or(0, |point| {
                     point.disks.iter().map(|disk| disk.size_bytes).sum()

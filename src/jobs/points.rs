@@ -31,13 +31,16 @@ pub enum Choice {
     None,
 }
 
-/// The newest of a VM's points taken no later than `bound` (`None`: the newest of all).
+/// The newest of a VM's points taken no later than `bound`. `None`: the newest of all, which the order of the ledger
+/// tells whatever the clocks said.
 pub fn choose(points: &[(PointId, &Point)], vm: &VmName, bound: Option<Timestamp>) -> Choice {
     let mine = || points.iter().filter(|(_, point)| point.vm == *vm);
-    let fits = |point: &Point| bound.is_none_or(|bound| point.taken_at <= bound);
-    let chosen = mine()
-        .filter(|(_, point)| fits(point))
-        .max_by_key(|(id, point)| (point.taken_at, *id));
+    let chosen = match bound {
+        None => mine().max_by_key(|(_, point)| point.seq),
+        Some(bound) => mine()
+            .filter(|(_, point)| point.taken_at <= bound)
+            .max_by_key(|(id, point)| (point.taken_at, *id)),
+    };
     if let Some((id, _)) = chosen {
         return Choice::Point(*id);
     }

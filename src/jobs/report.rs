@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 pub struct VmStatus {
     pub vm: VmName,
     pub points: usize,
+    /// The newest by the order of the ledger.
     pub last: Option<(Timestamp, PointKind)>,
     pub coverage: Option<Coverage>,
     pub next_expiry: Option<Timestamp>,
@@ -207,7 +208,10 @@ pub fn status(state: &State, configured: &[VmName], now: Timestamp) -> Vec<VmSta
             let first = state.first_taken.get(&vm).copied();
             VmStatus {
                 points: mine.len(),
-                last: mine.last().map(|(_, point)| (point.taken_at, point.kind)),
+                last: mine
+                    .iter()
+                    .max_by_key(|(_, point)| point.seq)
+                    .map(|(_, point)| (point.taken_at, point.kind)),
                 coverage: state
                     .policy
                     .as_ref()
@@ -303,6 +307,13 @@ fn protection(vm: &VmStatus, now: Timestamp, alarms: &mut Vec<Alarm>) {
             "{}: no restore point for {} hours, the last is of {taken_at}",
             vm.vm,
             ago.as_hours()
+        );
+        alarms.push(Alarm::of_vm(AlarmKind::Stale, &vm.vm, text));
+    } else if ago < -STALE_AFTER {
+        let text = format!(
+            "{}: how old its last restore point is, nobody knows: a wrong clock dated it {taken_at}; \
+             take another: vmkeep backup",
+            vm.vm
         );
         alarms.push(Alarm::of_vm(AlarmKind::Stale, &vm.vm, text));
     }

@@ -653,7 +653,8 @@ pub fn last_point_warnings(points: &[PointFacts], now: Timestamp) -> Vec<LastPoi
         .iter()
         .filter(|point| point.state == PointState::Live)
     {
-        if later(point.taken_at, STILL_BACKED_UP) >= now {
+        // Not one of a time to come, which a wrong clock took.
+        if point.taken_at.duration_since(now).abs() <= STILL_BACKED_UP {
             fresh.insert(&point.vm);
         }
         let entry = last.entry(&point.vm).or_insert(point);

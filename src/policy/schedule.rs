@@ -106,9 +106,9 @@ pub struct Due {
 
 /// The night for which the full of this week is due, if one is: of a given weekday, the last such night, until a
 /// full was taken; else the sixth night after the last full, so that a night that fails still leaves one within the
-/// week. `points` are those of the VM with their nights.
+/// week.
 fn full_since(points: &[(&PointFacts, Date)], policy: &Policy, night: Date) -> Option<Date> {
-    let newest = newest_full(points.iter().copied(), night);
+    let newest = newest_full(points);
     let since = match policy.full_day() {
         FullDay::On(weekday) => days_after(night, -i64::from(weekday.until(night.weekday()))),
         FullDay::Auto => newest.map_or(night, |newest| {
@@ -118,14 +118,26 @@ fn full_since(points: &[(&PointFacts, Date)], policy: &Policy, night: Date) -> O
     (since <= night && newest.is_none_or(|newest| newest < since)).then_some(since)
 }
 
-/// The night of the last good full. One of a night to come was taken by a wrong clock and promises nothing.
-fn newest_full<'a>(
-    points: impl Iterator<Item = (&'a PointFacts, Date)>,
+/// The points of a VM with their nights. One of a night to come was taken by a wrong clock: it promises nothing, and
+/// nothing is decided by it.
+fn until_night<'a>(
+    vm: &VmName,
+    points: &'a [PointFacts],
+    policy: &Policy,
     night: Date,
-) -> Option<Date> {
+) -> Vec<(&'a PointFacts, Date)> {
+    let mine = points.iter().filter(|point| point.vm == *vm);
+    mine.map(|point| (point, night_of(point.taken_at, policy)))
+        .filter(|(_, of)| *of <= night)
+        .collect()
+}
+
+/// The night of the last good full.
+fn newest_full(points: &[(&PointFacts, Date)]) -> Option<Date> {
     points
-        .filter(|(point, of)| point.kind == PointKind::Full && !point.suspect && *of <= night)
-        .map(|(_, of)| of)
+        .iter()
+        .filter(|(point, _)| point.kind == PointKind::Full && !point.suspect)
+        .map(|(_, of)| *of)
         .max()
 }
 
@@ -141,11 +153,7 @@ pub fn nights_since_full(
         return None;
     }
     let night = night_of(now, policy);
-    let mine = points.iter().filter(|point| point.vm == *vm);
-    let newest = newest_full(
-        mine.map(|point| (point, night_of(point.taken_at, policy))),
-        night,
-    );
+    let newest = newest_full(&until_night(vm, points, policy, night));
     let nights = newest.map_or(i64::MAX, |newest| {
         night.duration_since(newest).as_hours() / 24
     });
@@ -175,20 +183,13 @@ pub fn due(
         return full(DueReason::Asked);
     }
     let night = night_of(now, policy);
-    let mine: Vec<(&PointFacts, Date)> = points
-        .iter()
-        .filter(|point| point.vm == *vm)
-        .map(|point| (point, night_of(point.taken_at, policy)))
-        .collect();
+    let mine = until_night(vm, points, policy, night);
     let has_point = mine.iter().any(|(point, of)| {
         // A suspect full counts: another one in the same night would most likely be suspect again.
         *of == night && (!point.suspect || point.kind == PointKind::Full)
     });
-    if !mine
-        .iter()
-        .any(|(point, _)| point.state == PointState::Live)
-        && !has_point
-    {
+    let is_live = |point: &PointFacts| point.vm == *vm && point.state == PointState::Live;
+    if !points.iter().any(is_live) && !has_point {
         return full(DueReason::First);
     }
     if has_point {
@@ -275,7 +276,9 @@ pub fn coverage(
     first_point: Option<Timestamp>,
 ) -> Coverage {
     let tonight = night_of(now, policy);
+    // Where that is a night to come, a wrong clock took it: every night may have been owed.
     let first = first_point.map(|at| night_of(at, policy));
+    let is_before = |date| first.is_none_or(|first| date < first && first <= tonight);
     let window_ended = now >= window_of(tonight, policy).1;
     let mut good = BTreeSet::new();
     let mut suspect = BTreeSet::new();
@@ -297,7 +300,7 @@ pub fn coverage(
                 NightState::Covered
             } else if suspect.contains(&date) {
                 NightState::Suspect
-            } else if first.is_none_or(|first| date < first) {
+            } else if is_before(date) {
                 NightState::BeforeFirst
             } else if date == tonight && !window_ended {
                 NightState::NotYet
@@ -501,6 +504,20 @@ mod tests {
     }
 
     #[test]
+    fn a_point_of_the_future_that_is_expired_or_suspect_asks_for_no_full() {
+        let mut points = vec![
+            point("2026-11-08T23:00", PointKind::Full),
+            point("2026-11-09T23:00", PointKind::Incremental),
+            point("2036-11-08T23:00", PointKind::Full),
+        ];
+        points[2].state = PointState::Expired;
+        assert_eq!(what(&points, "2026-11-10T23:00").0, What::Incremental);
+        points[2].state = PointState::Live;
+        points[2].suspect = true;
+        assert_eq!(what(&points, "2026-11-10T23:00").0, What::Incremental);
+    }
+
+    #[test]
     fn a_full_that_is_asked_for_is_due_at_any_time() {
         let points = [point("2026-11-08T23:00", PointKind::Full)];
         let now = at("2026-11-08T23:30");
@@ -582,5 +599,12 @@ mod tests {
         assert_eq!((found.covered, found.missing), (1, 0));
         assert_eq!(found.nights[0].state, NightState::BeforeFirst);
         assert_eq!(coverage(&[], &policy, now, None).missing, 0);
+    }
+
+    #[test]
+    fn a_first_point_of_the_future_hides_no_hole() {
+        let now = at("2026-11-21T12:00");
+        let first = Some(at("2036-11-01T23:00"));
+        assert_eq!(coverage(&[], &policy("sunday"), now, first).missing, 15);
     }
 }

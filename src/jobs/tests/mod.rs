@@ -6,4 +6,5 @@ mod lives;
 mod opening;
 mod prune;
 mod recovery;
+mod reports;
 mod restoring;

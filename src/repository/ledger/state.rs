@@ -155,7 +155,8 @@ pub struct State {
     pub points: BTreeMap<PointId, Point>,
     #[serde(with = "checkpoint::pairs")]
     pub newest: BTreeMap<VmName, PointId>,
-    /// When each VM's first point was taken, however long that point is gone.
+    /// When each VM's first point was taken, however long that point is gone: the earliest time of any, because a
+    /// wrong clock may have taken the first.
     #[serde(with = "checkpoint::keys")]
     pub first_taken: BTreeMap<VmName, Timestamp>,
     /// The disks whose tracking hid changes, as the last audit of each found.
@@ -500,9 +501,10 @@ impl State {
                 };
                 self.points.insert(body.point, point);
                 self.newest.insert(body.vm.clone(), body.point);
-                self.first_taken
-                    .entry(body.vm.clone())
-                    .or_insert(body.taken_at);
+                // Nor is a clock believed that was behind.
+                let taken = body.taken_at.max(dating.counted_from);
+                let first = self.first_taken.entry(body.vm.clone()).or_insert(taken);
+                *first = taken.min(*first);
             }
             Body::Abort(body) => {
                 self.open.remove(&body.session);

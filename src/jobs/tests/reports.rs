@@ -1,0 +1,51 @@
+//! What is told of points that are not what they seem, and of what must soon be gone.
+
+use crate::jobs::testing::{Lab, back_up};
+use crate::jobs::{Alarm, AlarmKind, Choice, Looked, VmStatus, alarms, choose, listed, status};
+use crate::policy::PolicyTerms;
+use crate::repository::Customer;
+use crate::repository::testing::{DAY, image, vm};
+use crate::storage::Memory;
+use std::sync::Arc;
+
+const YEARS: i32 = 3653;
+
+/// What `status` knows of `web`, and all alarms.
+fn told(lab: &Lab, customer: &Customer) -> (VmStatus, Vec<Alarm>) {
+    customer.with_state(|state| {
+        let mut vms = status(state, &[vm("web")], lab.time.now());
+        let alarms = alarms(state, &vms, &Looked::default(), lab.time.now());
+        (vms.remove(0), alarms)
+    })
+}
+
+fn has(alarms: &[Alarm], kind: AlarmKind) -> bool {
+    alarms.iter().any(|alarm| alarm.kind == kind)
+}
+
+#[test]
+fn a_point_of_a_clock_that_was_years_ahead_misleads_nobody_once_it_is_right() {
+    let lab = Lab::new(Arc::new(Memory::new()), &PolicyTerms::default());
+    let customer = lab.open();
+    lab.pass(DAY * YEARS);
+    back_up(&customer, "web", &image(&[1]), true);
+    lab.pass(-DAY * YEARS);
+    // How old it is, nobody knows.
+    let (_, alarms) = told(&lab, &customer);
+    assert!(has(&alarms, AlarmKind::Stale) && has(&alarms, AlarmKind::Hole));
+
+    let right = back_up(&customer, "web", &image(&[2]), false);
+    let now = lab.time.now();
+    let latest = customer.with_state(|state| choose(&listed(state, now), &vm("web"), None));
+    assert_eq!(latest, Choice::Point(right));
+    let (web, alarms) = told(&lab, &customer);
+    assert_eq!((web.points, web.last.map(|(at, _)| at)), (2, Some(now)));
+    assert!(!has(&alarms, AlarmKind::Stale) && !has(&alarms, AlarmKind::Hole));
+
+    // The last to expire, and no sign that the VM is backed up.
+    lab.pass(DAY * 30);
+    let (_, alarms) = told(&lab, &customer);
+    for kind in [AlarmKind::Stale, AlarmKind::Hole, AlarmKind::LastPoint] {
+        assert!(has(&alarms, kind), "{kind:?}");
+    }
+}
