@@ -145,7 +145,7 @@ pub fn look_ahead(customer: usize, state: &State, vms: &[VmName], now: Timestamp
 /// the oldest comes first, so that what one night leaves is the next one's beginning; of equals the larger. With
 /// `spread`, what is due inside its window begins over all that is left of it.
 pub fn arrange(works: &mut [Work], now: Timestamp, spread: bool) {
-    level_fulls(works);
+    level_fulls(works, now);
     works.sort_by(|one, other| {
         let key = |work: &Work| (work.last_taken, std::cmp::Reverse(work.weight()));
         key(one)
@@ -193,13 +193,14 @@ pub fn spread_rate(works: &[Work]) -> Option<SpreadRate> {
 }
 
 /// Which of those without a weekday of their own are full tonight.
-fn level_fulls(works: &mut [Work]) {
+fn level_fulls(works: &mut [Work], now: Timestamp) {
     let mut levelled: Vec<(NextFull, &mut Work)> = works
         .iter_mut()
         .filter_map(|work| Some((next_full(work)?, work)))
         .collect();
     let fulls: Vec<NextFull> = levelled.iter().map(|(full, _)| *full).collect();
-    let taken = fulls_tonight(&fulls);
+    let days = now.as_second() / (24 * 60 * 60);
+    let taken = fulls_tonight(&fulls, usize::try_from(days).unwrap_or(0));
     for (at, (full, work)) in levelled.iter_mut().enumerate() {
         if full.tonight != Tonight::Open {
             continue;

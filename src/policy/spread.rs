@@ -40,8 +40,10 @@ pub enum Tonight {
 /// several, so that none of these is too short for all its VMs. Then what is six nights old, as far as there is room;
 /// what is left comes tomorrow. At last what must come early because the nights until its time cannot hold all that is
 /// due in them, which is how fulls that began in one night find nights of their own.
-pub fn fulls_tonight(fulls: &[NextFull]) -> Vec<usize> {
-    Night::new(fulls).taken()
+///
+/// `turn` is a number that grows by one each night.
+pub fn fulls_tonight(fulls: &[NextFull], turn: usize) -> Vec<usize> {
+    Night::new(fulls).taken(turn)
 }
 
 struct Night<'a> {
@@ -71,8 +73,8 @@ impl<'a> Night<'a> {
         }
     }
 
-    fn taken(mut self) -> Vec<usize> {
-        self.take_overdue();
+    fn taken(mut self, turn: usize) -> Vec<usize> {
+        self.take_overdue(turn);
         for at in self.open(|age| age == FULL_WITHIN_NIGHTS) {
             self.take(at);
         }
@@ -98,11 +100,16 @@ impl<'a> Night<'a> {
     }
 
     /// Perhaps they fail each night: they wait for no other, and no other for them. Where there are more of them than
-    /// a night holds, the host was away, and the small ones come first.
-    fn take_overdue(&mut self) {
+    /// a night holds, the host was away, and the small ones come first; but each has its turn to be the first of all,
+    /// or those that fail each night would keep a larger one off for ever.
+    fn take_overdue(&mut self, turn: usize) {
         let before = std::mem::take(&mut self.load);
         let mut overdue = self.open(|age| age >= OVERDUE_NIGHTS);
         overdue.sort_by_key(|at| self.weight(*at));
+        if let Some(turn) = turn.checked_rem(overdue.len()) {
+            let first = overdue.remove(turn);
+            overdue.insert(0, first);
+        }
         self.fill(overdue, self.holds);
         self.load = before;
     }
@@ -248,6 +255,11 @@ mod tests {
             }
         }
         year
+    }
+
+    /// Without a turn the smallest is the first.
+    fn fulls_tonight(fulls: &[NextFull]) -> Vec<usize> {
+        super::fulls_tonight(fulls, 0)
     }
 
     fn full(age_nights: u8, weight: u64) -> NextFull {
@@ -417,6 +429,18 @@ mod tests {
         let mut fulls = vec![full(OVERDUE_NIGHTS, 50); 3];
         fulls.extend([full(1, 10); 15]);
         assert_eq!(fulls_tonight(&fulls), [0]);
+    }
+
+    #[test]
+    fn an_overdue_full_that_fails_every_night_starves_no_other_whatever_their_sizes() {
+        for weights in [[1, 10], [10, 1], [3, 2], [5, 5]] {
+            let mut fulls = weights.map(|weight| full(u8::MAX, weight)).to_vec();
+            fulls.extend([full(1, 1); 9]);
+            for at in 0..2 {
+                let is_taken = |turn| super::fulls_tonight(&fulls, turn).contains(&at);
+                assert!(is_taken(7) || is_taken(8), "{at} of {weights:?}");
+            }
+        }
     }
 
     #[test]
