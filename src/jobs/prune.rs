@@ -57,7 +57,7 @@ pub fn plan_prune(state: &State, now: Timestamp, request: PruneRequest) -> Vec<D
     let Some(policy) = &state.policy else {
         return Vec::new();
     };
-    let mut decisions = plan(&facts(state), policy, now);
+    let mut decisions = plan(&facts_with_void(state), policy, now);
     if request.confirm {
         for decision in &mut decisions {
             if let Action::AwaitErase { .. } = decision.action {
@@ -68,12 +68,16 @@ pub fn plan_prune(state: &State, now: Timestamp, request: PruneRequest) -> Vec<D
     decisions
 }
 
+/// What the promises are held against. A void point fulfils none, however long it has to stay.
 pub(super) fn facts(state: &State) -> Vec<PointFacts> {
-    state
-        .points
-        .iter()
-        .map(|(id, point)| point.facts(id))
-        .collect()
+    let mut facts = facts_with_void(state);
+    facts.retain(|point| !point.void);
+    facts
+}
+
+fn facts_with_void(state: &State) -> Vec<PointFacts> {
+    let points = state.points.iter();
+    points.map(|(id, point)| point.facts(id)).collect()
 }
 
 /// Whether the clock may delete. A refusal is written down.

@@ -79,6 +79,9 @@ pub struct PointFacts {
     pub silence: SignedDuration,
     /// It may not restore byte for byte.
     pub suspect: bool,
+    /// Its commit broke a rule: it stays until its time is over, and is no night's restore point. Only [`plan`] is
+    /// told of such ones.
+    pub void: bool,
     /// A hold stands: neither thinned nor expired early.
     pub held: bool,
 }
@@ -131,6 +134,10 @@ pub enum Reason {
         chosen: ChosenAs,
     },
     Held {
+        expires_at: Timestamp,
+    },
+    /// Its commit broke a rule.
+    Void {
         expires_at: Timestamp,
     },
     ThinnedForWeek {
@@ -199,6 +206,10 @@ impl fmt::Display for Reason {
             Reason::Held { expires_at } => {
                 write!(f, "held; expires at {expires_at} all the same")
             }
+            Reason::Void { expires_at } => write!(
+                f,
+                "its commit broke a rule of the ledger, so it is not restored; expires at {expires_at}"
+            ),
             Reason::ThinnedForWeek { week, kept } => {
                 write!(f, "thinned: ISO week {week} keeps {kept}")
             }
@@ -337,7 +348,7 @@ impl<'a> Planner<'a> {
         };
         if policy.keep_after_window() == KeepAfterWindow::Weekly {
             for point in points {
-                if point.state == PointState::Live && !planner.time_is_over(point) {
+                if point.state == PointState::Live && !point.void && !planner.time_is_over(point) {
                     planner.join_week(point);
                 }
             }
@@ -383,6 +394,9 @@ impl<'a> Planner<'a> {
                     deadline: point.deadline,
                 },
             );
+        }
+        if point.void {
+            return (Action::Keep, Reason::Void { expires_at });
         }
         let night = night_of(point.taken_at, self.policy);
         let until = self.protected_until(point);
@@ -714,6 +728,7 @@ mod tests {
             witnessed_since: None,
             silence: SignedDuration::ZERO,
             suspect: false,
+            void: false,
             held: false,
         }
     }
@@ -799,6 +814,22 @@ mod tests {
             decisions[0].reason.to_string(),
             format!("thinned: ISO week 2026-W45 keeps {}", "04".repeat(16))
         );
+    }
+
+    #[test]
+    fn a_void_full_stays_until_its_time_is_over_and_is_no_weeks_point() {
+        let policy = policy(|_| ());
+        let mut points = week(&policy);
+        points[2].void = true;
+        assert_eq!(kept(&points, &policy, "2026-11-26T22:00:00Z"), [4, 8]);
+        let (void, over) = (points[2].clone(), points[2].expires_at);
+        let reason = "its commit broke a rule of the ledger, so it is not restored; expires at 2026-12-13T23:00:00Z";
+        let wanted = (Action::Keep, reason.to_string());
+        assert_eq!(
+            only(&[void.clone()], &policy, later(over, hours(-1))),
+            wanted
+        );
+        assert_eq!(only(&[void], &policy, over).0, Action::Expire);
     }
 
     #[test]

@@ -363,6 +363,7 @@ mod tests {
             witnessed_since: None,
             silence: SignedDuration::ZERO,
             suspect: false,
+            void: false,
             held: false,
         }
     }

@@ -143,6 +143,7 @@ impl Simulation {
             witnessed_since: None,
             silence: SignedDuration::ZERO,
             suspect,
+            void: false,
             held,
         });
         self.backed_up.insert((vm.clone(), night));

@@ -238,6 +238,7 @@ impl World {
                 witnessed_since: None,
                 silence: SignedDuration::ZERO,
                 suspect: false,
+                void: false,
                 held: false,
             },
             truly_at: truth,

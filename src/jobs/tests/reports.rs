@@ -1,10 +1,13 @@
 //! What is told of points that are not what they seem, and of what must soon be gone.
 
 use crate::jobs::testing::{Lab, back_up};
-use crate::jobs::{Alarm, AlarmKind, Choice, Looked, VmStatus, alarms, choose, listed, status};
-use crate::policy::PolicyTerms;
-use crate::repository::Customer;
+use crate::jobs::{
+    Alarm, AlarmKind, Choice, Looked, PruneRequest, VmStatus, alarms, choose, due_now, listed,
+    plan_prune, status,
+};
+use crate::policy::{Action, PolicyTerms, What};
 use crate::repository::testing::{DAY, image, vm};
+use crate::repository::{Customer, State};
 use crate::storage::Memory;
 use std::sync::Arc;
 
@@ -48,4 +51,28 @@ fn a_point_of_a_clock_that_was_years_ahead_misleads_nobody_once_it_is_right() {
     for kind in [AlarmKind::Stale, AlarmKind::Hole, AlarmKind::LastPoint] {
         assert!(has(&alarms, kind), "{kind:?}");
     }
+}
+
+#[test]
+fn a_void_point_is_no_nights_restore_point_and_stays_until_its_time_is_over() {
+    let lab = Lab::new(Arc::new(Memory::new()), &PolicyTerms::default());
+    let customer = lab.open();
+    let point = back_up(&customer, "web", &image(&[1]), true);
+    let (mut state, now) = (customer.state(), lab.time.now());
+    let seen = |state: &State| {
+        let due = due_now(state, &vm("web"), now).unwrap();
+        let coverage = status(state, &[vm("web")], now).remove(0).coverage;
+        (due.what, coverage.unwrap().covered)
+    };
+    assert_eq!(seen(&state), (What::Nothing, 1));
+    state.points.get_mut(&point).unwrap().void = true;
+    assert_eq!(seen(&state), (What::Full, 0));
+    let decisions = plan_prune(&state, now, PruneRequest::default());
+    assert_eq!(decisions[0].action, Action::Keep);
+    assert!(
+        decisions[0]
+            .reason
+            .to_string()
+            .starts_with("its commit broke a rule")
+    );
 }

@@ -892,6 +892,7 @@ impl Point {
             witnessed_since: self.witnessed_since,
             silence: self.silence,
             suspect: self.suspect,
+            void: self.void,
             held: false,
         }
     }

@@ -137,6 +137,7 @@ impl Simulation {
             witnessed_since: None,
             silence: SignedDuration::ZERO,
             suspect: false,
+            void: false,
             held: false,
         };
         self.points.insert(night, facts);
