@@ -3,7 +3,10 @@
 use super::points::listed;
 use super::prune::{earliest_deadline, facts};
 use crate::model::{DiskName, PointKind, VmName};
-use crate::policy::{Coverage, NightState, PointFacts, coverage, last_point_warnings};
+use crate::policy::{
+    Coverage, NightState, PointFacts, coverage, last_point_warnings, next_prune_ends, night_of,
+    window_of,
+};
 use crate::repository::State;
 use jiff::{SignedDuration, Timestamp};
 
@@ -48,7 +51,7 @@ pub enum AlarmKind {
     LastPoint,
     /// No point for longer than a night takes.
     Stale,
-    /// Over half of the time to erase something is used, and nobody has.
+    /// Over half of the time to erase something is used, or the next prune may come too late, and nobody has.
     BudgetHalfUsed,
     /// Nothing is deleted on this host's word.
     ClockNotTrusted,
@@ -356,18 +359,20 @@ fn tracking(state: &State, vm: &VmStatus, alarms: &mut Vec<Alarm>) {
 
 /// What is kept too long, or soon will be.
 fn over_maximum(state: &State, now: Timestamp, alarms: &mut Vec<Alarm>) {
-    let budget_days = state
-        .policy
-        .as_ref()
-        .map_or(1, |policy| policy.effective().erase_budget_days);
+    let policy = state.policy.as_ref();
+    let budget_days = policy.map_or(1, |policy| policy.effective().erase_budget_days);
     let budget = SignedDuration::from_hours(24 * i64::from(budget_days));
+    // Once tonight's window has ended, a prune in time has left nothing for which the next may come too late.
+    let too_late = policy
+        .filter(|policy| now >= window_of(night_of(now, policy), policy).1)
+        .map_or(now, |policy| next_prune_ends(policy, now));
     for (id, point) in state.roots() {
         let what = format!("{} of {} (restore point {id})", point.vm, point.taken_at);
         let left = point.deadline.duration_since(now);
         if !left.is_positive() {
             let text = format!("{what} is kept over its maximum since {}", point.deadline);
             alarms.push(Alarm::of_vm(AlarmKind::OverMaximum, &point.vm, text));
-        } else if left <= budget / 2 {
+        } else if left <= budget / 2 || point.deadline < too_late {
             let text = format!(
                 "{what} must be gone by {}, and no prune has erased it: run vmkeep prune",
                 point.deadline
@@ -381,7 +386,7 @@ fn over_maximum(state: &State, now: Timestamp, alarms: &mut Vec<Alarm>) {
             let text =
                 format!("unreadable bytes are still stored, and should be gone since {deadline}");
             alarms.push(Alarm::of_customer(AlarmKind::OverMaximum, text));
-        } else if left <= budget / 8 {
+        } else if left <= budget / 8 || deadline < too_late {
             // They are rewritten only when a quarter is left.
             let text = format!("unreadable bytes must be gone by {deadline}: run vmkeep prune");
             alarms.push(Alarm::of_customer(AlarmKind::BudgetHalfUsed, text));

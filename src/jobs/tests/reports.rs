@@ -1,14 +1,16 @@
 //! What is told of points that are not what they seem, and of what must soon be gone.
 
+use crate::format::entry::Body;
 use crate::jobs::testing::{Lab, back_up};
 use crate::jobs::{
     Alarm, AlarmKind, Choice, Looked, PruneRequest, VmStatus, alarms, choose, due_now, listed,
     plan_prune, status,
 };
 use crate::policy::{Action, PolicyTerms, What};
-use crate::repository::testing::{DAY, image, vm};
+use crate::repository::testing::{DAY, change, image, vm};
 use crate::repository::{Customer, State};
 use crate::storage::Memory;
+use jiff::SignedDuration;
 use std::sync::Arc;
 
 const YEARS: i32 = 3653;
@@ -75,4 +77,58 @@ fn a_void_point_is_no_nights_restore_point_and_stays_until_its_time_is_over() {
             .to_string()
             .starts_with("its commit broke a rule")
     );
+}
+
+#[test]
+fn what_must_be_gone_is_told_before_its_deadline_by_the_first_run_after_a_night_without_a_prune() {
+    let terms = PolicyTerms {
+        max_retention: "7 days".to_string(),
+        timezone: "UTC".to_string(),
+        ..PolicyTerms::default()
+    };
+    let is_told = |is_erased: bool| {
+        let lab = Lab::new(Arc::new(Memory::new()), &terms);
+        let customer = lab.open();
+        let point = back_up(&customer, "web", &image(&[1, 2]), true);
+        let deadline = customer.with_state(|state| state.points[&point].deadline);
+        if is_erased {
+            change(&customer, point, Body::Expire).unwrap();
+            change(&customer, point, Body::Erase).unwrap();
+        }
+        // At 23:19, while the prune of the night may still come, and at 8:04.
+        [(23, 41), (14, 56)].map(|(hours, minutes)| {
+            let left = SignedDuration::from_mins(hours * 60 + minutes);
+            lab.pass(deadline.duration_since(lab.time.now()) - left);
+            has(&told(&lab, &customer).1, AlarmKind::BudgetHalfUsed)
+        })
+    };
+    for is_erased in [false, true] {
+        assert_eq!(is_told(is_erased), [false, true]);
+    }
+}
+
+#[test]
+fn where_every_night_is_pruned_nothing_is_told_of_deadlines_after_its_window() {
+    for maximum in ["3 days", "7 days", "14 days", "30 days"] {
+        let terms = PolicyTerms {
+            max_retention: maximum.to_string(),
+            timezone: "UTC".to_string(),
+            ..PolicyTerms::default()
+        };
+        let lab = Lab::new(Arc::new(Memory::new()), &terms);
+        let customer = lab.open();
+        for night in 0..35 {
+            // At 23:00, and the last of its window.
+            back_up(&customer, "web", &image(&[1, 100 + night]), night % 7 == 0);
+            lab.prune(&customer).unwrap();
+            lab.pass(SignedDuration::from_hours(7));
+            back_up(&customer, "late", &image(&[1, 200 + night]), night % 7 == 0);
+            let (_, alarms) = told(&lab, &customer);
+            assert!(
+                !has(&alarms, AlarmKind::BudgetHalfUsed),
+                "{maximum}: {alarms:?}"
+            );
+            lab.pass(SignedDuration::from_hours(17));
+        }
+    }
 }
