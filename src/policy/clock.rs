@@ -3,6 +3,7 @@
 //! A time is *witnessed* when two sources agree with the wall clock within five minutes, else *alone*. Only witnessed
 //! times move the base that the next judgement measures from, so a clock that runs wild can be at most 48 hours
 //! past the last time that two sources agreed on and still delete; thinning waits two days longer for that reason.
+//! Expiry cannot wait where the maximum is short, so a lone clock that another source contradicts deletes nothing.
 //! Two sources of one machine that stood still (paused, suspended) lag together; see `PointFacts::silence`.
 //!
 //! *Absent:* reading any clock, and the ledger. The caller brings the reading, the store's time and the last
@@ -75,6 +76,12 @@ pub enum ClockRefusal {
     },
     /// The repository has no witnessed time to measure from.
     NothingWitnessed { wall: Timestamp },
+    /// Another source tells another time, and no two agree with this one.
+    Contradicted {
+        wall: Timestamp,
+        source: &'static str,
+        minutes: u64,
+    },
 }
 
 impl fmt::Display for ClockRefusal {
@@ -98,6 +105,17 @@ impl fmt::Display for ClockRefusal {
                  and no second source agrees; let the host's clock be synchronised (NTP) and run again, \
                  or check it by hand and use --trust-clock once",
                 wall.as_second().saturating_sub(last_witnessed.as_second()) / 3600
+            ),
+            ClockRefusal::Contradicted {
+                wall,
+                source,
+                minutes,
+            } => write!(
+                f,
+                "the clock says {wall}, which differs by {minutes} minutes from what another source \
+                 ({source}) says, and no two agree \
+                 with it; let the host's clock be synchronised (NTP) and run again, \
+                 or check it by hand and use --trust-clock once"
             ),
             ClockRefusal::NothingWitnessed { wall } => write!(
                 f,
@@ -140,11 +158,17 @@ pub fn judge(
     if reading.synchronised {
         sources.push("kernel");
     }
-    if store_time.is_some_and(|store| agree(store.as_second(), wall.as_second())) {
-        sources.push("store");
-    }
-    if by_uptime(reading, local).is_some_and(|uptime| agree(uptime, wall.as_second())) {
-        sources.push("boot");
+    let mut contradicted = None;
+    let others = [
+        ("store", store_time.map(Timestamp::as_second)),
+        ("boot", by_uptime(reading, local)),
+    ];
+    for (source, says) in others {
+        match says {
+            Some(says) if agree(says, wall.as_second()) => sources.push(source),
+            Some(says) => contradicted = Some((source, says)),
+            None => {}
+        }
     }
     let two_agree = sources.len() >= 2;
     let jump = last_witnessed.map(|last| wall.as_second().saturating_sub(last.as_second()));
@@ -183,7 +207,17 @@ pub fn judge(
         false => Attestation::Alone,
     };
     let deletion = match (attestation, near, last_witnessed) {
-        (Attestation::Witnessed, _, _) | (Attestation::Alone, true, _) => Deletion::Allowed,
+        (Attestation::Witnessed, _, _) => Deletion::Allowed,
+        (Attestation::Alone, true, _) => match contradicted {
+            None => Deletion::Allowed,
+            Some((source, says)) => Deletion::Refused {
+                reason: ClockRefusal::Contradicted {
+                    wall,
+                    source,
+                    minutes: wall.as_second().abs_diff(says) / 60,
+                },
+            },
+        },
         (Attestation::Alone, false, Some(last_witnessed)) => Deletion::Refused {
             reason: ClockRefusal::JumpedAhead {
                 wall,
@@ -380,6 +414,39 @@ mod tests {
     }
 
     #[test]
+    fn a_lone_clock_that_the_store_or_the_uptime_contradicts_deletes_nothing_however_near() {
+        let noted = mark(BASE, 0);
+        let by = |ahead: i64, store: Option<i64>, local: Option<&LocalMark>| {
+            let reading = reading(BASE + 23 * HOUR + ahead, false, 23 * 3600);
+            let store = store.map(at);
+            judge(
+                &reading,
+                local,
+                store,
+                HostClock::Verified,
+                Some(at(BASE)),
+                false,
+            )
+        };
+        let truth = Some(BASE + 23 * HOUR);
+        for ahead in [301, 24 * HOUR, -12 * HOUR] {
+            assert!(!refused(&by(ahead, None, None)));
+            for (store, local) in [(truth, None), (None, Some(&noted)), (truth, Some(&noted))] {
+                assert!(refused(&by(ahead, store, local)), "{ahead}");
+            }
+        }
+        assert!(!refused(&by(300, truth, None)));
+        let Deletion::Refused { reason } = by(24 * HOUR, truth, None).deletion else {
+            panic!("allowed");
+        };
+        assert!(
+            reason
+                .to_string()
+                .contains("differs by 1440 minutes from what another source (store) says")
+        );
+    }
+
+    #[test]
     fn before_the_last_witnessed_time_only_an_operator_deletes() {
         let early = reading(BASE - 24 * HOUR, true, 0);
         let store = Some(at(BASE - 24 * HOUR));
@@ -485,9 +552,10 @@ mod tests {
                     witnessed = wall;
                 }
                 let jump = wall - BASE;
+                let contradicted = store.is_some_and(|store| !agree(store.as_second(), wall));
                 prop_assert_eq!(
                     judgement.deletion == Deletion::Allowed,
-                    (-300..=48 * HOUR).contains(&jump)
+                    (-300..=48 * HOUR).contains(&jump) && !contradicted
                 );
             }
         }
