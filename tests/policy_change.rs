@@ -50,6 +50,11 @@ fn a_shortening_that_would_expire_several_nights_waits_until_somebody_confirms_i
     assert_eq!(host.points(after).len(), 12, "the old policy holds");
     host.vmkeep(&["prune"], after).exits(0);
     assert_eq!(host.points(after).len(), 12);
+    // By a clock that is not believed a run would delete nothing either.
+    let ahead = after + SignedDuration::from_hours(24 * 2000);
+    let night_ahead = &host.json(&["run", "--dry-run"], ahead)["customers"][0];
+    assert_eq!(night_ahead["prune"].as_array().map(Vec::len), Some(0));
+    assert!(night_ahead["prune_refusal"].is_string(), "{night_ahead}");
     let foreseen = host.json(&["prune", "--confirm", "--dry-run"], after);
     let plan = foreseen["customers"][0]["points"].as_array().unwrap();
     let going = plan.iter().filter(|row| row["action"] != "keep").count();

@@ -45,7 +45,7 @@ pub use host::LocalHost;
 pub use last_run::LastRun;
 pub use night::{Sizes, SpreadRate, Work, arrange, carry_out, look_ahead, spread_rate};
 pub use points::{Choice, choose, good_instead, listed};
-pub use prune::{PruneRequest, Pruned, plan_prune, prune, undo};
+pub use prune::{PruneRequest, Pruned, plan_prune, prune, undo, why_not_prune};
 pub use report::{Alarm, AlarmKind, Looked, READ_AT_LEAST, Severity, VmStatus, alarms, status};
 pub use restore::{RestoreTarget, Restored, note_restore, restore};
 pub use run::{

@@ -113,7 +113,7 @@ fn trust_clock(customer: &Customer) -> Result<(), JobError> {
 }
 
 /// Why this host does not expire, erase and reclaim, if it does not.
-pub(super) fn why_not_prune(customer: &Customer, host: &LocalHost) -> Option<String> {
+pub fn why_not_prune(customer: &Customer, host: &LocalHost) -> Option<String> {
     let id = host.identity().host_id();
     customer.with_state(|state| {
         let has_role = |row: &&HostBody| row.roles.contains(&Role::Prune);

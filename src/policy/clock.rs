@@ -3,7 +3,7 @@
 //! A time is *witnessed* when two sources agree with the wall clock within five minutes, else *alone*. Only witnessed
 //! times move the base that the next judgement measures from, so a clock that runs wild can be at most 48 hours
 //! past the last time that two sources agreed on and still delete; thinning waits two days longer for that reason.
-//! Expiry cannot wait where the maximum is short, so a lone clock that another source contradicts deletes nothing.
+//! Expiry cannot wait where the maximum is short, so a lone clock that more sources contradict than confirm deletes nothing.
 //! Two sources of one machine that stood still (paused, suspended) lag together; see `PointFacts::silence`.
 //!
 //! *Absent:* reading any clock, and the ledger. The caller brings the reading, the store's time and the last
@@ -76,7 +76,7 @@ pub enum ClockRefusal {
     },
     /// The repository has no witnessed time to measure from.
     NothingWitnessed { wall: Timestamp },
-    /// Another source tells another time, and no two agree with this one.
+    /// More sources tell another time than agree with this one.
     Contradicted {
         wall: Timestamp,
         source: &'static str,
@@ -113,7 +113,7 @@ impl fmt::Display for ClockRefusal {
             } => write!(
                 f,
                 "the clock says {wall}, which differs by {minutes} minutes from what another source \
-                 ({source}) says, and no two agree \
+                 ({source}) says, and too few agree \
                  with it; let the host's clock be synchronised (NTP) and run again, \
                  or check it by hand and use --trust-clock once"
             ),
@@ -158,7 +158,7 @@ pub fn judge(
     if reading.synchronised {
         sources.push("kernel");
     }
-    let mut contradicted = None;
+    let mut contradictions = Vec::new();
     let others = [
         ("store", store_time.map(Timestamp::as_second)),
         ("boot", by_uptime(reading, local)),
@@ -166,11 +166,14 @@ pub fn judge(
     for (source, says) in others {
         match says {
             Some(says) if agree(says, wall.as_second()) => sources.push(source),
-            Some(says) => contradicted = Some((source, says)),
+            Some(says) => contradictions.push((source, says)),
             None => {}
         }
     }
     let two_agree = sources.len() >= 2;
+    let contradicted = contradictions
+        .first()
+        .filter(|_| contradictions.len() > sources.len());
     let jump = last_witnessed.map(|last| wall.as_second().saturating_sub(last.as_second()));
 
     if operator_override {
@@ -214,7 +217,7 @@ pub fn judge(
                 reason: ClockRefusal::Contradicted {
                     wall,
                     source,
-                    minutes: wall.as_second().abs_diff(says) / 60,
+                    minutes: wall.as_second().abs_diff(*says) / 60,
                 },
             },
         },
@@ -416,8 +419,8 @@ mod tests {
     #[test]
     fn a_lone_clock_that_the_store_or_the_uptime_contradicts_deletes_nothing_however_near() {
         let noted = mark(BASE, 0);
-        let by = |ahead: i64, store: Option<i64>, local: Option<&LocalMark>| {
-            let reading = reading(BASE + 23 * HOUR + ahead, false, 23 * 3600);
+        let with = |kernel: bool, ahead: i64, store: Option<i64>, local: Option<&LocalMark>| {
+            let reading = reading(BASE + 23 * HOUR + ahead, kernel, 23 * 3600);
             let store = store.map(at);
             judge(
                 &reading,
@@ -428,6 +431,7 @@ mod tests {
                 false,
             )
         };
+        let by = |ahead, store, local| with(false, ahead, store, local);
         let truth = Some(BASE + 23 * HOUR);
         for ahead in [301, 24 * HOUR, -12 * HOUR] {
             assert!(!refused(&by(ahead, None, None)));
@@ -436,6 +440,9 @@ mod tests {
             }
         }
         assert!(!refused(&by(300, truth, None)));
+        // A machine that stood still has the kernel's word against its uptime.
+        assert!(!refused(&with(true, HOUR, None, Some(&noted))));
+        assert!(refused(&with(true, HOUR, truth, Some(&noted))));
         let Deletion::Refused { reason } = by(24 * HOUR, truth, None).deletion else {
             panic!("allowed");
         };

@@ -21,12 +21,12 @@ use crate::cli::telling;
 use crate::config::Config;
 use crate::jobs::{
     Alarm, AlarmKind, BegunRun, CustomerRun, JobError, JobErrorKind, LastRun, Policies, Pruned,
-    StateFolder, VmOutcome, VmRun, Work, arrange, begin_run, carry_out, look_ahead, plan_prune,
-    prune_in_run, run_vm, spread_rate, verify_in_run,
+    StateFolder, VmOutcome, VmRun, Work, arrange, begin_run, carry_out, foresee_policy, look_ahead,
+    plan_prune, prune_in_run, run_vm, spread_rate, verify_in_run, why_not_prune,
 };
 use crate::model::{VmName, Writers};
 use crate::notify::Moment;
-use crate::policy::{Action, What};
+use crate::policy::{Action, Deletion, What};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
@@ -604,20 +604,31 @@ fn dry_run(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
         }));
     }
     for (open, vms) in customers.iter().zip(vms) {
-        let mut removed = open
+        let (state, _) = open
             .customer
-            .with_state(|state| plan_prune(state, now, site.prune_request(false)));
-        removed.retain(|decision| matches!(decision.action, Action::Expire | Action::Erase));
-        let _ = writeln!(
-            tally.text,
-            "{}: prune would expire or erase {}",
-            open.config.name,
-            figures::count(removed.len(), "point", "points")
-        );
+            .with_state(|state| foresee_policy(state, &site.host, &open.config.terms, false))?;
+        let clock = match site.host.judgement(state.last_witnessed).deletion {
+            Deletion::Allowed => None,
+            Deletion::Refused { reason } => Some(reason.to_string()),
+        };
+        let refusal = why_not_prune(&open.customer, &site.host).or(clock);
+        let mut removed = plan_prune(&state, now, site.prune_request(false));
+        removed.retain(|decision| {
+            refusal.is_none() && matches!(decision.action, Action::Expire | Action::Erase)
+        });
+        let prune = match &refusal {
+            Some(reason) => format!("nothing would be pruned: {reason}"),
+            None => format!(
+                "prune would expire or erase {}",
+                figures::count(removed.len(), "point", "points")
+            ),
+        };
+        let _ = writeln!(tally.text, "{}: {prune}", open.config.name);
         tally.documents.push(json!({
             "customer": open.config.name.as_str(),
             "vms": vms,
             "prune": removed.iter().map(super::report::decision_document).collect::<Vec<_>>(),
+            "prune_refusal": refusal,
         }));
     }
     tally.all_failed(invocation, unopened)?;

@@ -234,7 +234,11 @@ mod tests {
                 let (_, socket) = xml.split_once("socket='").unwrap();
                 let (socket, _) = socket.split_once('\'').unwrap();
                 let listener = UnixListener::bind(socket).unwrap();
-                let server = TestServer::start(listener, Arc::new(|_| Some(1 << 20)));
+                let server = TestServer::start(
+                    listener,
+                    Arc::new(|_| Some(1 << 20)),
+                    Dirty::default(),
+                );
                 *self.server.lock().unwrap() = Some(server);
             }
             self.script.run(arguments, limit)
