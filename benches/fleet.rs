@@ -295,6 +295,7 @@ fn live(host: usize, policy: &Policy, zone: &TimeZone, seen: &mut Seen) {
                 witnessed_since: Some(begins),
                 silence: SignedDuration::ZERO,
                 suspect: false,
+                void: false,
                 held: false,
             });
         }

@@ -215,7 +215,7 @@ impl Site {
     pub fn customers(
         &self,
         wanted: impl Fn(&CustomerName) -> bool,
-    ) -> (Vec<OpenCustomer<'_>>, Vec<Unopened<'_>>) {
+    ) -> Result<(Vec<OpenCustomer<'_>>, Vec<Unopened<'_>>), Failure> {
         let (mut opened, mut unopened) = (Vec::new(), Vec::new());
         let customers = self.config.customers.iter();
         for config in customers.filter(|config| wanted(&config.name)) {
@@ -224,7 +224,11 @@ impl Site {
                 Err(failure) => unopened.push((&config.name, failure)),
             }
         }
-        (opened, unopened)
+        // A stranger is one to all of them.
+        if opened.is_empty() && !unopened.is_empty() {
+            return Err(unopened.swap_remove(0).1);
+        }
+        Ok((opened, unopened))
     }
 
     /// From here on nothing is sent to the store faster than this allows. Before customers are opened.

@@ -826,7 +826,7 @@ mod tests {
         let reason = "its commit broke a rule of the ledger, so it is not restored; expires at 2026-12-13T23:00:00Z";
         let wanted = (Action::Keep, reason.to_string());
         assert_eq!(
-            only(&[void.clone()], &policy, later(over, hours(-1))),
+            only(std::slice::from_ref(&void), &policy, later(over, hours(-1))),
             wanted
         );
         assert_eq!(only(&[void], &policy, over).0, Action::Expire);

@@ -31,7 +31,7 @@ fn list(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
         .left("CLOCK")
         .left("KEY");
     let mut tally = Tally::default();
-    let (opened, unopened) = site.customers(|_| true);
+    let (opened, unopened) = site.customers(|_| true)?;
     for open in &opened {
         let (hosts, keys) = open
             .customer

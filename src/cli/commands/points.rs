@@ -27,7 +27,7 @@ pub fn run(invocation: &Invocation, args: &PointsArgs) -> Result<Answer, Failure
     let mut tally = Tally::default();
     let (opened, unopened) = site.customers(|customer| {
         args.vms.is_empty() || args.vms.iter().any(|one| one.may_be_of(customer))
-    });
+    })?;
     let mut known: BTreeSet<(&CustomerName, VmName)> = BTreeSet::new();
     for open in &opened {
         let customer = &open.config.name;

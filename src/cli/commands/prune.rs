@@ -167,7 +167,7 @@ pub fn worse(one: Option<Failure>, other: Option<Failure>) -> Option<Failure> {
 fn dry_run(invocation: &Invocation, site: &Site, request: PruneRequest) -> Result<Answer, Failure> {
     let now = site.host.now();
     let mut tally = Tally::default();
-    let (opened, unopened) = site.customers(|_| true);
+    let (opened, unopened) = site.customers(|_| true)?;
     for open in &opened {
         let terms = &open.config.terms;
         let (state, policy) = open.customer.with_state(|state| match request.confirm {
@@ -239,7 +239,7 @@ fn bring_back(
     selector: &PointSelector,
 ) -> Result<Answer, Failure> {
     let mut found = Vec::new();
-    let (opened, mut unopened) = site.customers(|_| true);
+    let (opened, mut unopened) = site.customers(|_| true)?;
     for open in &opened {
         let points = open.customer.with_state(|state| {
             state

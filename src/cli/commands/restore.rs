@@ -135,7 +135,7 @@ fn owner<'a>(
         let (customer, _) = selection::configured(&site.config, selector)?;
         return Ok((site.customer(customer)?, Vec::new()));
     }
-    let (mut found, mut unopened) = site.customers(|customer| selector.may_be_of(customer));
+    let (mut found, mut unopened) = site.customers(|customer| selector.may_be_of(customer))?;
     found.retain(|open| {
         open.customer.with_state(|state| {
             let points = listed(state, now);

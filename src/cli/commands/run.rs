@@ -576,7 +576,7 @@ fn report(
 fn dry_run(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
     let now = site.host.now();
     let mut tally = Tally::default();
-    let (customers, unopened) = site.customers(|_| true);
+    let (customers, unopened) = site.customers(|_| true)?;
     let mut vms: Vec<Vec<Value>> = customers.iter().map(|_| Vec::new()).collect();
     for work in plan(customers.iter(), now, site.config.run.spread) {
         let (Some(open), Some(vms)) = (customers.get(work.customer), vms.get_mut(work.customer))

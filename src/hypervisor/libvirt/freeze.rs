@@ -215,7 +215,7 @@ mod tests {
     use super::super::testing::{Say, Script, XML, domain};
     use super::super::{LibvirtSettings, LibvirtSource, folder_kind};
     use super::*;
-    use crate::hypervisor::nbd::testing::TestServer;
+    use crate::hypervisor::nbd::testing::{Dirty, TestServer};
     use crate::hypervisor::{Freeze, Hypervisor, Outcome, Reading, runtime_folder};
     use std::fs;
     use std::os::unix::net::UnixListener;
@@ -234,11 +234,8 @@ mod tests {
                 let (_, socket) = xml.split_once("socket='").unwrap();
                 let (socket, _) = socket.split_once('\'').unwrap();
                 let listener = UnixListener::bind(socket).unwrap();
-                let server = TestServer::start(
-                    listener,
-                    Arc::new(|_| Some(1 << 20)),
-                    Dirty::default(),
-                );
+                let server =
+                    TestServer::start(listener, Arc::new(|_| Some(1 << 20)), Dirty::default());
                 *self.server.lock().unwrap() = Some(server);
             }
             self.script.run(arguments, limit)
