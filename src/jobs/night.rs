@@ -234,8 +234,8 @@ fn next_full(work: &Work) -> Option<NextFull> {
 }
 
 /// Does the works in their order, so many at once, each not before its time. What is due and did not begin before its
-/// window's end, and what did not before everything was to stop, is `None`; whatever went so wrong with one that it never ended well is what
-/// `lost` makes of it, and stops no other.
+/// window's end, and what did not before everything was to stop, is `None`; whatever went so wrong with one that it
+/// never ended well is what `lost` makes of it, and stops no other.
 pub fn carry_out<T: Send>(
     works: &[Work],
     at_once: usize,

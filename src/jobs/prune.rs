@@ -408,8 +408,7 @@ fn prove(
         }
         return Ok(());
     }
-    let state = customer.state();
-    if is_due(&state) && !state.unmarked_erasures().is_empty() {
+    if customer.with_state(|state| is_due(state) && !state.unmarked_erasures().is_empty()) {
         // After damage, or when another host erased a moment ago.
         pruned.notes.push(
             "no deletion certificate was signed: what the erased points leave in the store is not \

@@ -12,8 +12,8 @@ use std::time::Instant;
 const MAX_TRANSFER: u32 = 8 << 20;
 /// Longest range of a status request; QEMU walks its tables for it.
 const MAX_STATUS_RANGE: u32 = 1 << 30;
-/// Most pieces that a status is kept in (some 200 MiB): a bitmap of 64 KiB has so many only where
-/// half a TiB was written in no order at all.
+/// Most pieces that a status is kept in (some 200 MiB): half a TiB of which every other 64 KiB are dirty, for which
+/// 16 GiB of small scattered writes do.
 const MAX_STATUS_PIECES: usize = if cfg!(test) { 1 << 10 } else { 1 << 23 };
 /// Longest range zeroed at once: where the storage cannot, the server writes each byte.
 const MAX_ZEROES: u32 = 64 << 20;
