@@ -1,4 +1,4 @@
-use std::fmt::{self, Write};
+use std::fmt;
 
 /// The secret identity of a chunk or node: knowing it is being able to read it.
 ///
@@ -63,13 +63,18 @@ fn parse_hex<const N: usize>(what: &'static str, text: &str) -> Result<[u8; N], 
     Ok(bytes)
 }
 
-/// Writes bytes as hexadecimal digits; ids are written by the hundred thousand (names, checkpoints).
+/// Writes bytes as hexadecimal digits; ids are written by the hundred thousand (names, checkpoints), so
+/// that all of one goes to the formatter at once.
 fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     const DIGITS: [u8; 16] = *b"0123456789abcdef";
-    let digit = |number: u8| char::from(DIGITS[usize::from(number & 15)]);
-    bytes.iter().try_for_each(|byte| {
-        f.write_char(digit(byte >> 4))?;
-        f.write_char(digit(*byte))
+    let digit = |number: u8| DIGITS[usize::from(number & 15)];
+    let mut text = [0; 64];
+    bytes.chunks(text.len() / 2).try_for_each(|part| {
+        for (pair, byte) in text.chunks_exact_mut(2).zip(part) {
+            pair.copy_from_slice(&[digit(byte >> 4), digit(*byte)]);
+        }
+        let written = text.get(..2 * part.len()).unwrap_or_default();
+        f.write_str(std::str::from_utf8(written).map_err(|_| fmt::Error)?)
     })
 }
 

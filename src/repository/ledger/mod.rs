@@ -26,12 +26,24 @@ use rivals::{Alone, named_as_listed, slots_of};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// A checkpoint is made again after so many entries. Until then each opening reads them one by one,
-/// which in a bucket is a request each.
+/// A checkpoint of a young ledger is made again after so many entries. Until then each opening reads them
+/// one by one, which in a bucket is a request each.
 const CHECKPOINT_ENTRIES: u64 = match cfg!(test) {
     true => 10,
     false => 20,
 };
+
+/// A checkpoint holds the whole state, which grows with the ledger: one entry more for so many that there
+/// are, or a night of a large customer would write it again and again.
+const ENTRIES_PER_MORE: u64 = 128;
+
+/// And at most so many, however long the ledger is.
+const MOST_CHECKPOINT_ENTRIES: u64 = 200;
+
+fn is_checkpoint_due(kept: u64, seq: u64) -> bool {
+    let entries = CHECKPOINT_ENTRIES + seq / ENTRIES_PER_MORE;
+    seq.saturating_sub(kept) >= entries.min(MOST_CHECKPOINT_ENTRIES)
+}
 
 /// How often an uncertain creation is repeated before the caller is told that it is uncertain.
 const FILL_ATTEMPTS: u32 = 8;
@@ -279,7 +291,7 @@ impl Ledger {
             return;
         }
         memory.remember_head(&uid, Head { seq, hash });
-        if seq >= self.kept + CHECKPOINT_ENTRIES
+        if is_checkpoint_due(self.kept, seq)
             && let Some(bytes) = self.state.to_checkpoint()
         {
             memory.keep_checkpoint(&uid, &bytes, self.believed == 0);

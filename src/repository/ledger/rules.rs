@@ -1,6 +1,6 @@
 //! What makes an entry void, rule by rule: as somebody would write it who keeps to none.
 
-use super::State;
+use super::{State, is_checkpoint_due};
 use crate::format::entry::{
     AbortBody, Attestation, BeginBody, Body, CertificateRef, ClockDeclaration, CommitBody,
     CondemnBody, DamagedFrame, Entry, GenesisBody, HostBody, MergeBody, PackMark, PointReason,
@@ -706,4 +706,13 @@ fn a_checkpoint_reads_back_as_the_state_that_it_was_made_of() {
     assert!(!state.damaged.is_empty() && !state.aborted.is_empty() && !state.voids.is_empty());
     let kept = state.to_checkpoint().unwrap();
     assert!(State::from_checkpoint(&kept).as_ref() == Some(state));
+}
+
+#[test]
+fn a_longer_ledger_is_written_down_less_often_and_never_leaves_many_entries_to_read() {
+    let due_after = |kept: u64| (0..).find(|more| is_checkpoint_due(kept, kept + more));
+    assert_eq!(due_after(0), Some(10));
+    assert_eq!(due_after(12_800), Some(110));
+    assert_eq!(due_after(10_000_000), Some(200));
+    assert!(!is_checkpoint_due(20, 10));
 }
