@@ -13,6 +13,8 @@
 //!   point records) stand in `codec`.
 //! - **1 [`policy`]**: schedule, retention, whether a clock is believed and whether a bucket will do, as
 //!   pure functions with reasons. *Absent:* stores, keys, the clock (`now` is an argument).
+//! - **1 [`tool`]**: a program of somebody else's, run within a time and a number of bytes. *Absent:* which
+//!   tools there are, and what they say.
 //! - **2 [`storage`]**: named immutable objects, created only if absent: a directory, an S3 bucket,
 //!   memory, planned faults, a probe of what a store really does. Where the network is there is an
 //!   async runtime: in `storage/s3` and in `notify`, and nowhere else. *Absent:* any idea of what an object means.
@@ -96,3 +98,4 @@ pub mod notify;
 pub mod policy;
 pub mod repository;
 pub mod storage;
+pub mod tool;

@@ -35,6 +35,11 @@ const ROOMS: &[Room] = &[
         may_import: &["model"],
     },
     Room {
+        name: "tool",
+        floor: 1,
+        may_import: &[],
+    },
+    Room {
         name: "storage",
         floor: 2,
         may_import: &["model"],
@@ -42,7 +47,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "hypervisor",
         floor: 2,
-        may_import: &["model"],
+        may_import: &["model", "tool"],
     },
     Room {
         name: "notify",
@@ -82,6 +87,7 @@ const ROOMS: &[Room] = &[
             "format",
             "policy",
             "storage",
+            "tool",
             "hypervisor",
             "notify",
             "repository",

@@ -1,5 +1,5 @@
-use crate::hypervisor::timed_child;
 use crate::model::{BootMark, Clock, ClockReading};
+use crate::tool;
 use jiff::Timestamp;
 use std::fs;
 use std::path::Path;
@@ -119,7 +119,7 @@ fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
-    let output = timed_child::run(&mut command, PATIENCE, MAX_SAID_BYTES).ok()?;
+    let output = tool::run(&mut command, PATIENCE, MAX_SAID_BYTES).ok()?;
     match output.status.success() {
         true => String::from_utf8(output.stdout).ok(),
         false => None,

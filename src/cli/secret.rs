@@ -2,7 +2,7 @@
 
 use super::exit::{Exit, Failure};
 use crate::config::SecretSource;
-use crate::hypervisor::timed_child;
+use crate::tool;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -107,7 +107,7 @@ fn told_by(key: &str, words: &[String], limit: Duration) -> Result<Zeroizing<Vec
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
-    let told = timed_child::run(&mut command, limit, MAX_SECRET_BYTES);
+    let told = tool::run(&mut command, limit, MAX_SECRET_BYTES);
     let output = told.map_err(|error| {
         failed(error.to_string())
             .hint("it is to print the secret, ask nobody anything, and end: try it with </dev/null")

@@ -26,7 +26,6 @@ mod qemu_nbd;
 pub mod qmp;
 mod runtime_folder;
 pub mod target;
-pub mod timed_child;
 mod timed_stream;
 mod writer;
 

@@ -1,6 +1,7 @@
 //! `virsh` as a process of its own: works with every libvirt, and a hang of it is ended by a kill.
 
-use crate::hypervisor::{CaptureError, CaptureErrorKind, timed_child};
+use crate::hypervisor::{CaptureError, CaptureErrorKind};
+use crate::tool;
 use std::io;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -66,7 +67,7 @@ impl Virsh for Process {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let output = timed_child::run(&mut command, limit, MAX_OUTPUT).map_err(|error| {
+        let output = tool::run(&mut command, limit, MAX_OUTPUT).map_err(|error| {
             failed(match error.kind() {
                 io::ErrorKind::NotFound => format!(
                     "{} is not there; install libvirt-clients",

@@ -129,7 +129,20 @@ impl Ledger {
             ledger.state = state;
         }
         ledger.read_on(None, |_, _| {})?;
-        if ledger.state.uid.is_none() {
+        if !ledger.has_no_gap(listed)? {
+            return Ok(false);
+        }
+        if let Some(head) = head {
+            ledger.check_head(&head)?;
+        }
+        ledger.remember(memory);
+        Ok(true)
+    }
+
+    /// That what was listed before reading does not go on beyond the end that was read. `false`: there is no
+    /// genesis, nor anything else.
+    fn has_no_gap(&self, listed: &[Listed]) -> Result<bool, RepositoryError> {
+        if self.state.uid.is_none() {
             return match listed.first() {
                 Some(entry) => Err(RepositoryError::damaged(
                     &entry.name,
@@ -140,25 +153,19 @@ impl Ledger {
         }
         // Only what has the name of an entry can prove a gap; a stray file must not lock a
         // customer out of everything.
-        let beyond = listed.iter().find(|object| {
-            ledger
-                .number(object)
-                .is_some_and(|seq| seq > ledger.state.seq)
-        });
-        if let Some(object) = beyond {
-            return Err(RepositoryError::damaged(
+        let beyond = listed
+            .iter()
+            .find(|object| self.number(object).is_some_and(|seq| seq > self.state.seq));
+        match beyond {
+            Some(object) => Err(RepositoryError::damaged(
                 &object.name,
                 format!(
                     "the ledger has a gap: entry {} is missing, but this object exists",
-                    ledger.state.seq + 1
+                    self.state.seq + 1
                 ),
-            ));
+            )),
+            None => Ok(true),
         }
-        if let Some(head) = head {
-            ledger.check_head(&head)?;
-        }
-        ledger.remember(memory);
-        Ok(true)
     }
 
     /// A ledger without genesis, to write one.
@@ -432,7 +439,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// All entries from genesis, with the reason of those that are void.
+    /// All entries from genesis, with the reason of those that are void. An error after the last: one that is
+    /// missing or damaged.
     pub fn replay(
         storage: Arc<dyn Storage>,
         names: CustomerNames,
@@ -442,6 +450,7 @@ impl Ledger {
         let mut ledger = Ledger::empty(storage, named_as_listed(names, &listed));
         ledger.alone.listed = slots_of(&ledger.names, &listed);
         ledger.read_on(None, each)?;
+        ledger.has_no_gap(&listed)?;
         Ok(ledger.state)
     }
 

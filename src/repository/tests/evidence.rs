@@ -203,6 +203,20 @@ fn a_replay_tells_every_entry_and_which_is_void() {
 }
 
 #[test]
+fn a_replay_that_meets_a_gap_says_so_after_what_it_could_tell() {
+    let world = with_points();
+    let customer = world.open();
+    world.memory.delete(&entry_name(6)).unwrap();
+    let mut seen = 0;
+    let storage = Arc::new(world.memory.clone());
+    let state = Ledger::replay(storage, customer.names().clone(), |entry, _| {
+        seen = entry.seq
+    });
+    assert_eq!(state.unwrap_err().kind, RepositoryErrorKind::Damaged);
+    assert_eq!(seen, 5);
+}
+
+#[test]
 fn what_a_later_version_wrote_makes_this_one_read_and_never_write_or_delete() {
     let mut world = with_points();
     let customer = world.open();

@@ -1,5 +1,5 @@
-//! A tool as a process of its own, which can neither hang us nor talk without end: it is ended by a
-//! kill, with what it has started.
+//! A tool (virsh, a command that tells a secret or the state of the clock) as a process of its own, which can
+//! neither hang us nor talk without end: it is ended by a kill, with what it has started.
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use std::io::{self, Read};
