@@ -215,7 +215,7 @@ impl PackBuilder {
 
     /// Appends a frame; the caller keeps the pack below [`MAX_PACK_BYTES`].
     pub fn append(&mut self, header: &FrameHeader, sealed: &[u8]) {
-        debug_assert_eq!(header.sealed_bytes as usize, sealed.len());
+        assert_eq!(header.sealed_bytes as usize, sealed.len());
         let checked = header.checked_fields();
         let offset = self.bytes.len() as u32;
         self.bytes.extend_from_slice(&checked);
