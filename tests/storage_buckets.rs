@@ -240,9 +240,7 @@ fn a_name_whose_object_somebody_has_hidden_is_not_free() {
     let Some(bucket) = versioned(BucketVersioningStatus::Enabled) else {
         return;
     };
-    let mut settings = bucket.settings("root/of/vmkeep");
-    settings.patience = Duration::from_secs(2);
-    let store = S3::open(settings).expect("open");
+    let store = bucket.open();
     let entry = name("customers/c/ledger/1");
     store.create(&entry, b"first").expect("created");
     bucket.delete("root/of/vmkeep/customers/c/ledger/1");

@@ -77,12 +77,15 @@ const EXPECTED: &[Expected] = &[
     // looked at its clock, which the administrator does that morning.
     alarm("clock-not-trusted acme", Morning(OFF + 3), Night(OFF + 3)),
     alarm("clock-not-trusted globex", Morning(OFF + 3), Night(OFF + 3)),
-    // A full store: all of that night fail, and are caught up in the morning, so that there is no hole.
+    // A full store: all of that night fail, and are caught up in the morning, so that there is no hole. It has no
+    // reserve: with one the prune of a customer makes room while a VM of the other may not yet have failed.
     alarm("almost-full", Night(FULL), Morning(FULL + 1)),
     alarm("backup-failed acme/web01", Night(FULL), Morning(FULL + 1)),
     alarm("backup-failed acme/db01", Night(FULL), Morning(FULL + 1)),
     alarm("backup-failed acme/old01", Night(FULL), Morning(FULL + 1)),
     alarm("backup-failed globex/shop", Night(FULL), Morning(FULL + 1)),
+    alarm("prune-failed acme", Night(FULL), Morning(FULL + 1)),
+    alarm("prune-failed globex", Night(FULL), Morning(FULL + 1)),
     // A disk that is not there: at once; then, a night later, the VM has had no point for two days, and a hole, which
     // is one night larger each night.
     alarm("backup-failed acme/db01", Night(AWAY), Night(AWAY + 7)),
@@ -162,7 +165,7 @@ impl Year {
         let state = self.host.state();
         let mut text = format!(
             "[host]\nname = \"host1\"\nclock = \"trusted\"\nstate_dir = \"{}\"\n\n\
-             [repository]\nurl = \"{folder}/store\"\nreserve = \"1 MiB\"\n\
+             [repository]\nurl = \"{folder}/store\"\nreserve = \"0\"\n\
              escrow = [\"age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p\"]\n\n\
              [policy]\ntimezone = \"Europe/Amsterdam\"\nwindow = \"22:00-06:00\"\n\n\
              [run]\nvms_at_once = 2\nmetrics_file = \"{}\"\n\n\
@@ -311,7 +314,8 @@ fn a_year_of_nights_is_told_as_a_careful_administrator_expects() {
                     .status()
                     .unwrap();
                 assert!(!filled.success(), "the store is full");
-                year.run(Night(FULL), 3);
+                // The prunes fail as well.
+                year.run(Night(FULL), 1);
                 fs::remove_file(&filler).unwrap();
                 year.run(Morning(FULL + 1), 0);
             }
