@@ -77,15 +77,13 @@ const EXPECTED: &[Expected] = &[
     // looked at its clock, which the administrator does that morning.
     alarm("clock-not-trusted acme", Morning(OFF + 3), Night(OFF + 3)),
     alarm("clock-not-trusted globex", Morning(OFF + 3), Night(OFF + 3)),
-    // A full store: all of that night fail, and are caught up in the morning, so that there is no hole. It has no
-    // reserve: with one the prune of a customer makes room while a VM of the other may not yet have failed.
+    // A full store: that night fails, and is caught up in the morning, so that there is no hole. Only who comes after
+    // a prune, which makes room with the help of the reserve, gets through (see `got_through`).
     alarm("almost-full", Night(FULL), Morning(FULL + 1)),
     alarm("backup-failed acme/web01", Night(FULL), Morning(FULL + 1)),
     alarm("backup-failed acme/db01", Night(FULL), Morning(FULL + 1)),
     alarm("backup-failed acme/old01", Night(FULL), Morning(FULL + 1)),
     alarm("backup-failed globex/shop", Night(FULL), Morning(FULL + 1)),
-    alarm("prune-failed acme", Night(FULL), Morning(FULL + 1)),
-    alarm("prune-failed globex", Night(FULL), Morning(FULL + 1)),
     // A disk that is not there: at once; then, a night later, the VM has had no point for two days, and a hole, which
     // is one night larger each night.
     alarm("backup-failed acme/db01", Night(AWAY), Night(AWAY + 7)),
@@ -119,6 +117,9 @@ struct Year {
     mail: MailSink,
     /// All runs, with how they ended.
     runs: Vec<(Moment, Timestamp, i32)>,
+    /// Names of alarms that are not to be heard, of VMs that had a point in the night of the full store: a customer is
+    /// pruned when the last of its own VMs is done, perhaps before another customer's begins.
+    got_through: Vec<String>,
     heard: Vec<(Moment, String, String)>,
     listened: usize,
 }
@@ -154,6 +155,7 @@ impl Year {
             ping: HttpSink::start(),
             mail: MailSink::start(),
             runs: Vec::new(),
+            got_through: Vec::new(),
             heard: Vec::new(),
             listened: 0,
             host,
@@ -165,7 +167,7 @@ impl Year {
         let state = self.host.state();
         let mut text = format!(
             "[host]\nname = \"host1\"\nclock = \"trusted\"\nstate_dir = \"{}\"\n\n\
-             [repository]\nurl = \"{folder}/store\"\nreserve = \"0\"\n\
+             [repository]\nurl = \"{folder}/store\"\nreserve = \"1 MiB\"\n\
              escrow = [\"age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p\"]\n\n\
              [policy]\ntimezone = \"Europe/Amsterdam\"\nwindow = \"22:00-06:00\"\n\n\
              [run]\nvms_at_once = 2\nmetrics_file = \"{}\"\n\n\
@@ -252,6 +254,9 @@ impl Year {
     fn expected(&self) -> Vec<(Moment, String, String)> {
         let mut expected = Vec::new();
         for alarm in EXPECTED {
+            if alarm.from == Night(FULL) && self.got_through.iter().any(|name| name == alarm.name) {
+                continue;
+            }
             let mut told_at = None;
             for (moment, at, _) in &self.runs {
                 let event = if (alarm.from..=alarm.grows_to).contains(moment) {
@@ -314,8 +319,15 @@ fn a_year_of_nights_is_told_as_a_careful_administrator_expects() {
                     .status()
                     .unwrap();
                 assert!(!filled.success(), "the store is full");
-                // The prunes fail as well.
-                year.run(Night(FULL), 1);
+                year.run(Night(FULL), 3);
+                let begin = year.time(Night(FULL));
+                for point in year.host.points(begin + hours(1)) {
+                    let text = |key: &str| point[key].as_str().unwrap().to_string();
+                    if text("taken_at").parse::<Timestamp>().unwrap() >= begin {
+                        let name = format!("backup-failed {}/{}", text("customer"), text("vm"));
+                        year.got_through.push(name);
+                    }
+                }
                 fs::remove_file(&filler).unwrap();
                 year.run(Morning(FULL + 1), 0);
             }
