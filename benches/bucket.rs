@@ -7,8 +7,7 @@
 //! hashes, compresses and seals, on the processors that the server runs on; what that takes by itself shows the
 //! same backup into a directory, which is printed beside it.
 
-#[path = "../tests/support/mod.rs"]
-mod support;
+use vmkeep_test_support as support;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;

@@ -10,8 +10,7 @@
 //!
 //! Environment: `VMKEEP_BENCH_VMS` (56), `VMKEEP_BENCH_CHUNKS` (of each, 18000), `VMKEEP_BENCH_NIGHTS` (24).
 
-#[path = "../tests/support/mod.rs"]
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;

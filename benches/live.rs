@@ -13,8 +13,7 @@
 //! Environment: `VMKEEP_BENCH_DIR` (where; default the temporary folder), `VMKEEP_BENCH_GIB` (the
 //! disk of *dirty*; default 8), `VMKEEP_BENCH_ONLY` (one of the three words).
 
-#[path = "../tests/support/mod.rs"]
-mod support;
+use vmkeep_test_support as support;
 
 use serde_json::json;
 use std::collections::BTreeMap;

@@ -9,8 +9,7 @@
 //!
 //! Environment: `VMKEEP_BENCH_DIR` (where; default the temporary folder; 8 GB).
 
-#[path = "../tests/support/mod.rs"]
-mod support;
+use vmkeep_test_support as support;
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Bad input: one clear error that names the thing, the right exit code, nothing half-visible, and
 //! everything else still restorable.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::{SignedDuration, Timestamp};
 use std::ffi::OsStr;

@@ -1,6 +1,6 @@
 //! The program with its repository in a bucket of a real server.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};

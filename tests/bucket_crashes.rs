@@ -4,7 +4,7 @@
 //! Here some of these moments, evenly; `VMKEEP_CRASHES=60` tries so many of each step, and `VMKEEP_CRASHES=all`
 //! all of them, as `scripts/servers` has it.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;

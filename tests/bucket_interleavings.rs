@@ -5,7 +5,7 @@
 //! each, as `scripts/servers` has it, and `VMKEEP_HOLDS=all` all of them. Where one host alone may write, the other
 //! process is of the same host, and they take turns.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;

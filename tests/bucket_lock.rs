@@ -1,6 +1,6 @@
 //! Object Lock: what a stolen key cannot do, and what a prune does meanwhile, on a real server.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;

@@ -1,7 +1,7 @@
 //! Least rights in a bucket: an agent whose key cannot delete and a keeper whose key can, each with just
 //! what `config/bucket-policy.json` gives, on a real server.
 
-mod support;
+use vmkeep_test_support as support;
 
 use aws_sdk_s3::types::BucketVersioningStatus;
 use jiff::{SignedDuration, Timestamp};

@@ -1,6 +1,6 @@
 //! A server that is killed and comes back while vmkeep works.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::{SignedDuration, Timestamp};
 use std::fs;

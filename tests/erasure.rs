@@ -1,7 +1,7 @@
 //! A marker that was in a guest's disk for one night only: found by a scanner with all keys before
 //! its point is erased, and by nothing afterwards; first by key, then by bytes.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::{SignedDuration, Timestamp};
 use std::collections::HashSet;

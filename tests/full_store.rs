@@ -1,6 +1,6 @@
 //! A store that has no room: every amount of free space from none to enough.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::{SignedDuration, Timestamp};
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! One VM's QEMU that gets stuck while its guest stands still: the shipped program gives this VM up
 //! in time, its guard lets the guest go on, and the other VMs are backed up.
 
-mod support;
+use vmkeep_test_support as support;
 
 use serde_json::{Value, json};
 use std::fs;

@@ -1,7 +1,7 @@
 //! `kill -9` at random moments of a backup and of a prune, and a stop while another process works.
 //! `scripts/kills` runs the same with other seeds.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;

@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-mod support;
+use vmkeep_test_support as support;
 
 use std::fs;
 use std::path::PathBuf;

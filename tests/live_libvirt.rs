@@ -1,6 +1,6 @@
 //! The source for libvirt against a real libvirtd, real QEMUs and a real guest.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::Timestamp;
 use std::path::Path;

@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-mod support;
+use vmkeep_test_support as support;
 
 use serde_json::json;
 use support::live::{DISK, Format, Image, Scene, SceneOptions};

@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::{Span, Timestamp};
 use serde_json::{Value, json};

@@ -1,6 +1,6 @@
 //! Six processes at once on one repository: backups of different VMs, prunes, and restores between.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! `vmkeep notify test` against receivers that take, refuse, fail for a while, and hang.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::Timestamp;
 use std::fs;

@@ -1,6 +1,6 @@
 //! A configured policy that differs from the one in the ledger.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::SignedDuration;
 use support::{Customer, Guest, Host, HostOptions, Random, time};

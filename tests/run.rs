@@ -1,6 +1,6 @@
 //! The nightly run as a whole: what it begins, what it leaves, and what it says of itself.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;

@@ -1,6 +1,6 @@
 //! What only a bucket can get wrong, against a real server.
 
-mod support;
+use vmkeep_test_support as support;
 
 use aws_sdk_s3::types::BucketVersioningStatus;
 use std::sync::Barrier;

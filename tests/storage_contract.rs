@@ -2,7 +2,7 @@
 //!
 //! The tests of full and read-only stores mount small file systems and need to be root.
 
-mod support;
+use vmkeep_test_support as support;
 
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};

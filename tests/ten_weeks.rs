@@ -6,7 +6,7 @@
 //!
 //! In a directory; with `VMKEEP_TEN_WEEKS=bucket`, as `scripts/servers` has it, in a bucket, which takes minutes.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;

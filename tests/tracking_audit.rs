@@ -2,7 +2,7 @@
 //! times of a file as they are, so its fingerprint says that nothing changed. In a file system in
 //! memory such a page stays dirty.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::SignedDuration;
 use serde_json::Value;

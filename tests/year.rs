@@ -1,7 +1,7 @@
 //! A year of nights on one host, with what goes wrong in a year, and everybody who is told of it: the messages, the
 //! table, the metrics and the ledger are what a careful administrator expects, who has written it down before.
 
-mod support;
+use vmkeep_test_support as support;
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;

@@ -1,3 +1,4 @@
+use super::program;
 use jiff::Timestamp;
 use serde_json::Value;
 use std::fmt::Write;
@@ -207,7 +208,7 @@ impl Host {
     pub fn command(&self, arguments: &[&str], at: Timestamp) -> Command {
         let mut command = Command::new("/bin/sh");
         command
-            .args(["-c", UNDER_FAKETIME, "sh", env!("CARGO_BIN_EXE_vmkeep")])
+            .args(["-c", UNDER_FAKETIME, "sh", path_text(&program())])
             .args(arguments)
             .current_dir(self.folder.path())
             .env_clear()

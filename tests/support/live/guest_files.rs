@@ -1,4 +1,5 @@
-use std::path::{Path, PathBuf};
+use super::super::project;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -14,7 +15,7 @@ impl GuestFiles {
     pub fn made() -> &'static GuestFiles {
         static MADE: OnceLock<GuestFiles> = OnceLock::new();
         MADE.get_or_init(|| {
-            let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+            let project = project();
             let folder = project.join("target/guest");
             let asked = Command::new(project.join("scripts/guest"))
                 .arg("--is-fresh")

@@ -1,8 +1,9 @@
 //! The servers that the tests know, and what each of them does. Known, not asked: a server that does
 //! otherwise in its next release shall fail the tests.
 
+use super::super::project;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use vmkeep::model::Writers;
 
 /// Debian's own, unless `VMKEEP_S3_SERVER` names another one; `scripts/servers` installs those.
@@ -118,5 +119,5 @@ impl Kind {
 fn servers() -> PathBuf {
     let told = std::env::var_os("VMKEEP_SERVERS");
     let told = told.map_or_else(|| "target/servers".into(), PathBuf::from);
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(told)
+    project().join(told)
 }

@@ -12,6 +12,7 @@ pub use user::{AGENT, KEEPER, OWNER, User, Visit};
 
 use super::host::tool;
 use super::live::{command_that_dies_with_us, spawn};
+use super::project;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::ResponseChecksumValidation;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation};
@@ -65,7 +66,7 @@ impl Server {
     fn start(kind: Kind) -> Self {
         let folder = Folder::new();
         let ports: [u16; 3] = free_ports();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/s3");
+        let script = project().join("tests/support/s3");
         let mut command = command_that_dies_with_us("unshare");
         command
             .args(["--mount", "--propagation", "private", "--pid", "--fork"])
@@ -359,7 +360,7 @@ impl Bucket {
         let expected =
             serde_json::json!({ "keys": keys, "gone": gone, "has_versions": has_versions });
         let mut child = Command::new(python)
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/independent_listing.py"))
+            .arg(project().join("tests/independent_listing.py"))
             .args([&self.server.endpoint, &self.name, prefix])
             .env("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID)
             .env("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY)

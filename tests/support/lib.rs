@@ -3,9 +3,9 @@
 //! knows nothing of `repository`.
 
 #![allow(
-    dead_code,
-    unused_imports,
-    reason = "each test crate uses its own part of this module"
+    clippy::new_without_default,
+    clippy::should_implement_trait,
+    reason = "for these tests only"
 )]
 
 mod books;
@@ -24,3 +24,18 @@ pub use host::{Customer, Host, HostOptions, Ran, Running, files_below, path_text
 pub use random::Random;
 pub use scanner::{Fragments, Scan, Scanner, WalkedDisk, WalkedPoint};
 pub use sinks::{Certificate, HttpSink, Mail, MailOptions, MailSink, Request};
+
+use std::path::{Path, PathBuf};
+
+/// The folder of the project.
+pub fn project() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).expect("it is tests/support")
+}
+
+/// The program under test, which cargo builds before any test of it, into the folder above the test's own.
+pub fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("a running test");
+    let built = test.ancestors().nth(2).expect("it is in deps");
+    built.join("vmkeep")
+}
