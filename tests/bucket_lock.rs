@@ -183,10 +183,12 @@ fn what_a_point_needs_is_locked_anew_before_its_lock_falls_below_the_window() {
     };
     night(&mut lab, 0);
     assert_eq!(lab.locked_for("/packs/"), (17, 17));
-    // Longer locks than before show which ones are new.
+    // Longer locks than before show which ones are new. A clock that went back, by a second even, would have all of
+    // them renewed.
     lab.with_policy("max_retention = \"3 months\"");
-    lab.host.vmkeep(&["run"], start).exits(0);
-    lab.host.vmkeep(&["prune"], start).exits(0);
+    let later = |minutes| start + SignedDuration::from_mins(minutes);
+    lab.host.vmkeep(&["run"], later(10)).exits(0);
+    lab.host.vmkeep(&["prune"], later(20)).exits(0);
     assert_eq!(lab.locked_for("/vmkeep.json"), (17, 17));
     night(&mut lab, 1);
     assert_eq!(lab.locked_for("/vmkeep.json").0, 17, "not every night");
