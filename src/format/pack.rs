@@ -214,6 +214,8 @@ impl PackBuilder {
     }
 
     /// Appends a frame; the caller keeps the pack below [`MAX_PACK_BYTES`].
+    ///
+    /// Panics if the header says another length: the pack would be unreadable from there on.
     pub fn append(&mut self, header: &FrameHeader, sealed: &[u8]) {
         assert_eq!(header.sealed_bytes as usize, sealed.len());
         let checked = header.checked_fields();
