@@ -10,7 +10,7 @@ use crate::repository::{
 };
 use crate::storage::{Listed, StorageErrorKind};
 use jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -244,17 +244,14 @@ fn check_trees(customer: &Customer, damage: &mut Vec<String>) -> Result<(), JobE
 
 /// What was known to be damaged before this verification, and where its content stands by now.
 struct Known {
-    damaged: BTreeSet<(PackName, Tag)>,
     index: Arc<Index>,
+    state: Arc<State>,
 }
 
 impl Known {
     fn of(customer: &SealedCustomer) -> Result<Self, JobError> {
         let (index, state) = customer.index_and_state()?;
-        Ok(Known {
-            damaged: state.damaged,
-            index,
-        })
+        Ok(Known { index, state })
     }
 
     /// Tells of a damaged frame. One that was known before and whose content stands elsewhere by
@@ -266,8 +263,8 @@ impl Known {
         what: String,
         verified: &mut Verified,
     ) -> Result<(), JobError> {
-        let healed =
-            self.damaged.contains(&(*pack, *tag)) && !self.index.sound_places(tag)?.is_empty();
+        let known = self.state.damaged.contains(&(*pack, *tag));
+        let healed = known && !self.index.sound_places(tag)?.is_empty();
         match healed {
             true => verified
                 .notes

@@ -112,8 +112,8 @@ impl SealedCustomer {
         look(self.ledger().state())
     }
 
-    /// A copy of the state as last read.
-    pub fn state(&self) -> State {
+    /// The state as last read.
+    pub fn state(&self) -> Arc<State> {
         self.ledger().state().clone()
     }
 
@@ -182,7 +182,7 @@ impl SealedCustomer {
 
     /// Without its rule, what a listing shows counts as born.
     #[cfg(test)]
-    fn state_perhaps_with_unborn(&self) -> Result<State, RepositoryError> {
+    fn state_perhaps_with_unborn(&self) -> Result<Arc<State>, RepositoryError> {
         use crate::format::names::ObjectRole;
         use jiff::Timestamp;
         let mut state = self.state();
@@ -190,6 +190,7 @@ impl SealedCustomer {
         if !stands(Rule::Born) {
             for object in self.storage.list(self.names.prefix())? {
                 if let ObjectRole::Segment(name) = self.names.role(&object.name) {
+                    let state = Arc::make_mut(&mut state);
                     state.segments.insert(name, Timestamp::MIN);
                 }
             }
@@ -199,7 +200,7 @@ impl SealedCustomer {
 
     /// The index and the state of one and the same end of the ledger. Read one after the other they
     /// may differ: other threads read on meanwhile.
-    pub fn index_and_state(&self) -> Result<(Arc<Index>, State), RepositoryError> {
+    pub fn index_and_state(&self) -> Result<(Arc<Index>, Arc<State>), RepositoryError> {
         for _ in 0..LOAD_ATTEMPTS {
             let index = self.load_index()?;
             let state = self.state();

@@ -261,7 +261,9 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
 }
 
 /// As of an end that counts: what is not explained there is removed.
-fn settled_index_and_state(customer: &Customer) -> Result<(Arc<Index>, State), RepositoryError> {
+fn settled_index_and_state(
+    customer: &Customer,
+) -> Result<(Arc<Index>, Arc<State>), RepositoryError> {
     for _ in 0..LOAD_ATTEMPTS {
         let readings = customer.readings();
         let told = customer.index_and_state()?;

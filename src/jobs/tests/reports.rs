@@ -60,7 +60,7 @@ fn a_void_point_is_no_nights_restore_point_and_stays_until_its_time_is_over() {
     let lab = Lab::new(Arc::new(Memory::new()), &PolicyTerms::default());
     let customer = lab.open();
     let point = back_up(&customer, "web", &image(&[1]), true);
-    let (mut state, now) = (customer.state(), lab.time.now());
+    let (mut state, now) = (State::clone(&customer.state()), lab.time.now());
     let seen = |state: &State| {
         let due = due_now(state, &vm("web"), now).unwrap();
         let coverage = status(state, &[vm("web")], now).remove(0).coverage;

@@ -57,6 +57,12 @@ pub struct PackInfo {
 pub struct Index {
     /// The last entry of that state.
     seq: u64,
+    tables: Arc<Tables>,
+}
+
+/// What most entries leave as it is.
+struct Tables {
+    /// In the order of their names.
     segments: Vec<Loaded>,
     packs: Vec<PackInfo>,
     /// The session whose segments list each pack first: what two sessions list must not be counted
@@ -74,13 +80,12 @@ pub(super) struct RecordAt {
     at: usize,
 }
 
-impl Index {
-    /// Loads the current segments with so many threads; those that `earlier` holds are taken over.
-    pub fn load(
+impl Tables {
+    fn load(
         storage: &dyn Storage,
         names: &CustomerNames,
         state: &State,
-        earlier: Option<&Index>,
+        earlier: Option<&Tables>,
         threads: usize,
     ) -> Result<Self, RepositoryError> {
         let kept = |name: &SegmentName| {
@@ -100,8 +105,7 @@ impl Index {
             unread.push(part);
         }
         let mut checked = check_all(unread, threads)?;
-        let mut index = Index {
-            seq: state.seq,
+        let mut tables = Tables {
             segments: Vec::with_capacity(state.segments.len()),
             packs: Vec::new(),
             homes: Vec::new(),
@@ -111,18 +115,24 @@ impl Index {
         for name in current() {
             if let Some((earlier, loaded)) = kept(name) {
                 let rows = earlier.listed_by(loaded).map(|(_, info)| info.row);
-                index.add(*name, loaded.segment.clone(), rows);
+                tables.add(*name, loaded.segment.clone(), rows);
             } else if let Some((segment, rows)) = checked.remove(name) {
-                index.add(*name, Arc::new(segment), rows.iter().copied());
+                tables.add(*name, Arc::new(segment), rows.iter().copied());
             }
         }
-        for info in &mut index.packs {
-            if let Some(condemned) = state.condemned.get(&info.row.name) {
-                info.condemned = true;
-                info.deleted = condemned.deleted;
-            }
+        for info in &mut tables.packs {
+            (info.condemned, info.deleted) = condemned_and_deleted(state, &info.row.name);
         }
-        Ok(index)
+        Ok(tables)
+    }
+
+    /// Whether loading them for this state would make the same.
+    fn are_of(&self, state: &State) -> bool {
+        self.names().eq(state.segments.keys())
+            && self.damaged == state.damaged
+            && self.packs.iter().all(|info| {
+                (info.condemned, info.deleted) == condemned_and_deleted(state, &info.row.name)
+            })
     }
 
     fn add(
@@ -161,13 +171,56 @@ impl Index {
         number
     }
 
+    fn names(&self) -> impl Iterator<Item = &SegmentName> {
+        self.segments.iter().map(|loaded| &loaded.name)
+    }
+
     fn loaded(&self, name: &SegmentName) -> Option<&Loaded> {
-        self.segments.iter().find(|loaded| loaded.name == *name)
+        let at = self
+            .segments
+            .binary_search_by_key(name, |loaded| loaded.name);
+        self.segments.get(at.ok()?)
     }
 
     fn listed_by(&self, loaded: &Loaded) -> impl Iterator<Item = (PackNumber, &PackInfo)> + Clone {
         let numbers = loaded.numbers.iter().copied();
         numbers.filter_map(|number| Some((number, self.pack(number)?)))
+    }
+
+    fn pack(&self, number: PackNumber) -> Option<&PackInfo> {
+        self.packs.get(number as usize)
+    }
+}
+
+fn condemned_and_deleted(state: &State, pack: &PackName) -> (bool, bool) {
+    let condemned = state.condemned.get(pack);
+    (
+        condemned.is_some(),
+        condemned.is_some_and(|condemned| condemned.deleted),
+    )
+}
+
+impl Index {
+    /// Loads the current segments with so many threads; those that `earlier` holds are taken over.
+    pub fn load(
+        storage: &dyn Storage,
+        names: &CustomerNames,
+        state: &State,
+        earlier: Option<&Index>,
+        threads: usize,
+    ) -> Result<Self, RepositoryError> {
+        let earlier = earlier.map(|index| &index.tables);
+        let tables = match earlier.filter(|tables| tables.are_of(state)) {
+            Some(tables) => tables.clone(),
+            None => {
+                let earlier = earlier.map(|tables| &**tables);
+                Arc::new(Tables::load(storage, names, state, earlier, threads)?)
+            }
+        };
+        Ok(Index {
+            seq: state.seq,
+            tables,
+        })
     }
 
     /// The last entry of the ledger that this index knows of.
@@ -176,26 +229,28 @@ impl Index {
     }
 
     pub fn packs(&self) -> &[PackInfo] {
-        &self.packs
+        &self.tables.packs
     }
 
     pub fn pack(&self, number: PackNumber) -> Option<&PackInfo> {
-        self.packs.get(number as usize)
+        self.tables.pack(number)
     }
 
     pub fn number_of(&self, pack: &PackName) -> Option<PackNumber> {
-        self.numbers.get(pack).copied()
+        self.tables.numbers.get(pack).copied()
     }
 
     pub fn records(&self) -> usize {
-        self.segments
+        self.tables
+            .segments
             .iter()
             .map(|loaded| loaded.segment.len())
             .sum()
     }
 
     pub fn segment_names(&self) -> impl Iterator<Item = (&SegmentName, usize)> {
-        self.segments
+        self.tables
+            .segments
             .iter()
             .map(|loaded| (&loaded.name, loaded.segment.len()))
     }
@@ -205,8 +260,8 @@ impl Index {
         &self,
         name: &SegmentName,
     ) -> impl Iterator<Item = (PackNumber, &PackInfo)> {
-        let loaded = self.loaded(name).into_iter();
-        loaded.flat_map(|loaded| self.listed_by(loaded))
+        let loaded = self.tables.loaded(name).into_iter();
+        loaded.flat_map(|loaded| self.tables.listed_by(loaded))
     }
 
     /// The records of a current segment, ascending, with the numbers of their packs in this index.
@@ -214,7 +269,7 @@ impl Index {
         &self,
         name: &SegmentName,
     ) -> impl Iterator<Item = Result<(PackNumber, Record), RepositoryError>> {
-        let loaded = self.loaded(name).into_iter();
+        let loaded = self.tables.loaded(name).into_iter();
         loaded.flat_map(|loaded| {
             let records = loaded.segment.records();
             records.filter_map(|record| match record {
@@ -226,15 +281,12 @@ impl Index {
 
     /// Whether both have the same segments: then records and packs have the same numbers in both.
     pub(super) fn same_segments(&self, other: &Index) -> bool {
-        let names = |index: &Index| -> Vec<SegmentName> {
-            index.segments.iter().map(|loaded| loaded.name).collect()
-        };
-        names(self) == names(other)
+        self.tables.names().eq(other.tables.names())
     }
 
     fn records_of(&self, tag: &Tag) -> Result<Vec<(RecordAt, Place)>, RepositoryError> {
         let mut records = Vec::new();
-        for (segment, loaded) in self.segments.iter().enumerate() {
+        for (segment, loaded) in self.tables.segments.iter().enumerate() {
             for (at, record) in loaded.segment.find(tag)? {
                 let place = loaded.place(&record);
                 records.extend(place.map(|place| (RecordAt { segment, at }, place)));
@@ -262,7 +314,7 @@ impl Index {
     /// Damaged frames whose content stands nowhere else: what a full backup has yet to heal.
     pub fn unhealed(&self) -> Result<usize, RepositoryError> {
         let mut unhealed = 0;
-        for (pack, tag) in &self.damaged {
+        for (pack, tag) in &self.tables.damaged {
             if self.number_of(pack).is_some() && self.sound_places(tag)?.is_empty() {
                 unhealed += 1;
             }
@@ -279,8 +331,9 @@ impl Index {
 
     /// Whether nothing is known against it.
     pub(super) fn is_sound(&self, tag: &Tag, place: &Place) -> bool {
-        self.pack(place.pack)
-            .is_some_and(|pack| !pack.condemned && !self.damaged.contains(&(pack.row.name, *tag)))
+        self.pack(place.pack).is_some_and(|pack| {
+            !pack.condemned && !self.tables.damaged.contains(&(pack.row.name, *tag))
+        })
     }
 
     /// All places of a tag, the trustworthy ones first: condemned means not relied on, not gone.
@@ -326,7 +379,7 @@ impl Index {
         &self,
         mut each: impl FnMut(RecordAt, Tag, Place),
     ) -> Result<(), RepositoryError> {
-        for (segment, loaded) in self.segments.iter().enumerate() {
+        for (segment, loaded) in self.tables.segments.iter().enumerate() {
             for (at, record) in loaded.segment.records().enumerate() {
                 let record = record?;
                 if let Some(place) = loaded.place(&record) {

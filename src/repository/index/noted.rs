@@ -18,6 +18,7 @@ impl NotedRecords {
         let words = |loaded: &Loaded| loaded.segment.len().div_ceil(64);
         NotedRecords {
             bits: index
+                .tables
                 .segments
                 .iter()
                 .map(|loaded| (0..words(loaded)).map(|_| AtomicU64::new(0)).collect())
@@ -46,7 +47,7 @@ impl NotedRecords {
         &self,
         index: &Index,
     ) -> Result<BTreeSet<PackName>, RepositoryError> {
-        let mut noted = vec![false; index.packs.len()];
+        let mut noted = vec![false; index.packs().len()];
         index.each_record(|record, _, place| {
             if self.has(record)
                 && let Some(pack) = noted.get_mut(place.pack as usize)
@@ -54,7 +55,7 @@ impl NotedRecords {
                 *pack = true;
             }
         })?;
-        let named = noted.iter().zip(&index.packs).filter(|(noted, _)| **noted);
+        let named = noted.iter().zip(index.packs()).filter(|(noted, _)| **noted);
         Ok(named.map(|(_, info)| info.row.name).collect())
     }
 
@@ -125,15 +126,16 @@ pub struct PackUse {
 
 /// Counts the live frames of every pack of the index.
 pub fn count_uses(index: &Index, live: &LiveRecords) -> Result<Vec<PackUse>, RepositoryError> {
-    let mut uses = vec![PackUse::default(); index.packs.len()];
+    let mut uses = vec![PackUse::default(); index.packs().len()];
     let session = |record: RecordAt| {
         index
+            .tables
             .segments
             .get(record.segment)
             .map(|part| part.name.session)
     };
     index.each_record(|record, _, place| {
-        if index.homes.get(place.pack as usize).copied() != session(record) {
+        if index.tables.homes.get(place.pack as usize).copied() != session(record) {
             return;
         }
         if let Some(usage) = uses.get_mut(place.pack as usize) {

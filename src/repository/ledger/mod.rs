@@ -55,7 +55,8 @@ const READINGS: u32 = 4;
 pub struct Ledger {
     storage: Arc<dyn Storage>,
     names: CustomerNames,
-    state: State,
+    /// Shared with whoever decides by it: the next entry makes another one if it still is.
+    state: Arc<State>,
     /// The entry up to which a checkpoint was believed instead of reading; 0: none was.
     believed: u64,
     /// The entry after which a checkpoint was last kept.
@@ -126,7 +127,7 @@ impl Ledger {
         if checkpoint && let Some(state) = ledger.checkpoint(memory, listed) {
             (ledger.believed, ledger.kept) = (state.seq, state.seq);
             ledger.alone.trail.clear();
-            ledger.state = state;
+            ledger.state = Arc::new(state);
         }
         ledger.read_on(None, |_, _| {})?;
         if !ledger.has_no_gap(listed)? {
@@ -173,7 +174,7 @@ impl Ledger {
         Ledger {
             storage,
             names,
-            state: State::default(),
+            state: Arc::default(),
             believed: 0,
             kept: 0,
             ahead: Ahead::default(),
@@ -218,7 +219,7 @@ impl Ledger {
             // What was the end has lost to a rival.
             return self.read_anew(memory);
         }
-        if again != self.state {
+        if *again != *self.state {
             // The chain is whole and ends with the bytes that the checkpoint names, so the entries are
             // what they were.
             if let (Some(uid), Some(bytes)) = (again.uid, again.to_checkpoint()) {
@@ -238,13 +239,13 @@ impl Ledger {
         storage: Arc<dyn Storage>,
         names: CustomerNames,
         seq: u64,
-    ) -> Result<State, RepositoryError> {
+    ) -> Result<Arc<State>, RepositoryError> {
         let mut ledger = Ledger::empty(storage, names);
         ledger.read_on(Some(seq), |_, _| {})?;
         Ok(ledger.state)
     }
 
-    pub fn state(&self) -> &State {
+    pub fn state(&self) -> &Arc<State> {
         &self.state
     }
 
@@ -402,7 +403,7 @@ impl Ledger {
         if self.names.writers() == Writers::One {
             self.alone.trail.insert(entry.seq, hash);
         }
-        self.state.apply(entry, hash)
+        Arc::make_mut(&mut self.state).apply(entry, hash)
     }
 
     fn read_on(
@@ -445,7 +446,7 @@ impl Ledger {
         storage: Arc<dyn Storage>,
         names: CustomerNames,
         each: impl FnMut(&Entry, Result<(), String>),
-    ) -> Result<State, RepositoryError> {
+    ) -> Result<Arc<State>, RepositoryError> {
         let listed = storage.list(&names.ledger_prefix())?;
         let mut ledger = Ledger::empty(storage, named_as_listed(names, &listed));
         ledger.alone.listed = slots_of(&ledger.names, &listed);

@@ -251,7 +251,7 @@ fn a_sweep_at_any_moment_of_wrapping_the_key_anew_takes_no_key_file() {
             gate.release();
             thread.join().unwrap().unwrap();
         });
-        for row in customer.state().keys {
+        for row in &customer.state().keys {
             let name = customer.names().key(row.object);
             let stored = world.memory.read(&name, u64::MAX);
             assert!(stored.is_ok(), "{name} is gone, before step {step}");

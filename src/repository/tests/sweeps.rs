@@ -27,7 +27,7 @@ fn two_points() -> (State, [crate::model::PointId; 2]) {
     let customer = world.open();
     let points = [1, 2].map(|night| world.backup(&customer, "web", &image(&[night]), true));
     world.erase(&customer, points[1]);
-    (customer.state(), points)
+    (State::clone(&customer.state()), points)
 }
 
 fn verdict(role: &ObjectRole, state: &State) -> Explained {
