@@ -9,12 +9,11 @@ use crate::policy::{judge_bucket, lock_term};
 use crate::repository::SealedCustomer;
 use crate::storage::{
     Cached, Directory, S3, S3Credentials, S3Lock, S3Settings, Storage, StorageErrorKind,
+    remove_copies,
 };
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Below the state folder.
-const CACHE: &str = "cache";
 /// Larger objects are uploaded in parts of this size, so that little is lost when one fails.
 const PART_BYTES: usize = 64 << 20;
 /// A store that does not answer for so long is down.
@@ -69,7 +68,7 @@ impl Store {
         if let Some(cache) = &self.cache
             && let Err(error) = tidy(cache)
         {
-            tracing::warn!("copies of the repository on this host could not be removed: {error}");
+            tracing::warn!("copies of the repository on this host: {error}");
         }
     }
 
@@ -138,7 +137,14 @@ pub fn create(config: &Config) -> Result<Store, Failure> {
     let repository = &config.repository;
     match &repository.place {
         Place::Directory(path) => {
-            let directory = Directory::init(path, repository.reserve_bytes)?;
+            let reserve_bytes = repository.reserve_bytes;
+            let directory =
+                Directory::init(path, reserve_bytes).map_err(|error| match error.kind {
+                    StorageErrorKind::Full => Failure::new(Exit::Failed, error.to_string())
+                        .hint("init sets [repository] reserve aside: configure a smaller one")
+                        .hint("or give the store more space"),
+                    _ => error.into(),
+                })?;
             Ok(of_directory(directory))
         }
         Place::Bucket(bucket) => open_bucket(bucket, config),
@@ -199,7 +205,7 @@ fn open_bucket(bucket: &Bucket, config: &Config) -> Result<Store, Failure> {
     if bucket.cache_bytes == 0 {
         forget_copies(config);
     } else {
-        let folder = config.host.state_dir.join(CACHE);
+        let folder = config.host.copies_dir();
         let hash_of = |name: &ObjectName| content_hash(name).map(|hash| *hash.as_bytes());
         let far = store.storage.clone();
         let cache = Arc::new(Cached::new(far, folder, bucket.cache_bytes, hash_of));
@@ -214,12 +220,9 @@ fn open_bucket(bucket: &Bucket, config: &Config) -> Result<Store, Failure> {
 
 /// Of a host that keeps no copies any more: what it kept would outlive what it is of.
 fn forget_copies(config: &Config) {
-    let folder = config.host.state_dir.join(CACHE);
-    match std::fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!("{}: copies could not be removed: {error}", folder.display());
-        }
-        _ => {}
+    let folder = config.host.copies_dir();
+    if let Err(error) = remove_copies(&folder) {
+        tracing::warn!("{}: copies could not be removed: {error}", folder.display());
     }
 }
 

@@ -97,6 +97,13 @@ pub struct Host {
     pub libvirt_uri: Option<String>,
 }
 
+impl Host {
+    /// Where copies of a bucket's objects are kept. What lies there may be removed at any time.
+    pub fn copies_dir(&self) -> PathBuf {
+        self.state_dir.join("cache")
+    }
+}
+
 /// Whether this host's clock needs a witness before anything is deleted on its word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClockTrust {
@@ -252,6 +259,9 @@ fn read(
             None
         }
     };
+    if let (Some(host), Some(repository)) = (&host, &repository) {
+        refuse_among_copies(&top, host, repository, problems);
+    }
     let terms = match top.table("policy", problems) {
         Some(section) => terms::read_terms(section, problems),
         None => {
@@ -323,6 +333,31 @@ fn read(
         notify,
         customers,
     })
+}
+
+/// Nothing that must last may lie where copies come and go.
+fn refuse_among_copies(
+    top: &Section<'_>,
+    host: &Host,
+    repository: &Repository,
+    problems: &mut Vec<Problem>,
+) {
+    let copies = host.copies_dir();
+    let mut refuse = |table: &str, key: &str, path: &Path| {
+        if path.starts_with(&copies) {
+            let message = format!(
+                "{key} is {}, but below {} this host keeps copies of a bucket's objects: choose another \
+                 folder",
+                path.display(),
+                copies.display()
+            );
+            problems.push(top.problem(table, message));
+        }
+    };
+    refuse("host", "overlay_dir", &host.overlay_dir);
+    if let Place::Directory(path) = &repository.place {
+        refuse("repository", "url", path);
+    }
 }
 
 fn parse<'a>(

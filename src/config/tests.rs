@@ -505,6 +505,29 @@ fn paths_are_absolute_and_go_down_only() {
 }
 
 #[test]
+fn nothing_that_must_last_lies_where_copies_come_and_go() {
+    let with = |state_dir: &str, overlay_dir: &str| {
+        let host = format!("state_dir = \"{state_dir}\"\noverlay_dir = \"{overlay_dir}\"\n");
+        read_text(&format!(
+            "[host]\n{host}{POLICY}{WEB01}disks = {{ vda = \"/a.raw\" }}\n"
+        ))
+    };
+    for state_dir in ["/var/lib/vmkeep", "/srv/store", "/srv"] {
+        with(state_dir, "/var/cache/vmkeep").expect(state_dir);
+    }
+    let problems = with("/v", "/v/cache/overlays").unwrap_err();
+    assert_one(
+        &problems,
+        &["vmkeep.toml:1: host", "overlay_dir", "below /v/cache"],
+    );
+    let store = POLICY.replace("/srv/store", "/v/cache");
+    let text =
+        format!("[host]\nstate_dir = \"/v\"\n{store}{WEB01}disks = {{ vda = \"/a.raw\" }}\n");
+    let problems = read_text(&text).unwrap_err();
+    assert_one(&problems, &["vmkeep.toml:3: repository", "url is /v/cache"]);
+}
+
+#[test]
 fn a_customer_file_has_the_keys_of_one_customer() {
     let part = "id = \"b\"\nmax_retention = \"20 days\"\n[[vm]]\nname = \"w\"\ndisks = { vda = { path = \"/dev/vg/w\", format = \"raw\" } }\n";
     let config = read_files(POLICY, &[("customers.d/b.toml", part)]).expect("one customer");

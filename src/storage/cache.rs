@@ -23,6 +23,12 @@ use std::time::SystemTime;
 /// Read at a time while a copy is checked.
 const PIECE_BYTES: usize = 1 << 20;
 
+/// What makes a folder one of copies: in one without it, nothing is ours to read, to add or to remove. As in
+/// the Cache Directory Tagging Specification (bford.info/cachedir), so that backups of the host leave it out.
+const MARK: &str = "CACHEDIR.TAG";
+const MARK_TEXT: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
+    # Copies of a vmkeep repository, which may be removed at any time.\n";
+
 /// The BLAKE3 hash that is the last part of an object's name.
 pub type HashOfName = fn(&ObjectName) -> Option<[u8; 32]>;
 
@@ -62,7 +68,7 @@ impl OpenObject for OpenCopy {
 }
 
 impl Cached {
-    /// `folder` is this host's alone. Nothing that goes wrong in it is told: then there is no copy.
+    /// `folder` is made when the first copy is. Nothing that goes wrong in it is told: then there is no copy.
     pub fn new(
         store: Arc<dyn Storage>,
         folder: PathBuf,
@@ -84,7 +90,7 @@ impl Cached {
         prefix: &str,
         may_stay: impl Fn(&ObjectName) -> bool,
     ) -> io::Result<()> {
-        for copy in copies_below(&self.folder.join(prefix))? {
+        for copy in self.copies_below(prefix)? {
             if !self.name_of(&copy).is_some_and(|name| may_stay(&name)) {
                 remove(&copy.path)?;
             }
@@ -94,7 +100,7 @@ impl Cached {
 
     /// The names of what is below a prefix.
     pub fn names_below(&self, prefix: &str) -> io::Result<Vec<ObjectName>> {
-        let copies = copies_below(&self.folder.join(prefix))?;
+        let copies = self.copies_below(prefix)?;
         Ok(copies
             .iter()
             .filter_map(|copy| self.name_of(copy))
@@ -104,6 +110,32 @@ impl Cached {
     fn name_of(&self, copy: &Copy) -> Option<ObjectName> {
         let name = copy.path.strip_prefix(&self.folder).ok()?;
         ObjectName::new(name.to_str()?).ok()
+    }
+
+    /// All copies whose path begins with `prefix`; "": all. An error: the folder is somebody else's.
+    fn copies_below(&self, prefix: &str) -> io::Result<Vec<Copy>> {
+        refuse_foreign(&self.folder)?;
+        let mut copies = files_below(&self.folder.join(prefix))?;
+        copies.retain(|copy| copy.path != self.folder.join(MARK));
+        Ok(copies)
+    }
+
+    /// Makes the folder if it is not there.
+    fn claim(&self) -> io::Result<()> {
+        if is_marked(&self.folder) {
+            return Ok(());
+        }
+        make_folder(&self.folder)?;
+        refuse_foreign(&self.folder)?;
+        // Another process may write the same. Of a crash here a part is left, which is no other's mark.
+        let mut mark = new_file(&self.folder.join(MARK))?;
+        mark.write_all(MARK_TEXT.as_bytes())
+    }
+
+    fn forget(&self, name: &ObjectName) {
+        if is_marked(&self.folder) {
+            let _gone = remove(&self.folder.join(name.as_str()));
+        }
     }
 
     /// What was noted under a name that no object has; gone whenever copies may be.
@@ -117,7 +149,7 @@ impl Cached {
 
     /// Removes all that is not below one of these prefixes.
     pub fn keep_only_below(&self, prefixes: &BTreeSet<String>) -> io::Result<()> {
-        for copy in copies_below(&self.folder)? {
+        for copy in self.copies_below("")? {
             let is_below = |prefix: &String| copy.path.starts_with(self.folder.join(prefix));
             if !prefixes.iter().any(is_below) {
                 remove(&copy.path)?;
@@ -164,22 +196,15 @@ impl Cached {
             }
             *room = room.saturating_sub(size_bytes);
         }
+        self.claim()?;
         let path = self.folder.join(name.as_str());
         let above = path.parent().unwrap_or(&self.folder);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(above)?;
+        make_folder(above)?;
         // Beside its name first; what a crash leaves is removed as no name of an object.
         let leaf = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = above.join(format!(".{leaf}.{}", std::process::id()));
         let written = (|| {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?;
+            let mut file = new_file(&temporary)?;
             file.write_all(bytes)?;
             fs::rename(&temporary, &path)
         })();
@@ -192,7 +217,7 @@ impl Cached {
     /// Those that were not used for longest go first, and a few more than must, so that not every copy asks
     /// for this. Returns how much may be added.
     fn make_room(&self, bytes: u64) -> io::Result<u64> {
-        let mut copies = copies_below(&self.folder)?;
+        let mut copies = self.copies_below("")?;
         let mut total: u64 = copies.iter().map(|copy| copy.size_bytes).sum();
         if total.saturating_add(bytes) > self.max_bytes {
             copies.sort_by_key(|copy| copy.used);
@@ -217,7 +242,63 @@ fn used_now() -> Timestamps {
     }
 }
 
-fn copies_below(folder: &Path) -> io::Result<Vec<Copy>> {
+/// Removes a folder of copies, the mark last: what a crash leaves is still known for copies.
+pub fn remove_copies(folder: &Path) -> io::Result<()> {
+    if !is_marked(folder) {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false if entry.file_name() == MARK => {}
+            false => remove(&entry.path())?,
+        }
+    }
+    remove(&folder.join(MARK))?;
+    fs::remove_dir(folder)
+}
+
+fn is_marked(folder: &Path) -> bool {
+    fs::read(folder.join(MARK)).is_ok_and(|mark| mark == MARK_TEXT.as_bytes())
+}
+
+/// A folder without our mark that is not empty is somebody else's.
+fn refuse_foreign(folder: &Path) -> io::Result<()> {
+    if is_marked(folder) {
+        return Ok(());
+    }
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let is_begun = path.ends_with(MARK)
+            && fs::read(&path).is_ok_and(|mark| MARK_TEXT.as_bytes().starts_with(&mark));
+        if !is_begun {
+            return Err(io::Error::other(format!(
+                "{} holds what vmkeep did not put there, such as {}: nothing in it is touched, and no \
+                 copies are kept; move that away",
+                folder.display(),
+                path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path)
+}
+
+fn files_below(folder: &Path) -> io::Result<Vec<Copy>> {
     let mut copies = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(folder) = folders.pop() {
@@ -334,19 +415,19 @@ impl Storage for Cached {
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
-        let _gone = remove(&self.folder.join(name.as_str()));
+        self.forget(name);
         self.store.delete(name)
     }
 
     fn delete_all(&self, names: &[ObjectName]) -> Vec<Result<(), StorageError>> {
         for name in names {
-            let _gone = remove(&self.folder.join(name.as_str()));
+            self.forget(name);
         }
         self.store.delete_all(names)
     }
 
     fn destroy(&self, name: &ObjectName) -> Result<(), StorageError> {
-        let _gone = remove(&self.folder.join(name.as_str()));
+        self.forget(name);
         self.store.destroy(name)
     }
 
@@ -497,7 +578,7 @@ mod tests {
             let bytes = [number.to_le_bytes(); 30].concat();
             let name = named("customers/a/packs/1", &bytes);
             [&lab.cached, &other][number as usize % 2].keep_copy(&name, &bytes);
-            let copies = copies_below(&folder).unwrap();
+            let copies = lab.cached.copies_below("").unwrap();
             let total: u64 = copies.iter().map(|copy| copy.size_bytes).sum();
             assert!(total <= 10_000, "{total}");
         }
@@ -563,5 +644,33 @@ mod tests {
         let prefixes = BTreeSet::from(["customers/b".to_string()]);
         lab.cached.keep_only_below(&prefixes).unwrap();
         assert_eq!([&names[1], &names[2]].map(there), [false, true]);
+    }
+
+    #[test]
+    fn nothing_is_touched_in_a_folder_that_others_filled() {
+        let lab = Lab::new(1 << 20);
+        let folder = lab.folder.path().join("cache");
+        let theirs = folder.join("customers/acme/index/theirs");
+        fs::create_dir_all(theirs.parent().unwrap()).unwrap();
+        fs::write(&theirs, "theirs").unwrap();
+        let name = named("customers/acme/index/1", b"a segment");
+        lab.store.create(&name, b"a segment").unwrap();
+        assert_eq!(lab.read(&name).unwrap(), b"a segment");
+        assert!(!lab.path(&name).exists());
+        let error = lab.cached.keep_only("customers", |_| false).unwrap_err();
+        assert!(error.to_string().contains("move that away"), "{error}");
+        assert!(lab.cached.keep_only_below(&BTreeSet::new()).is_err());
+        let named_so = ObjectName::new("customers/acme/index/theirs").unwrap();
+        let _not_in_the_store = lab.cached.delete(&named_so);
+        remove_copies(&folder).unwrap();
+        assert_eq!(fs::read(&theirs).unwrap(), b"theirs");
+        // Once it is moved away, copies are made, and go with all that lies beside them.
+        fs::remove_dir_all(folder.join("customers")).unwrap();
+        fs::write(folder.join(MARK), &MARK_TEXT[..20]).unwrap();
+        assert_eq!(lab.read(&name).unwrap(), b"a segment");
+        assert!(lab.path(&name).exists());
+        remove_copies(&folder).unwrap();
+        assert!(!folder.exists());
+        remove_copies(&folder).unwrap();
     }
 }

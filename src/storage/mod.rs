@@ -12,7 +12,7 @@ mod probe;
 mod s3;
 
 pub use braked::{Braked, MaySend};
-pub use cache::{Cached, HashOfName};
+pub use cache::{Cached, HashOfName, remove_copies};
 pub use directory::Directory;
 pub use fault::{Fault, Faulty, Frozen, Operation, Verb};
 pub use memory::{Memory, Snapshot};
