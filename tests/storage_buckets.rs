@@ -3,6 +3,7 @@
 use vmkeep_test_support as support;
 
 use aws_sdk_s3::types::BucketVersioningStatus;
+use std::collections::BTreeSet;
 use std::sync::Barrier;
 use std::time::Duration;
 use support::s3::{ACCESS_KEY_ID, Bucket, Condition, Kind, Mishap, Passed, Proxy, server};
@@ -401,6 +402,7 @@ fn one_mishap_in_any_request_of_any_operation_is_outlived() {
         Mishap::LostBefore,
         Mishap::LostAfter,
         Mishap::Truncated,
+        Mishap::CutShort,
         Mishap::HalfTold,
         Mishap::Undone,
     ];
@@ -473,6 +475,70 @@ fn one_mishap_in_any_request_of_any_operation_is_outlived() {
     }
 }
 
+#[test]
+fn a_listing_that_breaks_off_without_saying_so_is_asked_for_again() {
+    let bucket = server().bucket();
+    let store = bucket.open();
+    for object in ["a/1", "a/2", "a/3"] {
+        store.create(&name(object), b"x").expect("created");
+    }
+    bucket.begin_upload("root/of/vmkeep/a/4");
+    bucket.begin_upload("root/of/vmkeep/a/5");
+    let proxy = Proxy::before(&server().endpoint);
+    let mut settings = bucket.settings("root/of/vmkeep");
+    settings.endpoint = Some(proxy.endpoint.clone());
+    let store = S3::open(settings).expect("open");
+    proxy.start_over([(0, Mishap::CutShort)]);
+    assert_eq!(store.list("a").expect("a listing").len(), 3);
+    assert_eq!(proxy.passed().len(), 2);
+    // First the uploads, then the versions or keys.
+    for at in 0..3 {
+        proxy.start_over([(at, Mishap::CutShort)]);
+        let survey = store.survey("a").expect("a survey");
+        assert_eq!((survey.objects.len(), survey.leftovers.len()), (3, 2));
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_in_mid_run_costs_each_call_one_request_and_no_call_more() {
+    let bucket = server().bucket();
+    let object = name("a");
+    bucket.open().create(&object, b"x").expect("created");
+    let proxy = Proxy::before(&server().endpoint);
+    let mut settings = bucket.settings("root/of/vmkeep");
+    settings.endpoint = Some(proxy.endpoint.clone());
+    let store = S3::open(settings).expect("open");
+    for _ in 0..2 {
+        proxy.start_over([(0, Mishap::Skewed)]);
+        assert_eq!(store.read(&object, PLENTY), Ok(b"x".to_vec()));
+        assert_eq!(proxy.passed().len(), 2);
+    }
+    proxy.start_over([(0, Mishap::Skewed), (1, Mishap::Skewed)]);
+    let told = store.read(&object, PLENTY).expect_err("refused");
+    assert_eq!(told.kind, StorageErrorKind::Denied);
+    assert!(told.detail.contains("NTP"), "{told}");
+    assert_eq!(proxy.passed().len(), 2);
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_waited_for_once_however_many_are_deleted() {
+    let Some(bucket) = versioned(BucketVersioningStatus::Enabled) else {
+        return;
+    };
+    let proxy = Proxy::before(&server().endpoint);
+    let mut settings = bucket.settings("root");
+    settings.endpoint = Some(proxy.endpoint.clone());
+    settings.patience = Duration::from_secs(1);
+    let store = S3::open(settings).expect("open");
+    let names = ["a/1", "a/2", "b/1", "b/2", "c/1", "c/2"].map(name);
+    proxy.start_over((0..1000).map(|at| (at, Mishap::Status(503))));
+    for told in store.delete_all(&names) {
+        assert_eq!(kind_of(told), StorageErrorKind::Transient);
+    }
+    let asked: BTreeSet<String> = proxy.passed().into_iter().map(|one| one.target).collect();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+}
+
 /// Two versions and a marker of each, which are deleted one by one, in requests for all of them.
 #[test]
 fn one_mishap_in_any_request_that_deletes_many_leaves_no_version_and_no_marker() {
@@ -491,6 +557,7 @@ fn one_mishap_in_any_request_that_deletes_many_leaves_no_version_and_no_marker()
         Mishap::LostBefore,
         Mishap::LostAfter,
         Mishap::Truncated,
+        Mishap::CutShort,
         Mishap::HalfTold,
         Mishap::Undone,
     ];

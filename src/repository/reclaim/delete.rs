@@ -5,7 +5,14 @@ use super::super::mark::Mark;
 use super::super::rule::{Rule, stands};
 use super::{Directory, Pass, directory, entries_in_index};
 use crate::model::{ObjectName, PackName, Tag};
-use crate::storage::gone_or_locked;
+use crate::storage::{Storage, StorageErrorKind, gone_or_locked};
+
+/// A pack that is to be deleted.
+struct Due {
+    name: PackName,
+    /// `None`: only the store can tell.
+    size_bytes: Option<u64>,
+}
 
 impl Pass<'_> {
     /// Deletes condemned packs, ours and those of others that died, after finding each live tag of
@@ -32,17 +39,21 @@ impl Pass<'_> {
         &mut self,
         mark: &Mark,
         waiting: Vec<PackName>,
-        due: &mut Vec<PackName>,
+        due: &mut Vec<Due>,
     ) -> Result<(), RepositoryError> {
         for name in waiting {
             if self.result.removed.contains(&name) {
                 continue;
             }
-            let entries = match directory(self.customer, &name)? {
-                Directory::Entries(entries) => entries,
-                // Gone: whoever deleted it died before saying so. Damaged: frames that the index
-                // never knew cannot be needed.
-                Directory::Gone | Directory::Damaged => entries_in_index(mark, &name)?,
+            let number = mark.index().number_of(&name);
+            let row = number.and_then(|number| mark.index().pack(number));
+            let in_index = row.map(|info| info.row.size_bytes);
+            let (entries, size_bytes) = match directory(self.customer, &name)? {
+                Directory::Entries(entries) => (entries, in_index),
+                // Frames that the index never knew cannot be needed.
+                Directory::Damaged => (entries_in_index(mark, &name)?, in_index),
+                // Whoever deleted it died before saying so.
+                Directory::Gone => (entries_in_index(mark, &name)?, Some(0)),
             };
             let mut needed = false;
             for entry in &entries {
@@ -52,27 +63,24 @@ impl Pass<'_> {
                 self.result.withheld.push(name);
                 continue;
             }
-            due.push(name);
+            due.push(Due { name, size_bytes });
         }
         Ok(())
     }
 
-    fn delete(&mut self, due: &[PackName]) {
+    fn delete(&mut self, due: &[Due]) {
         let storage = self.customer.storage();
-        let names = due.iter().map(|name| self.customer.names().pack(name));
+        let names = due.iter().map(|due| self.customer.names().pack(&due.name));
         let names: Vec<ObjectName> = names.collect();
-        let sizes: Vec<u64> = names
-            .iter()
-            .map(|name| storage.size_bytes(name).unwrap_or_default())
-            .collect();
+        let sizes = sizes(storage, due, &names);
         let deleted = storage.delete_all(&names);
         // What is refused is tried again with each mark; others are not to wait for it.
         self.result.refused = None;
-        for ((name, freed), deleted) in due.iter().zip(sizes).zip(deleted) {
+        for ((due, freed), deleted) in due.iter().zip(sizes).zip(deleted) {
             match gone_or_locked(deleted) {
                 Ok(None) => {
                     self.result.freed_bytes += freed;
-                    self.result.removed.push(*name);
+                    self.result.removed.push(due.name);
                 }
                 Ok(Some(_locked)) => {}
                 Err(error) => {
@@ -103,5 +111,62 @@ impl Pass<'_> {
             }
         }
         Ok(true)
+    }
+}
+
+/// How much each is, as far as it is known. A store that does not answer is asked once: each answer
+/// would be waited for as long as patience lasts, and all that depends on it is a sum.
+fn sizes(storage: &dyn Storage, due: &[Due], names: &[ObjectName]) -> Vec<u64> {
+    let mut answers = true;
+    let size = |(due, name): (&Due, &ObjectName)| match due.size_bytes {
+        Some(size_bytes) => size_bytes,
+        None if !answers => 0,
+        None => {
+            let told = storage.size_bytes(name);
+            answers = !matches!(&told, Err(error) if error.kind == StorageErrorKind::Transient);
+            told.unwrap_or_default()
+        }
+    };
+    due.iter().zip(names).map(size).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ObjectHash, SessionId};
+    use crate::storage::{Fault, Faulty, Memory};
+
+    fn due(sizes: &[Option<u64>]) -> (Vec<Due>, Vec<ObjectName>) {
+        let pack = |(number, size_bytes): (u8, &Option<u64>)| {
+            let name = PackName {
+                session: SessionId::from_bytes([number; 16]),
+                hash: ObjectHash::from_bytes([number; 32]),
+            };
+            let object = ObjectName::new(&format!("packs/{number}")).unwrap();
+            let size_bytes = *size_bytes;
+            (Due { name, size_bytes }, object)
+        };
+        (0..).zip(sizes).map(pack).unzip()
+    }
+
+    #[test]
+    fn only_sizes_that_the_index_does_not_know_are_asked_for() {
+        let store = Faulty::new(Memory::new());
+        let (due, names) = due(&[Some(7), None, Some(0), None]);
+        store.create(&names[3], b"12345").unwrap();
+        let before = store.operations();
+        // What is gone is no reason to ask no more.
+        assert_eq!(sizes(&store, &due, &names), [7, 0, 0, 5]);
+        assert_eq!(store.operations(), before + 2);
+    }
+
+    #[test]
+    fn a_store_that_does_not_answer_is_asked_for_one_size() {
+        let kind = StorageErrorKind::Transient;
+        let faults = (1..=3).map(|at| Fault::FailBefore { at, kind });
+        let store = Faulty::with_faults(Memory::new(), faults.collect());
+        let (due, names) = due(&[None, Some(7), None, None]);
+        assert_eq!(sizes(&store, &due, &names), [0, 7, 0, 0]);
+        assert_eq!(store.operations(), 1);
     }
 }

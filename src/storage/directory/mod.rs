@@ -164,6 +164,19 @@ impl Directory {
         }
     }
 
+    /// As `sync`, of noise over what nobody wants any more. A file system that finds no room for the
+    /// noise would not have overwritten the bytes anyway, and nothing else is in doubt.
+    fn sync_noise(
+        &self,
+        file: BorrowedFd<'_>,
+        name: &dyn fmt::Display,
+    ) -> Result<(), StorageError> {
+        match (self.sync)(file) {
+            Ok(()) | Err(Errno::NOSPC | Errno::DQUOT) => self.refuse_if_dead(name),
+            Err(error) => Err(self.die(name, error)),
+        }
+    }
+
     fn die(&self, name: &dyn fmt::Display, error: Errno) -> StorageError {
         self.dead.store(true, Ordering::Release);
         StorageError::new(
@@ -501,6 +514,8 @@ impl Directory {
             Err(error @ (Errno::NOSPC | Errno::DQUOT)) => {
                 return Err(told(name, "fsync", error));
             }
+            // Another host removed it: no more than this file is lost.
+            Err(Errno::STALE) if temporary.is_gone() => return Err(removed_by_others(name)),
             Err(error) => return Err(self.die(name, error)),
         }
         if read_again == ReadAgain::Late {
@@ -509,11 +524,7 @@ impl Directory {
             let _ = rustix::fs::fadvise(temporary.file(), 0, None, Advice::DontNeed);
         }
         let landed = self.repeat(name, || match self.land(&place, &mut temporary) {
-            Err(Step::Again) if temporary.is_gone() => Err(Step::Failed(StorageError::new(
-                StorageErrorKind::Transient,
-                name,
-                "somebody removed its temporary file",
-            ))),
+            Err(Step::Again) if temporary.is_gone() => Err(Step::Failed(removed_by_others(name))),
             told => told,
         });
         if landed.is_err() {
@@ -629,13 +640,18 @@ impl Storage for Directory {
         };
         let mut swept = Vec::new();
         let mut first_failure = None;
+        // Listed before any of them is renamed: a listing under way may tell of the new names too.
+        let mut leaves = Vec::new();
         for entry in Dir::read_from(&folder).map_err(listing)? {
-            let entry = entry.map_err(listing)?;
-            let leaf = entry.file_name().to_bytes();
+            leaves.push(entry.map_err(listing)?.file_name().to_owned());
+        }
+        for leaf in &leaves {
+            let leaf = leaf.to_bytes();
             if matches!(leaf, b"." | b"..") {
                 continue;
             }
-            match temporary::sweep(folder.as_fd(), leaf, &|file| self.sync(file, &place)) {
+            let sync = |file: BorrowedFd<'_>| self.sync_noise(file, &place);
+            match temporary::sweep(folder.as_fd(), leaf, &sync) {
                 Ok(removed) => swept.extend(removed),
                 // One that resists does not shield the others.
                 Err(failed) => {
@@ -744,6 +760,14 @@ fn not_a_file(name: &ObjectName) -> StorageError {
     )
 }
 
+fn removed_by_others(name: &ObjectName) -> StorageError {
+    StorageError::new(
+        StorageErrorKind::Transient,
+        name,
+        "somebody removed its temporary file",
+    )
+}
+
 /// What a failed system call means for the caller's decision.
 fn told(name: impl fmt::Display, doing: &str, error: Errno) -> StorageError {
     let kind = match error {
@@ -773,6 +797,7 @@ mod tests {
     use rustix::io::ReadWriteFlags;
     use std::fs;
     use std::io::IoSliceMut;
+    use std::os::fd::AsRawFd;
     use std::sync::atomic::AtomicU32;
 
     fn name(name: &str) -> ObjectName {
@@ -846,6 +871,51 @@ mod tests {
         let told = store.create(&name("a/b"), b"data");
         assert_eq!(kind_of(told), StorageErrorKind::Full);
         assert_eq!(store.leftovers(""), Ok(Vec::new()));
+        store.sync = |_| Ok(());
+        assert_eq!(store.create(&name("a/b"), b"data"), Ok(()));
+    }
+
+    #[test]
+    fn a_sweep_that_finds_no_room_for_noise_removes_the_file_and_ends_nothing() {
+        let no_room: [fn(BorrowedFd<'_>) -> rustix::io::Result<()>; 2] = [
+            |file| match is_folder(file) {
+                true => Ok(()),
+                false => Err(Errno::NOSPC),
+            },
+            |file| match is_folder(file) {
+                true => Ok(()),
+                false => Err(Errno::DQUOT),
+            },
+        ];
+        for sync in no_room {
+            let (folder, mut store) = store();
+            let dead = folder.path().join("tmp/dead");
+            fs::write(&dead, "bytes").expect("a file");
+            store.sync = sync;
+            let swept = store.sweep_leftovers("").expect("swept");
+            let places: Vec<&str> = swept.iter().map(|one| one.place.as_str()).collect();
+            assert_eq!(places, ["tmp/dead"]);
+            assert!(!dead.exists());
+            store.sync = |_| Ok(());
+            assert_eq!(store.create(&name("a"), b"data"), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_temporary_file_that_another_host_removed_fails_one_creation_and_nothing_more() {
+        let (folder, mut store) = store();
+        store.sync = |file| match is_folder(file) {
+            true => Ok(()),
+            false => {
+                // As the client of a network file system reports it.
+                let place = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+                fs::remove_file(place.expect("its name")).expect("removed");
+                Err(Errno::STALE)
+            }
+        };
+        let told = store.create(&name("a/b"), b"data");
+        assert_eq!(kind_of(told), StorageErrorKind::Transient);
+        assert!(!folder.path().join("a/b").exists());
         store.sync = |_| Ok(());
         assert_eq!(store.create(&name("a/b"), b"data"), Ok(()));
     }

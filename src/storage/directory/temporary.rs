@@ -4,7 +4,7 @@
 use super::beneath::Root;
 use super::overwrite;
 use crate::storage::{Leftover, StorageError, random_hex};
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, StatxFlags};
 use rustix::io::{Errno, retry_on_intr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -77,13 +77,17 @@ impl Temporary {
         self.file.as_fd()
     }
 
-    /// Whether somebody removed the file under its writer.
+    /// Whether somebody removed the file under its writer, or took its name to do so.
     pub fn is_gone(&self) -> bool {
-        rustix::fs::fstat(&self.file).is_ok_and(|stat| stat.st_nlink == 0)
+        match self.is_named(self.folder.as_fd(), &self.name) {
+            Ok(is_named) => !is_named,
+            // What a server says of a file, or of the folder, that another host removed.
+            Err(error) => error == Errno::STALE,
+        }
     }
 
     /// Gives the file its name if that is free: the step at which the object begins to exist.
-    /// `ENOENT`: the folder was removed meanwhile.
+    /// `ENOENT`: the folder was removed meanwhile, or the file is gone.
     pub fn land(&mut self, folder: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
         let flags = RenameFlags::NOREPLACE;
         match rustix::fs::renameat_with(&self.folder, &self.name, folder, name, flags) {
@@ -107,17 +111,29 @@ impl Temporary {
             Err(Errno::PERM) => return Err(Errno::OPNOTSUPP),
             Err(error) => return Err(error),
         }
-        self.remove();
+        self.give_up_own_name(folder, name)
+    }
+
+    /// The second step of landing by link. A sweep whose host does not see this lock takes the own
+    /// name before it overwrites; NFS makes the link all the same, as it knows a file by its handle.
+    /// So whoever finds the own name gone has not landed, and takes back what may be noise.
+    fn give_up_own_name(&mut self, folder: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+        match rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty()) {
+            Ok(()) => self.named = false,
+            Err(Errno::NOENT) => {
+                self.named = false;
+                rustix::fs::unlinkat(folder, name, AtFlags::empty())?;
+                return Err(Errno::NOENT);
+            }
+            // What cannot be removed now has no lock soon, and a sweep finds it.
+            Err(_) => {}
+        }
         Ok(())
     }
 
     fn is_named(&self, folder: BorrowedFd<'_>, name: &str) -> Result<bool, Errno> {
         let own = rustix::fs::fstat(&self.file)?;
-        match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(other) => Ok(same_file(&own, &other)),
-            Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(error),
-        }
+        is_entry(folder, name.as_bytes(), &own)
     }
 
     fn remove(&mut self) {
@@ -172,18 +188,60 @@ fn remove_if_dead(
     // The lock is also free once the writer has *finished*: what was opened here as a temporary
     // file may be an object by now. Only what still has this name, under the lock, is a leftover.
     let own = rustix::fs::fstat(&file)?;
-    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(now) if same_file(&own, &now) => {}
-        Ok(_) | Err(Errno::NOENT) => return Ok(None),
+    if !is_entry(folder, name, &own)? {
+        return Ok(None);
+    }
+    // Each host may have locks of its own (NFS with `local_lock`, virtiofs, sshfs), so that the
+    // writer may live elsewhere. Once its name is gone it cannot land any more. What a crash leaves
+    // under the new name, the next sweep finds like any other.
+    let taken = random_hex()?;
+    match rustix::fs::renameat(folder, name, folder, &taken) {
+        Ok(()) => {}
+        Err(Errno::NOENT) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
-    // A second name is an object that landed by link: this name goes, the bytes stay.
-    if own.st_nlink == 1 {
+    if !is_entry(folder, taken.as_bytes(), &own)? {
+        return Ok(None);
+    }
+    // A second name is an object that landed by link: this name goes, the bytes stay. So they do where
+    // names are not counted (sshfs).
+    if has_one_name(file.as_fd())? && counts_names(folder, &taken, file.as_fd())? {
         overwrite(file.as_fd(), &own)?;
         // Without it the noise would be forgotten with the name and never reach the medium.
         sync(file.as_fd())?;
     }
-    Ok(unlink(folder, name)?.then(|| leftover(name, &own)))
+    Ok(unlink(folder, taken.as_bytes())?.then(|| leftover(name, &own)))
+}
+
+/// Whether the name stands for that very file.
+fn is_entry(folder: BorrowedFd<'_>, name: &[u8], file: &Stat) -> Result<bool, Errno> {
+    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(now) => Ok(same_file(file, &now)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Asked of the server: what a network file system remembers may be older than another host's link.
+fn has_one_name(file: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    match rustix::fs::statx(file, c"", flags, StatxFlags::NLINK) {
+        Ok(told) => Ok(told.stx_nlink == 1),
+        // Not every sandbox lets it through.
+        Err(Errno::NOSYS) => Ok(rustix::fs::fstat(file)?.st_nlink == 1),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a second name of the file would be counted. Where there can be none, no object has it.
+fn counts_names(folder: BorrowedFd<'_>, name: &str, file: BorrowedFd<'_>) -> Result<bool, Failed> {
+    let second = random_hex()?;
+    if rustix::fs::linkat(folder, name, folder, &second, AtFlags::empty()).is_err() {
+        return Ok(true);
+    }
+    let is_uncounted = has_one_name(file);
+    unlink(folder, second.as_bytes())?;
+    Ok(!is_uncounted?)
 }
 
 fn leftover(name: &[u8], stat: &Stat) -> Leftover {
@@ -241,6 +299,22 @@ mod tests {
     }
 
     #[test]
+    fn a_link_to_a_file_whose_own_name_a_sweep_took_is_no_object() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = Root::open(folder.path()).expect("the root");
+        let mut writer = Temporary::create(&root).expect("a temporary file");
+        let below = folder.path().join(FOLDER);
+        let object = folder.path().join("object");
+        fs::rename(below.join(&writer.name), below.join("taken")).expect("taken");
+        // As NFS does it by the file's handle.
+        fs::hard_link(below.join("taken"), &object).expect("the server's link");
+        let told = writer.give_up_own_name(root.as_fd(), "object");
+        assert_eq!(told, Err(Errno::NOENT));
+        assert!(writer.is_gone());
+        assert!(!object.exists());
+    }
+
+    #[test]
     fn a_file_that_became_an_object_after_the_sweep_opened_it_is_left_alone() {
         let folder = tempfile::tempdir().expect("a folder");
         let root = Root::open(folder.path()).expect("the root");
@@ -264,5 +338,52 @@ mod tests {
         assert!(matches!(swept, Ok(None)), "{swept:?}");
         let object = fs::read(folder.path().join("object")).expect("the object");
         assert_eq!(object, b"precious");
+    }
+
+    /// Two hosts whose locks do not meet: the writer holds none that this sweep could see.
+    #[test]
+    fn a_sweep_that_sees_no_lock_never_turns_an_object_into_noise() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = Root::open(folder.path()).expect("the root");
+        let temporaries = root
+            .open_or_make_folder(Path::new(FOLDER))
+            .expect("the folder");
+        let temporary = folder.path().join(FOLDER).join("0123");
+        let object = folder.path().join("object");
+        fs::write(&temporary, "precious").expect("a file");
+        let swept = sweep(temporaries.as_fd(), b"0123", &|_| {
+            // The writer lands in the midst of it.
+            let _landed = fs::rename(&temporary, &object);
+            Ok(())
+        });
+        assert!(matches!(swept, Ok(Some(_))), "{swept:?}");
+        assert!(!object.exists(), "{:?}", fs::read(&object));
+        let left = fs::read_dir(folder.path().join(FOLDER)).expect("the folder");
+        assert_eq!(left.count(), 0);
+    }
+
+    #[test]
+    fn a_writer_whose_name_was_taken_cannot_land_and_knows_why() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = Root::open(folder.path()).expect("the root");
+        let mut writer = Temporary::create(&root).expect("a temporary file");
+        assert!(!writer.is_gone());
+        let below = folder.path().join(FOLDER);
+        fs::rename(below.join(&writer.name), below.join("taken")).expect("taken");
+        assert_eq!(writer.land(root.as_fd(), "object"), Err(Errno::NOENT));
+        let told = writer.land_by_link(root.as_fd(), "object");
+        assert_eq!(told, Err(Errno::NOENT));
+        assert!(writer.is_gone());
+        drop(writer);
+
+        // As a sweep that died there left it.
+        let temporaries = root.open_folder(Path::new(FOLDER)).expect("the folder");
+        // A child that another test has just forked holds the lock until it is another program.
+        let swept = std::iter::repeat_with(|| {
+            std::thread::yield_now();
+            sweep(temporaries.as_fd(), b"taken", &|_| Ok(())).expect("swept")
+        });
+        assert!(swept.take(100_000).any(|swept| swept.is_some()));
+        assert!(!below.join("taken").exists());
     }
 }

@@ -8,13 +8,14 @@ use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::provider_config::ProviderConfig;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::interceptors::AfterDeserializationInterceptorContextRef;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    Credentials, ProvideCredentials, Region, RequestChecksumCalculation,
-    ResponseChecksumValidation, SharedHttpClient,
+    ConfigBag, Credentials, Intercept, ProvideCredentials, Region, RequestChecksumCalculation,
+    ResponseChecksumValidation, RuntimeComponents, SharedHttpClient,
 };
-use aws_sdk_s3::error::DisplayErrorContext;
+use aws_sdk_s3::error::{BoxError, DisplayErrorContext};
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use rustls::RootCertStore;
@@ -115,6 +116,7 @@ pub(super) async fn client(
         .force_path_style(settings.path_style)
         .http_client(http.clone())
         .interceptor(clock)
+        .interceptor(WholeAnswers)
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts)
         // The payload's signature is what every server checks; trailing checksums are what some
@@ -149,6 +151,53 @@ pub(super) async fn client(
         }
     };
     Ok(Client::from_conf(config.build()))
+}
+
+/// Refuses answers that broke off where a proxy or server said that they were whole: the client reads
+/// what is there, and takes what is missing for what does not exist.
+#[derive(Debug)]
+struct WholeAnswers;
+
+impl Intercept for WholeAnswers {
+    fn name(&self) -> &'static str {
+        "whole answers"
+    }
+
+    fn read_after_deserialization(
+        &self,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _settings: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let response = context.response();
+        // `None`: the bytes of an object, which are still on their way.
+        let body = response.body().bytes().unwrap_or_default();
+        match response.status().is_success() && !is_whole(body) {
+            true => Err("the answer broke off".into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Whether the outermost element of an XML document is closed. What is no XML is not judged.
+fn is_whole(body: &[u8]) -> bool {
+    let body = body.trim_ascii();
+    let mut rest = body;
+    while rest.starts_with(b"<?") || rest.starts_with(b"<!") {
+        let end = rest.iter().position(|byte| *byte == b'>');
+        rest = match end.and_then(|end| rest.get(end + 1..)) {
+            Some(after) => after.trim_ascii_start(),
+            None => return false,
+        };
+    }
+    let Some(inside) = rest.strip_prefix(b"<") else {
+        return rest.len() == body.len();
+    };
+    let is_end = |byte: &u8| byte.is_ascii_whitespace() || matches!(*byte, b'>' | b'/');
+    let name = inside.split(is_end).next().unwrap_or_default();
+    let closed = [b"</".as_slice(), name, b">".as_slice()].concat();
+    let is_empty = inside.ends_with(b"/>") && !inside.contains(&b'<');
+    is_empty || inside.ends_with(&closed)
 }
 
 /// The client takes missing credentials for a fault that may pass, and would ask for them until patience
@@ -268,7 +317,7 @@ impl fmt::Debug for S3Settings {
 
 #[cfg(test)]
 mod tests {
-    use super::{Rate, check_certificates};
+    use super::{Rate, check_certificates, is_whole};
     use std::time::Duration;
     use tokio::time::Instant;
 
@@ -283,6 +332,27 @@ mod tests {
         assert_eq!(rate.take(10, at(500)), Some(at(500)));
         assert_eq!(rate.take(10, at(500)), Some(at(501)));
         assert_eq!(Rate::new(None).take(1000, at(0)), None);
+    }
+
+    #[test]
+    fn an_answer_is_whole_if_its_outermost_element_is_closed() {
+        let list = "<?xml version=\"1.0\"?>\n<List xmlns=\"x\"><Is>false</Is><Key>a</Key></List>";
+        for whole in [
+            list,
+            "\n <List></List>\n",
+            "<?xml version=\"1.0\"?><List/>",
+            "<List xmlns=\"http://x/y/\" />",
+            "",
+            "{\"Statement\": []}",
+        ] {
+            assert!(is_whole(whole.as_bytes()), "{whole}");
+        }
+        for length in 1..list.len() {
+            let cut = &list[..length];
+            assert!(!is_whole(cut.as_bytes()), "{cut}");
+        }
+        assert!(!is_whole(b"<List><Key/>"));
+        assert!(!is_whole(b"<List><List></Lis"));
     }
 
     #[test]

@@ -11,7 +11,7 @@
 
 use super::connection::SLOWEST_BYTES_PER_SECOND;
 use super::error::shown;
-use super::versions::{Extent, Version};
+use super::versions::{Extent, Unlisted, Version};
 use super::{S3, StorageError, StorageErrorKind, refuse_own_names};
 use crate::model::{ObjectName, Versioning};
 use aws_sdk_s3::types::{Delete, DeletedObject, Error as ToldError, ObjectIdentifier};
@@ -160,6 +160,13 @@ impl Patience {
             self.over.get_or_insert_with(|| error.clone());
         }
     }
+
+    /// A listing that makes no sense came at once; nothing was waited for.
+    fn note_unlisted(&mut self, unlisted: &Unlisted) {
+        if !unlisted.is_answered && unlisted.error.kind == StorageErrorKind::Transient {
+            self.over.get_or_insert_with(|| unlisted.error.clone());
+        }
+    }
 }
 
 impl S3 {
@@ -246,12 +253,18 @@ impl S3 {
             // If it is longer, or cannot be acted on as a whole, each name is asked for.
             let extent = Extent::AllInRequests(names / 2 + 1);
             let key_prefix = self.key_prefix(&folder);
-            if let Ok(found) = self.versions_of(&key_prefix, extent).await {
-                for version in &found {
-                    let lines = versions.entry(version.key.clone()).or_default();
-                    lines.push(Line::of_version(version));
+            match self.list_versions(&key_prefix, extent).await {
+                Ok(found) => {
+                    for version in &found {
+                        let lines = versions.entry(version.key.clone()).or_default();
+                        lines.push(Line::of_version(version));
+                    }
+                    listed.insert(folder);
                 }
-                listed.insert(folder);
+                Err(unlisted) => patience.note_unlisted(&unlisted),
+            }
+            if patience.over.is_some() {
+                break;
             }
         }
         for one in going.iter_mut().filter(|one| one.told.is_ok()) {
@@ -265,14 +278,15 @@ impl S3 {
             if one.told.is_err() {
                 continue;
             }
-            let found = self.versions_of(&key, Extent::OneKey).await;
-            patience.note(&found);
-            match found {
+            match self.list_versions(&key, Extent::OneKey).await {
                 Ok(found) => {
                     let lines: Vec<Line> = found.iter().map(Line::of_version).collect();
                     one.lines = lines.into_iter();
                 }
-                Err(error) => one.told = Err(error),
+                Err(unlisted) => {
+                    patience.note_unlisted(&unlisted);
+                    one.told = Err(unlisted.error);
+                }
             }
         }
     }

@@ -60,8 +60,6 @@ pub struct S3 {
     location: String,
     /// What a deletion leaves, as read when it was opened; the rest is asked for when it is wanted.
     known: BucketFacts,
-    /// Whether the client knows how far the server's clock is from this host's.
-    knows_time: AtomicBool,
     clock: ServerClock,
     /// Whether the server was seen to lock what it was told to; else why not.
     first_lock: OnceLock<Result<(), String>>,
@@ -85,7 +83,6 @@ impl S3 {
             runtime,
             location: settings.location(),
             known: BucketFacts::default(),
-            knows_time: AtomicBool::new(false),
             clock,
             first_lock: OnceLock::new(),
             refuses_many: AtomicBool::new(false),

@@ -2,7 +2,7 @@
 
 use super::connection::SLOWEST_BYTES_PER_SECOND;
 use super::error::{is_condition_not_met, is_skewed, taken, told, transient, unsupported};
-use super::{S3, StorageError, StorageErrorKind, too_large, too_short};
+use super::{S3, StorageError, StorageErrorKind, WRITES_AT_ONCE, too_large, too_short};
 use crate::model::ObjectName;
 use crate::storage::fill_random;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -12,7 +12,6 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use jiff::Timestamp;
 use std::error::Error;
 use std::fmt;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -20,15 +19,22 @@ use tokio::time::Instant;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longer listings are not believed: a customer of 100 TiB has some millions of objects.
 pub(super) const MAX_LISTED: usize = 20_000_000;
+/// A server refuses what is signed with a time too far from its own. A host whose clock is wrong must
+/// not go without backups for that, nor may one whose clock was set meanwhile; what it may delete is
+/// another question. So the details begin of what is asked once more.
+const SKEWED: &str = "signed with a time that is not the server's";
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-fn time_for(bytes: u64) -> Duration {
-    ANSWER_TIMEOUT + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND)
+/// On a slow line those under way at once get their parts of it, so that one of them takes as long
+/// as all.
+fn time_for(bytes: u64, at_once: usize) -> Duration {
+    let all = bytes.saturating_mul(at_once.clamp(1, WRITES_AT_ONCE) as u64);
+    ANSWER_TIMEOUT + Duration::from_secs(all / SLOWEST_BYTES_PER_SECOND)
 }
 
-fn no_answer(name: &impl fmt::Display, bytes: u64) -> StorageError {
-    let seconds = time_for(bytes).as_secs();
+fn no_answer(name: &impl fmt::Display, time: Duration) -> StorageError {
+    let seconds = time.as_secs();
     transient(name, format!("no answer after {seconds} s"))
 }
 
@@ -67,23 +73,20 @@ impl S3 {
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
-        // A server refuses what is signed with a time too far from its own. A host whose clock is wrong
-        // must not go without backups for that; what it may delete is another question. The client
-        // learns the difference from the refusal, and signs with the server's time from then on: a
-        // second refusal has another cause.
-        let with_own_time = !self.knows_time.load(Ordering::Relaxed);
-        match tokio::time::timeout(time_for(bytes), request).await {
+        let time = self.time_for(bytes);
+        match tokio::time::timeout(time, request).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if with_own_time && is_skewed(&error) => {
-                self.knows_time.store(true, Ordering::Relaxed);
-                Err(transient(
-                    name,
-                    "signed with a time that is not the server's",
-                ))
+            Ok(Err(error)) if is_skewed(&error) => {
+                let detail = told(name, &error).detail;
+                Err(transient(name, format!("{SKEWED}: {detail}")))
             }
             Ok(Err(error)) => Err(told(name, &error)),
-            Err(_) => Err(no_answer(name, bytes)),
+            Err(_) => Err(no_answer(name, time)),
         }
+    }
+
+    fn time_for(&self, bytes: u64) -> Duration {
+        time_for(bytes, self.settings.connections)
     }
 
     /// As `answer`, for a request that sets the condition that the name is free.
@@ -145,9 +148,17 @@ impl S3 {
     ) -> Result<T, StorageError> {
         let started = Instant::now();
         let mut pauses = Pauses::new();
+        let mut was_skewed = false;
         loop {
             match request().await {
+                // The client learns the difference from the refusal, and signs with the server's time
+                // from then on: in one call a second refusal has another cause.
+                Err(error) if was_skewed && error.detail.starts_with(SKEWED) => {
+                    let kind = StorageErrorKind::Denied;
+                    return Err(StorageError { kind, ..error });
+                }
                 Err(error) if error.kind == StorageErrorKind::Transient => {
+                    was_skewed |= error.detail.starts_with(SKEWED);
                     let pause = pauses.next();
                     if started.elapsed() + pause > patience {
                         return Err(error);
@@ -190,7 +201,8 @@ impl S3 {
                 .and_then(|bytes| data.try_reserve_exact(bytes).ok())
                 .ok_or_else(|| unsupported(name, format!("no memory for {size_bytes} bytes")))?;
             self.download_rate.moved(size_bytes);
-            receive(name, size_bytes, object.body, |part| {
+            let time = self.time_for(size_bytes);
+            receive(name, size_bytes, time, object.body, |part| {
                 data.extend_from_slice(part);
             })
             .await?;
@@ -256,7 +268,8 @@ impl S3 {
             return Err(transient(name, detail));
         }
         let mut filled = 0;
-        receive(name, wanted, object.body, |part| {
+        let time = self.time_for(wanted);
+        receive(name, wanted, time, object.body, |part| {
             // `receive` hands over no more than was asked for.
             if let Some(place) = buffer.get_mut(filled..filled + part.len()) {
                 place.copy_from_slice(part);
@@ -307,7 +320,11 @@ impl S3 {
                     let list = list.bucket(&self.settings.bucket).prefix(&key_prefix);
                     let list = list.encoding_type(EncodingType::Url);
                     let sent = list.set_continuation_token(token.clone()).send();
-                    self.answer(&key_prefix, 0, sent).await
+                    let page = self.answer(&key_prefix, 0, sent).await?;
+                    let found = page.contents().len() + page.common_prefixes().len();
+                    let is_truncated = page.is_truncated();
+                    refuse_broken(&key_prefix, is_truncated, page.key_count(), found)?;
+                    Ok(page)
                 })
                 .await?;
             let before = keys.len();
@@ -339,10 +356,26 @@ impl S3 {
     }
 }
 
+/// A page of a listing that does not say whether another one follows, or has fewer lines than it
+/// counts, broke off on its way: what it lacks is not gone.
+pub(super) fn refuse_broken(
+    place: &impl fmt::Display,
+    is_truncated: Option<bool>,
+    counted: Option<i32>,
+    found: usize,
+) -> Result<(), StorageError> {
+    let counted = counted.and_then(|counted| usize::try_from(counted).ok());
+    match is_truncated.is_none() || counted.is_some_and(|counted| found < counted) {
+        true => Err(transient(place, "a listing that broke off")),
+        false => Ok(()),
+    }
+}
+
 /// Hands over exactly `expected` bytes of a body.
 async fn receive(
     name: &ObjectName,
     expected: u64,
+    time: Duration,
     mut body: ByteStream,
     mut each: impl FnMut(&[u8]),
 ) -> Result<(), StorageError> {
@@ -366,9 +399,9 @@ async fn receive(
             }
         }
     };
-    match tokio::time::timeout(time_for(expected), received).await {
+    match tokio::time::timeout(time, received).await {
         Ok(received) => received,
-        Err(_) => Err(no_answer(name, expected)),
+        Err(_) => Err(no_answer(name, time)),
     }
 }
 
@@ -446,6 +479,37 @@ mod tests {
         assert_eq!(decoded("a%2Fb+c", None), "a%2Fb+c");
         assert_eq!(unescaped("a%2Fb+c%C3%BC%zz%", url), "a/b c\u{fc}%zz%");
         assert_eq!(unescaped("a%2Fb+c", None), "a%2Fb+c");
+    }
+
+    #[test]
+    fn packs_that_share_a_slow_line_are_all_waited_for_and_no_longer_than_that() {
+        let pack = 16 << 20;
+        let megabit = 1_000_000 / 8;
+        for (connections, at_once) in [(1, 1), (4, 4), (64, WRITES_AT_ONCE)] {
+            let together = Duration::from_secs(at_once as u64 * pack / megabit);
+            assert!(time_for(pack, connections) > together, "{connections}");
+        }
+        assert_eq!(time_for(pack, 1_000_000), time_for(pack, WRITES_AT_ONCE));
+        assert_eq!(time_for(0, 0), ANSWER_TIMEOUT);
+        assert!(time_for(u64::MAX, usize::MAX) > ANSWER_TIMEOUT);
+    }
+
+    #[test]
+    fn a_page_that_does_not_say_how_it_goes_on_or_lacks_lines_broke_off() {
+        let is_whole = |is_truncated, counted, found| {
+            let told = refuse_broken(&"place", is_truncated, counted, found);
+            let kind = told.as_ref().map_err(|error| error.kind);
+            assert!(matches!(kind, Ok(()) | Err(StorageErrorKind::Transient)));
+            told.is_ok()
+        };
+        for is_truncated in [Some(true), Some(false)] {
+            assert!(is_whole(is_truncated, Some(2), 2));
+            assert!(is_whole(is_truncated, None, 2));
+            assert!(is_whole(is_truncated, Some(0), 0));
+            assert!(!is_whole(is_truncated, Some(3), 2));
+        }
+        assert!(!is_whole(None, Some(2), 2));
+        assert!(!is_whole(None, None, 0));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! uploads.
 
 use super::error::{transient, unsupported};
-use super::requests::{MAX_LISTED, decoded, unescaped};
+use super::requests::{MAX_LISTED, decoded, refuse_broken, unescaped};
 use super::{Leftover, Listed, S3, StorageError, StorageErrorKind, Survey, object_of};
 use crate::model::Versioning;
 use aws_sdk_s3::types::EncodingType;
@@ -38,6 +38,29 @@ pub(super) enum Extent {
     AllThatBeginSo,
     /// The same, if so many requests are enough; else it is `Unsupported`.
     AllInRequests(usize),
+}
+
+/// Why versions are not known.
+pub(super) struct Unlisted {
+    pub(super) error: StorageError,
+    /// By what the server said, and not for want of an answer: of other keys it may say better.
+    pub(super) is_answered: bool,
+}
+
+impl Unlisted {
+    fn answered(error: StorageError) -> Self {
+        Unlisted {
+            error,
+            is_answered: true,
+        }
+    }
+
+    fn unanswered(error: StorageError) -> Self {
+        Unlisted {
+            error,
+            is_answered: false,
+        }
+    }
 }
 
 /// An upload in parts that was begun and not completed.
@@ -176,12 +199,24 @@ impl S3 {
         key_prefix: &str,
         extent: Extent,
     ) -> Result<Vec<Version>, StorageError> {
+        let told = self.list_versions(key_prefix, extent).await;
+        told.map_err(|unlisted| unlisted.error)
+    }
+
+    /// As `versions_of`, and whether it failed for want of an answer.
+    pub(super) async fn list_versions(
+        &self,
+        key_prefix: &str,
+        extent: Extent,
+    ) -> Result<Vec<Version>, Unlisted> {
+        let unlisted = |detail: &str| Unlisted::answered(transient(key_prefix, detail));
         let mut versions: Vec<Version> = Vec::new();
         let mut from: (Option<String>, Option<String>) = (None, None);
         let mut requests = 0;
         loop {
             if extent == Extent::AllInRequests(requests) {
-                return Err(unsupported(key_prefix, "a longer listing than is worth it"));
+                let error = unsupported(key_prefix, "a longer listing than is worth it");
+                return Err(Unlisted::answered(error));
             }
             requests += 1;
             let page = self
@@ -191,9 +226,12 @@ impl S3 {
                     let list = list.encoding_type(EncodingType::Url);
                     let list = list.set_key_marker(from.0.clone());
                     let sent = list.set_version_id_marker(from.1.clone()).send();
-                    self.answer(&key_prefix, 0, sent).await
+                    let page = self.answer(&key_prefix, 0, sent).await?;
+                    refuse_broken(&key_prefix, page.is_truncated(), None, 0)?;
+                    Ok(page)
                 })
-                .await?;
+                .await
+                .map_err(Unlisted::unanswered)?;
             let encoding = page.encoding_type();
             let data = page.versions().iter().map(|one| {
                 let size = one.size().and_then(|size| u64::try_from(size).ok());
@@ -225,7 +263,7 @@ impl S3 {
                             at_nanosecond: at.as_nanos(),
                         });
                     }
-                    _ => return Err(transient(key_prefix, "a listing that makes no sense")),
+                    _ => return Err(unlisted("a listing that makes no sense")),
                 }
             }
             // The key itself comes before all that begin like it.
@@ -237,7 +275,7 @@ impl S3 {
                     versions.retain(|version| version.key == key_prefix);
                 }
                 return in_order(versions)
-                    .ok_or_else(|| transient(key_prefix, "a listing that is not in order"));
+                    .ok_or_else(|| unlisted("a listing that is not in order"));
             }
             let next = (
                 page.next_key_marker().map(|key| unescaped(key, encoding)),
@@ -246,7 +284,7 @@ impl S3 {
             // A listing that goes in circles or on for ever ends here.
             let goes_on = next.0.is_some() && next != from && versions.len() > before;
             if !goes_on || versions.len() > MAX_LISTED {
-                return Err(transient(key_prefix, "a listing that does not go on"));
+                return Err(unlisted("a listing that does not go on"));
             }
             from = next;
         }
@@ -263,7 +301,9 @@ impl S3 {
                     let list = list.encoding_type(EncodingType::Url);
                     let list = list.set_key_marker(from.0.clone());
                     let sent = list.set_upload_id_marker(from.1.clone()).send();
-                    self.answer(&key_prefix, 0, sent).await
+                    let page = self.answer(&key_prefix, 0, sent).await?;
+                    refuse_broken(&key_prefix, page.is_truncated(), None, 0)?;
+                    Ok(page)
                 })
                 .await?;
             let encoding = page.encoding_type();

@@ -12,6 +12,8 @@ use std::time::Duration;
 pub enum Mishap {
     /// The proxy answers so and forwards nothing.
     Status(u16),
+    /// The same, as a server whose clock differs refuses a request.
+    Skewed,
     /// Nothing is forwarded, and the connection ends.
     LostBefore,
     /// The server does it, and the connection ends before its answer.
@@ -20,6 +22,9 @@ pub enum Mishap {
     Late,
     /// The server's answer, without the second half of its body.
     Truncated,
+    /// To a request that lists: the server's answer ends after the first entry, and says that this is all of
+    /// it. To others, and where nothing is listed: nothing.
+    CutShort,
     /// One bit in the middle of the answer's body.
     Flipped,
     /// What the same request was answered the first time.
@@ -387,8 +392,13 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, habits: &Habits) -> i
         }
         match mishap {
             Some(Mishap::LostBefore) => return Ok(()),
-            Some(Mishap::Status(status)) => {
-                let body = "<Error><Code>Mishap</Code><Message>on purpose</Message></Error>";
+            Some(Mishap::Status(_) | Mishap::Skewed) => {
+                let (status, code) = match mishap {
+                    Some(Mishap::Status(status)) => (status, "Mishap"),
+                    _ => (403, "RequestTimeTooSkewed"),
+                };
+                let body =
+                    format!("<Error><Code>{code}</Code><Message>on purpose</Message></Error>");
                 let length = match method.as_str() {
                     "HEAD" => 0,
                     _ => body.len(),
@@ -466,6 +476,16 @@ fn serve(client: TcpStream, server: &str, shared: &Shared, habits: &Habits) -> i
         if mishap == Some(Mishap::HalfTold) && deletes_many {
             let lines = parts(&answer.text(), "Deleted");
             answer.set_body(half_told(&lines, |at| at % 3 == 0));
+        }
+        if mishap == Some(Mishap::CutShort) {
+            let text = answer.text();
+            let ends = ["</Contents>", "</Version>", "</DeleteMarker>", "</Upload>"];
+            let ends = ends
+                .iter()
+                .filter_map(|end| Some(text.find(end)? + end.len()));
+            if let Some(first) = ends.min() {
+                answer.set_body(text[..first].to_string());
+            }
         }
         let whole = [answer.head(""), answer.body.clone()].concat();
         let first = shared
