@@ -4,16 +4,17 @@
 //! does it, and can be repeated by anybody: a prune that was killed is gone on with by the next.
 
 use super::certificate::{Certified, certify, is_due};
+use super::verify::tell_unreadable;
 use super::{JobError, JobErrorKind, LocalHost, Watch, lock};
 use crate::format::entry::{Body, ClockBody, ClockEvent, HostBody, PointReason, PointsBody, Role};
 use crate::format::names::ObjectRole;
-use crate::model::{PointId, PointState};
+use crate::model::{ObjectName, PointId, PointState};
 use crate::policy::{Action, Decision, Deletion, PointFacts, next_prune_ends, plan};
 use crate::repository::reclaim::{Reclaimed, merge_segments, reclaim};
 use crate::repository::{
-    Customer, Host, Locked, RepositoryError, RepositoryErrorKind, State, Swept, sweep,
+    Customer, Host, Locked, RecordFate, RepositoryError, RepositoryErrorKind, State, Swept, sweep,
 };
-use crate::storage::{StorageErrorKind, gone_or_locked};
+use crate::storage::{StorageError, StorageErrorKind};
 use jiff::{SignedDuration, Timestamp};
 use std::sync::atomic::AtomicBool;
 
@@ -36,7 +37,8 @@ pub struct PruneRequest {
 /// What a prune decided and did.
 #[derive(Debug, Clone, Default)]
 pub struct Pruned {
-    /// One decision a point, as of the end.
+    /// What was done, in order, then one decision for each point as of the end. An erased point is in
+    /// the first part only.
     pub decisions: Vec<Decision>,
     pub expired: Vec<PointId>,
     pub erased: Vec<PointId>,
@@ -48,6 +50,9 @@ pub struct Pruned {
     pub locks_renewed: u64,
     /// Damage that stands in the way of reclaiming; what was expired and erased stays so.
     pub damage: Option<RepositoryError>,
+    /// Restore points that cannot be read as a whole, over which a forced reclaim went on: a sentence
+    /// each.
+    pub unreadable: Vec<String>,
     /// What an administrator should know.
     pub notes: Vec<String>,
 }
@@ -161,7 +166,10 @@ pub fn prune(
     }
     watch.stage(&format!("{} prune", customer.name()), 0);
     let mut pruned = Pruned::default();
-    let mut result = pass(customer, host, request, vouched, stop, &mut pruned);
+    let mut acted = Vec::new();
+    let mut go =
+        |pruned: &mut Pruned| pass(customer, host, request, vouched, stop, pruned, &mut acted);
+    let mut result = go(&mut pruned);
     if let Err(error) = &result
         && error.kind
             == JobErrorKind::Repository(RepositoryErrorKind::Storage(StorageErrorKind::Full))
@@ -170,7 +178,7 @@ pub fn prune(
         pruned
             .notes
             .push("the store was full; the reserve was used to make room".to_string());
-        result = pass(customer, host, request, vouched, stop, &mut pruned);
+        result = go(&mut pruned);
     }
     // As soon as there is room again; without a reserve the next full store could not be pruned.
     match customer.storage().restore_reserve() {
@@ -192,6 +200,7 @@ fn pass(
     vouched: bool,
     stop: &AtomicBool,
     pruned: &mut Pruned,
+    acted: &mut Vec<Decision>,
 ) -> Result<(), JobError> {
     let go_on = || JobError::unless_stopped(stop);
     if vouched {
@@ -199,12 +208,18 @@ fn pass(
     }
     let now = admit_clock(customer, host)?;
     customer.settle()?;
-    destroy_erased_records(customer)?;
+    destroy_erased_records(customer, &mut pruned.notes)?;
     pruned.aborted_sessions += customer.abort_dead_sessions(now)?;
     // In this order: a point at its last chance is expired and erased in the same prune.
-    pruned.expired.extend(expire(customer, now, request)?);
-    pruned.erased.extend(erase(customer, now, request)?);
-    pruned.decisions = customer.with_state(|state| plan_prune(state, now, request));
+    let expired = enter(customer, now, request, Action::Expire, Body::Expire)?;
+    pruned.expired.extend(expired.iter().map(|row| row.point));
+    acted.extend(expired);
+    let erased = erase(customer, now, request, &mut pruned.notes)?;
+    pruned.erased.extend(erased.iter().map(|row| row.point));
+    acted.extend(erased);
+    pruned.decisions.clone_from(acted);
+    let left = customer.with_state(|state| plan_prune(state, now, request));
+    pruned.decisions.extend(left);
     go_on()?;
 
     let (budget, force) = customer.with_state(|state| {
@@ -213,7 +228,7 @@ fn pass(
         // Damage stops a reclaim no longer when the next prune may end after a deadline: never over
         // the maximum.
         let next = policy.map_or(now, |policy| next_prune_ends(policy, now));
-        let pressing = earliest_deadline(state).is_some_and(|deadline| deadline < next);
+        let pressing = earliest_to_reclaim(state).is_some_and(|deadline| deadline < next);
         (
             SignedDuration::from_hours(24 * i64::from(days)),
             request.confirm || pressing,
@@ -222,6 +237,7 @@ fn pass(
     match reclaim(customer, now, budget, force) {
         Ok(reclaimed) => {
             customer.note_reclaimed(&reclaimed)?;
+            tell_unreadable(customer, &reclaimed.unreadable, &mut pruned.unreadable);
             pruned.reclaimed = reclaimed;
         }
         Err(error) if error.is_damage() => pruned.damage = Some(error),
@@ -249,16 +265,27 @@ fn pass(
 
 /// The nearest deadline of anything that must still leave the store.
 pub(super) fn earliest_deadline(state: &State) -> Option<Timestamp> {
+    let to_reclaim = earliest_to_reclaim(state);
+    // A condemned pack has no mark any more, and may hold bytes of every point that was erased.
+    let is_left = state.condemned.values().any(|row| !row.deleted);
+    let erased = state
+        .points
+        .values()
+        .filter(|point| is_left && point.state == PointState::Erased)
+        .map(|point| point.deadline);
+    to_reclaim.into_iter().chain(erased).min()
+}
+
+/// The nearest deadline of what a reclaim has still to condemn: only for that it may go on over damage.
+fn earliest_to_reclaim(state: &State) -> Option<Timestamp> {
     let marked = state.marks.values().map(|mark| mark.earliest_deadline);
     let unmarked = state.unmarked_erasures().into_values();
     marked.chain(unmarked).min()
 }
 
-fn reasons(decisions: &[Decision], wanted: Action) -> Vec<PointReason> {
+fn reasons(decisions: &[Decision]) -> Vec<PointReason> {
     decisions
         .iter()
-        .filter(|decision| decision.action == wanted)
-        .take(POINTS_IN_ENTRY)
         .map(|decision| PointReason {
             point: decision.point,
             reason: decision.reason.to_string(),
@@ -274,13 +301,15 @@ fn enter(
     request: PruneRequest,
     action: Action,
     body: impl Fn(PointsBody) -> Body,
-) -> Result<Vec<PointId>, JobError> {
+) -> Result<Vec<Decision>, JobError> {
     let mut entered = Vec::new();
     loop {
-        let mut points = Vec::new();
+        let mut due: Vec<Decision> = Vec::new();
         let mut build = |state: &State| {
-            points = reasons(&plan_prune(state, now, request), action);
-            points.clone()
+            due = plan_prune(state, now, request);
+            due.retain(|decision| decision.action == action);
+            due.truncate(POINTS_IN_ENTRY);
+            reasons(&due)
         };
         if customer.with_state(&mut build).is_empty() {
             return Ok(entered);
@@ -294,19 +323,11 @@ fn enter(
             points => Ok(body(PointsBody { points })),
         });
         match appended {
-            Ok(_) => entered.extend(points.iter().map(|row| row.point)),
+            Ok(_) => entered.append(&mut due),
             Err(error) if error.kind == RepositoryErrorKind::Superseded => return Ok(entered),
             Err(error) => return Err(error.into()),
         }
     }
-}
-
-fn expire(
-    customer: &Customer,
-    now: Timestamp,
-    request: PruneRequest,
-) -> Result<Vec<PointId>, JobError> {
-    enter(customer, now, request, Action::Expire, Body::Expire)
 }
 
 /// The entry first, then the record: once the entry stands, anybody may delete the record, at any
@@ -315,18 +336,35 @@ fn erase(
     customer: &Customer,
     now: Timestamp,
     request: PruneRequest,
-) -> Result<Vec<PointId>, JobError> {
+    notes: &mut Vec<String>,
+) -> Result<Vec<Decision>, JobError> {
     let erased = enter(customer, now, request, Action::Erase, Body::Erase)?;
-    for point in &erased {
-        // One that is locked is tried again, and shown until it is gone.
-        gone_or_locked(customer.storage().destroy(&customer.names().point(point)))?;
+    for decision in &erased {
+        destroy(customer, &customer.names().point(&decision.point), notes)?;
     }
     Ok(erased)
 }
 
+/// One that is locked or refused is tried again by the sweep of this prune and of each later one, which tells of
+/// it until it is gone.
+fn destroy(
+    customer: &Customer,
+    record: &ObjectName,
+    notes: &mut Vec<String>,
+) -> Result<(), JobError> {
+    if let RecordFate::OnlyDeleted(error) = customer.destroy_record(record)? {
+        notes.push(note_of_only_deleted(&error));
+    }
+    Ok(())
+}
+
+fn note_of_only_deleted(error: &StorageError) -> String {
+    format!("a record was deleted, and its bytes were perhaps not overwritten before: {error}")
+}
+
 /// Destroys the records of erased points whose eraser died, or that came back: before anything that
 /// may fail for want of room or for a pack that cannot be read.
-fn destroy_erased_records(customer: &Customer) -> Result<(), JobError> {
+fn destroy_erased_records(customer: &Customer, notes: &mut Vec<String>) -> Result<(), JobError> {
     let listed = customer.storage().list(&customer.names().points_prefix())?;
     let erased = |point: &PointId| {
         customer.with_state(|state| {
@@ -338,7 +376,7 @@ fn destroy_erased_records(customer: &Customer) -> Result<(), JobError> {
         if let ObjectRole::Point(point) = customer.names().role(&object.name)
             && erased(&point)
         {
-            gone_or_locked(customer.storage().destroy(&object.name))?;
+            destroy(customer, &object.name, notes)?;
         }
     }
     Ok(())
@@ -355,6 +393,8 @@ fn prove(
 ) -> Result<(), JobError> {
     let first = sweep(customer, request.confirm)?;
     let (removed, leftovers) = (first.removed.clone(), first.leftovers_removed.clone());
+    let only_deleted = first.only_deleted.iter().map(note_of_only_deleted);
+    pruned.notes.extend(only_deleted);
     // What was removed must be seen to be gone.
     let swept = match removed.is_empty() {
         true => first,
@@ -398,6 +438,15 @@ fn prove(
         return Ok(());
     }
     // A record that is still there was not destroyed, whatever the ledger says.
+    if pruned.swept.refused.is_some() {
+        if is_due(&customer.state()) {
+            pruned.notes.push(
+                "no deletion certificate was signed: a record that must go could not be removed"
+                    .to_string(),
+            );
+        }
+        return Ok(());
+    }
     let is_record = |locked: &Locked| locked.is_record;
     if pruned.swept.locked.iter().any(is_record) {
         if is_due(&customer.state()) {

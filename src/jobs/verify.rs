@@ -129,6 +129,7 @@ fn check_objects(customer: &SealedCustomer) -> Result<(Verified, Arc<Index>), Jo
         ));
     }
     verified.packs = check_packs(customer, &index, &listed, &mut verified.damage)?;
+    check_segments(customer, &state, &listed, &mut verified.damage)?;
     check_key_files(customer, &state, &mut verified)?;
     Ok((verified, index))
 }
@@ -276,7 +277,7 @@ impl Known {
 }
 
 /// What cannot be read, with the restore point that needs it.
-fn tell_unreadable(
+pub(super) fn tell_unreadable(
     customer: &SealedCustomer,
     unreadable: &[Unreachable],
     damage: &mut Vec<String>,
@@ -340,33 +341,65 @@ fn check_packs(
     Ok(packs)
 }
 
-/// A share of the packs, those longest unread first, with their sizes.
+/// Every current segment must be there: an index that is read from this host's copies does not show that the
+/// store has lost one.
+fn check_segments(
+    customer: &SealedCustomer,
+    state: &State,
+    listed: &[Listed],
+    damage: &mut Vec<String>,
+) -> Result<(), JobError> {
+    let names: HashSet<&str> = listed.iter().map(|object| object.name.as_str()).collect();
+    for segment in state.segments.keys() {
+        let name = customer.names().segment(segment);
+        if names.contains(name.as_str()) {
+            continue;
+        }
+        match customer.storage().size_bytes(&name) {
+            Ok(_) => continue,
+            Err(error) if error.kind == StorageErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        // A merge may have replaced it since.
+        customer.refresh()?;
+        if customer.with_state(|state| state.segments.contains_key(segment)) {
+            damage.push(format!("{name}: is missing"));
+        }
+    }
+    Ok(())
+}
+
+/// A share of the packs, those longest unread first, with their sizes. What is known as damaged is never whole
+/// again, and so never read last: it comes after all others, or it would take their place every night.
 fn share_of(
     customer: &SealedCustomer,
     index: &Index,
     percent: u8,
     unread_since: Option<Timestamp>,
 ) -> Vec<(PackName, u64)> {
-    let mut packs: Vec<(Option<Timestamp>, PackName, u64)> = customer.with_state(|state| {
+    let mut packs: Vec<(bool, Option<Timestamp>, PackName, u64)> = customer.with_state(|state| {
+        let damaged: HashSet<PackName> = state.damaged.iter().map(|(pack, _)| *pack).collect();
         index
             .packs()
             .iter()
             .filter(|info| !info.condemned)
             .map(|info| {
                 let read_at = state.verified_at(&info.row.name);
-                (read_at, info.row.name, info.row.size_bytes)
+                let is_damaged = damaged.contains(&info.row.name);
+                (is_damaged, read_at, info.row.name, info.row.size_bytes)
             })
             .collect()
     });
     packs.sort_unstable();
     let share = (packs.len() * usize::from(percent)).div_ceil(100);
-    packs.truncate(share);
+    // First: where few are due, those that are damaged have their turn.
     if let Some(since) = unread_since {
-        packs.retain(|(read_at, ..)| read_at.is_none_or(|read_at| read_at < since));
+        packs.retain(|(_, read_at, ..)| read_at.is_none_or(|read_at| read_at < since));
     }
+    packs.truncate(share);
     packs
         .into_iter()
-        .map(|(_, name, size)| (name, size))
+        .map(|(_, _, name, size)| (name, size))
         .collect()
 }
 

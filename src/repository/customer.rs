@@ -357,7 +357,8 @@ impl Customer {
             return Ok(());
         }
         if let Some(point) = point {
-            gone_or_locked(self.storage().destroy(&self.names().point(&point)))?;
+            // One that is refused is left to the sweep of every prune, which tells of it.
+            self.destroy_record(&self.names().point(&point))?;
         }
         let rest = session_objects(&**self.storage(), self.names(), session)?;
         for deleted in self.storage().delete_all(&rest) {

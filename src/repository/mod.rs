@@ -47,7 +47,7 @@ pub use point::{Committed, DiskResult, PointDraft, PointReader, RestoredDisk, tr
 pub use reader::{ReadScratch, Reader};
 pub use scrub::{Scrubbed, scrub_packs};
 pub use sealed::SealedCustomer;
-pub use sweep::{Explained, Locked, Swept, explain, sweep};
+pub use sweep::{Explained, Locked, RecordFate, Swept, explain, sweep};
 pub use tree::{DiskDraft, DiskView, EndedSpan, Row, SpanDraft, span_extent};
 pub use writer::{FRESH_DAYS, Session, Trust, Uploaded, Worker};
 

@@ -8,7 +8,7 @@ use crate::format::entry::{Body, DamagedFrame, VerifyBody, VerifyMethod};
 use crate::format::pack::{self, MAX_PACK_BYTES};
 use crate::model::{ObjectHash, PackName, Tag};
 use crate::storage::StorageErrorKind;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,6 +22,8 @@ pub struct Scrubbed {
     pub damaged: Vec<(PackName, Tag)>,
     /// Packs that cannot be read as packs at all, and why.
     pub broken: Vec<(PackName, String)>,
+    /// Of those, what is not there.
+    pub missing: BTreeSet<PackName>,
     pub read_bytes: u64,
 }
 
@@ -53,6 +55,7 @@ pub fn scrub_packs(
                             all.whole.extend(one.whole);
                             all.damaged.extend(one.damaged);
                             all.broken.extend(one.broken);
+                            all.missing.extend(one.missing);
                             all.read_bytes += one.read_bytes;
                         }
                         Err(error) => {
@@ -68,7 +71,7 @@ pub fn scrub_packs(
         return Err(error);
     }
     let mut result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
-    frames_of_broken(customer, &mut result)?;
+    frames_of_broken(customer, &mut result, stop)?;
     result.whole.sort_unstable();
     result.damaged.sort_unstable();
     result.broken.sort_unstable();
@@ -76,10 +79,12 @@ pub fn scrub_packs(
 }
 
 /// What the index says of packs that are missing or not packs any more: each of its frames that is
-/// not whole where the index says is damaged, or an incremental would go on relying on it.
+/// not whole where the index says is damaged, or an incremental would go on relying on it. Of a missing pack
+/// none is asked for. Interrupted, it leaves the others to the next one who reads.
 fn frames_of_broken(
     customer: &SealedCustomer,
     result: &mut Scrubbed,
+    stop: &AtomicBool,
 ) -> Result<(), RepositoryError> {
     if result.broken.is_empty() {
         return Ok(());
@@ -97,10 +102,15 @@ fn frames_of_broken(
         }
     })?;
     for (tag, place) in frames {
-        if let Some(info) = index.pack(place.pack)
-            && !customer.frame_is_whole(&info.row.name, &place, &tag)?
-        {
-            result.damaged.push((info.row.name, tag));
+        let Some(name) = index.pack(place.pack).map(|info| info.row.name) else {
+            continue;
+        };
+        let is_lost = result.missing.contains(&name);
+        if !is_lost && stop.load(Ordering::Relaxed) {
+            continue;
+        }
+        if is_lost || !customer.frame_is_whole(&name, &place, &tag)? {
+            result.damaged.push((name, tag));
         }
     }
     Ok(())
@@ -120,6 +130,9 @@ fn scrub_one(customer: &SealedCustomer, name: &PackName) -> Result<Scrubbed, Rep
             // Another host may have condemned, deleted and forgotten it: only then it is no damage.
             if customer.load_index()?.is_current(name) {
                 one.broken.push((*name, error.to_string()));
+                if error.kind == StorageErrorKind::NotFound {
+                    one.missing.insert(*name);
+                }
             }
             return Ok(one);
         }
@@ -144,7 +157,7 @@ fn scrub_one(customer: &SealedCustomer, name: &PackName) -> Result<Scrubbed, Rep
 
 impl Customer {
     /// Notes in the ledger what was verified and what was found damaged, in as many entries as it
-    /// takes. Damaged frames leave the index with it.
+    /// takes. Damaged frames leave the index with it; of those that are known nothing is said again.
     pub fn note_verification(
         &self,
         method: VerifyMethod,
@@ -156,8 +169,12 @@ impl Customer {
             [] => Vec::new(),
             damaged => {
                 let index = self.load_index()?;
-                let is_known = |(pack, _): &&(PackName, Tag)| index.number_of(pack).is_some();
-                damaged.iter().filter(is_known).copied().collect()
+                let is_there = |(pack, _): &&(PackName, Tag)| index.number_of(pack).is_some();
+                let there = damaged.iter().filter(is_there);
+                self.with_state(|state| {
+                    let is_news = |frame: &&(PackName, Tag)| !state.damaged.contains(*frame);
+                    there.filter(is_news).copied().collect()
+                })
             }
         };
         let mut packs = packs.chunks(NAMES_IN_ENTRY);

@@ -9,7 +9,9 @@ use super::sealed::LOAD_ATTEMPTS;
 use crate::format::entry::Purpose;
 use crate::format::names::ObjectRole;
 use crate::model::{ObjectName, PackName, PointState, Writers};
-use crate::storage::{Leftover, Listed, MAX_PROBE_BYTES, StorageError, gone_or_locked};
+use crate::storage::{
+    Leftover, Listed, MAX_PROBE_BYTES, StorageError, StorageErrorKind, gone_or_locked,
+};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -42,6 +44,11 @@ pub struct Swept {
     pub locked: Vec<Locked>,
     /// What is left and could not be explained or removed.
     pub unexplained: Vec<String>,
+    /// Records that are gone and were perhaps not overwritten, and why.
+    pub only_deleted: Vec<StorageError>,
+    /// Records that must go and that the store refuses to remove, the first with its reason; all
+    /// others were done.
+    pub refused: Option<StorageError>,
 }
 
 impl Swept {
@@ -49,10 +56,10 @@ impl Swept {
         &mut self,
         object: Listed,
         reason: &'static str,
-        removed: Result<(), StorageError>,
+        removed: Option<StorageError>,
         is_record: bool,
-    ) -> Result<(), StorageError> {
-        match gone_or_locked(removed)? {
+    ) {
+        match removed {
             None => self.removed.push((object, reason)),
             Some(locked) => self.locked.push(Locked {
                 object,
@@ -61,7 +68,43 @@ impl Swept {
                 is_record,
             }),
         }
-        Ok(())
+    }
+}
+
+/// What became of a record that must go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordFate {
+    Destroyed,
+    /// Gone, but perhaps not overwritten, and why.
+    OnlyDeleted(StorageError),
+    /// It stays until its lock has ended.
+    Locked(StorageError),
+    /// It is still there, and why.
+    Refused(StorageError),
+}
+
+impl Customer {
+    /// Destroys a record. One that cannot be overwritten is deleted all the same: it is the key to all that only it
+    /// reached, and under its name everybody finds it.
+    ///
+    /// One that is refused keeps no other from going. A full store is an error, which a reserve may help, and so is
+    /// a store that is out of reach as a whole: then the ledger cannot be read either.
+    pub fn destroy_record(&self, name: &ObjectName) -> Result<RecordFate, RepositoryError> {
+        let refused = match gone_or_locked(self.storage().destroy(name)) {
+            Ok(None) => return Ok(RecordFate::Destroyed),
+            Ok(Some(locked)) => return Ok(RecordFate::Locked(locked)),
+            Err(error) if error.kind == StorageErrorKind::Full => return Err(error.into()),
+            Err(error) => error,
+        };
+        match gone_or_locked(self.storage().delete(name)) {
+            Ok(None) => Ok(RecordFate::OnlyDeleted(refused)),
+            Ok(Some(locked)) => Ok(RecordFate::Locked(locked)),
+            Err(error) if error.kind == StorageErrorKind::Full => Err(error.into()),
+            Err(_) => {
+                self.refresh()?;
+                Ok(RecordFate::Refused(refused))
+            }
+        }
     }
 }
 
@@ -241,10 +284,17 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
                         .unexplained
                         .push(format!("{} ({reason})", object.name));
                 }
-                ObjectRole::Point(_) => {
-                    let destroyed = storage.destroy(&object.name);
-                    swept.note(object, reason, destroyed, true)?;
-                }
+                ObjectRole::Point(_) => match customer.destroy_record(&object.name)? {
+                    RecordFate::Destroyed => swept.note(object, reason, None, true),
+                    RecordFate::OnlyDeleted(error) => {
+                        swept.note(object, reason, None, true);
+                        swept.only_deleted.push(error);
+                    }
+                    RecordFate::Locked(error) => swept.note(object, reason, Some(error), true),
+                    RecordFate::Refused(error) => {
+                        swept.refused.get_or_insert(error);
+                    }
+                },
                 _ => over.push((object, reason)),
             },
         }
@@ -252,7 +302,7 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
     let names: Vec<ObjectName> = over.iter().map(|(object, _)| object.name.clone()).collect();
     let deleted = storage.delete_all(&names);
     for ((object, reason), deleted) in over.into_iter().zip(deleted) {
-        swept.note(object, reason, deleted, false)?;
+        swept.note(object, reason, gone_or_locked(deleted)?, false);
     }
     for deleted in storage.delete_all(&spent) {
         gone_or_locked(deleted)?;

@@ -2,13 +2,16 @@
 //! with another and replaced by an older one: a restore gives the right bytes or none, and `verify`
 //! finds what would not restore, with keys and without.
 
-use super::super::{JobError, Quiet, VerifyRequest, verify, verify_sealed};
-use crate::format::names::ObjectRole;
-use crate::model::{ObjectName, PointId};
+use super::super::{JobError, Quiet, VerifyRequest, verify, verify_in_run, verify_sealed};
+use crate::format::names::{ObjectRole, content_hash};
+use crate::format::pack::{FRAME_HEADER_BYTES, HEADER_BYTES};
+use crate::jobs::testing::{Lab, back_up};
+use crate::model::{ObjectName, PackName, PointId};
+use crate::policy::PolicyTerms;
 use crate::repository::testing::{CHUNK, DAY, World, customer_name, panic_text, restore};
 use crate::repository::{Customer, RepositoryError};
-use crate::storage::Storage;
-use std::collections::BTreeMap;
+use crate::storage::{Cached, Memory, Storage};
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -264,4 +267,67 @@ fn a_broken_key_file_is_damage_until_init_has_made_another_one() {
         assert_eq!(damage.len(), 2, "{damage:?}");
         assert!(damage[0].contains("vmkeep init"), "{damage:?}");
     }
+}
+
+#[test]
+fn a_segment_that_the_store_has_lost_is_found_by_a_host_that_has_a_copy() {
+    let mut world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let hash_of = |name: &ObjectName| content_hash(name).map(|hash| *hash.as_bytes());
+    let store: Arc<dyn Storage> = Arc::new(world.memory.clone());
+    let path = folder.path().to_path_buf();
+    let cached = Arc::new(Cached::new(store, path, 1 << 30, hash_of));
+    let customer = world.open_on(cached, &world.host).unwrap();
+    world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    let request = VerifyRequest {
+        trees: false,
+        read_percent: None,
+        unread_since: None,
+        threads: 1,
+    };
+    let never = AtomicBool::new(false);
+    let damage = || verify(&customer, request, &Quiet, &never).unwrap().damage;
+    assert_eq!(damage(), Vec::<String>::new());
+    let lost = customer.with_state(|state| state.segments.keys().next().copied());
+    let lost = customer.names().segment(&lost.unwrap());
+    world.memory.delete(&lost).unwrap();
+    assert_eq!(damage(), [format!("{lost}: is missing")]);
+}
+
+#[test]
+fn what_is_known_as_damaged_is_noted_once_and_takes_no_other_packs_turn() {
+    let memory = Memory::new();
+    let lab = Lab::new(Arc::new(memory.clone()), &PolicyTerms::default());
+    let customer = lab.open();
+    let chunks = crate::repository::testing::image(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    back_up(&customer, "web", &chunks, true);
+    let index = customer.load_index().unwrap();
+    let packs: BTreeSet<PackName> = index.packs().iter().map(|info| info.row.name).collect();
+    // A night's share is one.
+    assert!((3..=10).contains(&packs.len()), "{} packs", packs.len());
+    for pack in &packs {
+        let name = customer.names().pack(pack);
+        let mut bytes = memory.read(&name, u64::MAX).unwrap();
+        bytes[HEADER_BYTES + FRAME_HEADER_BYTES + 20] ^= 1;
+        memory.plant(&name, &bytes);
+    }
+    lab.pass(DAY * 12);
+    let never = AtomicBool::new(false);
+    let damage = || {
+        let verified = verify_in_run(&customer, &lab.host, 1, &Quiet, &never);
+        verified.unwrap().damage
+    };
+    let noted = || -> BTreeSet<PackName> {
+        customer.with_state(|state| state.damaged.iter().map(|(pack, _)| *pack).collect())
+    };
+    for night in 1..=packs.len() {
+        assert!(!damage().is_empty());
+        assert_eq!(noted().len(), night);
+    }
+    assert_eq!(noted(), packs);
+    // It is told for as long as it is read, and stands in the ledger.
+    let end = customer.state().seq;
+    assert!(!damage().is_empty());
+    customer.refresh().unwrap();
+    assert_eq!(customer.state().seq, end);
 }

@@ -6,14 +6,18 @@ use crate::format::names::CustomerNames;
 use crate::jobs::prune::NO_CERTIFICATE_OF_COPIES;
 use crate::jobs::testing::{Lab, back_up, prune_with};
 use crate::jobs::{
-    JobErrorKind, Policies, PruneRequest, Quiet, apply_policy, plan_prune, prune, undo,
+    AlarmKind, JobErrorKind, Looked, Policies, PruneRequest, Quiet, alarms, apply_policy,
+    plan_prune, prune, undo,
 };
 use crate::model::{ObjectHash, ObjectName, PackName, PointId, PointState, SessionId};
 use crate::policy::{Action, PolicyTerms, next_prune_ends};
 use crate::repository::testing::{DAY, Running, change, image, restore, vm};
 use crate::repository::{Customer, Ledger, RepositoryErrorKind, State};
-use crate::storage::{Directory, Fault, Faulty, Memory, Storage, StorageErrorKind, Verb};
-use jiff::SignedDuration;
+use crate::storage::{
+    Directory, Fault, Faulty, Leftover, Listed, Memory, Storage, StorageError, StorageErrorKind,
+    Survey, Verb,
+};
+use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -358,7 +362,251 @@ fn damage_holds_a_reclaim_back_until_the_next_prune_may_come_too_late() {
         lab.vouch();
         let pruned = lab.prune(&customer).unwrap();
         assert_eq!(pruned.damage.is_some(), held_back, "{hours} h");
+        // Gone on over, it is told all the same.
+        assert_eq!(pruned.unreadable.is_empty(), held_back, "{hours} h");
+        assert_eq!(pruned.reclaimed.removed.is_empty(), held_back, "{hours} h");
     }
+}
+
+#[test]
+fn what_cannot_be_read_is_told_by_every_prune_that_goes_on_over_it() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    nights(&lab, 8);
+    let customer = lab.open();
+    let point = back_up(&customer, "db", &image(&[7, 8]), true);
+    let record = customer.names().point(&point);
+    lab.storage.delete(&record).unwrap();
+    lab.storage.create(&record, b"damaged").unwrap();
+    for night in 0..3 {
+        back_up(&customer, "web", &image(&[1, 2, 300 + night]), false);
+        let pruned = lab.prune(&customer).unwrap();
+        // What was erased this night must be gone before the next prune has ended.
+        assert_eq!(pruned.damage, None, "night {night}");
+        let [told] = &pruned.unreadable[..] else {
+            panic!("night {night}: {:?}", pruned.unreadable)
+        };
+        assert!(told.contains(&point.to_string()), "{told}");
+        assert!(told.contains("db of "), "{told}");
+        lab.pass(DAY);
+    }
+}
+
+/// A store that refuses to remove these records, or only to overwrite them.
+struct Refusing {
+    memory: Memory,
+    records: Vec<ObjectName>,
+    is_deleted: bool,
+}
+
+impl Refusing {
+    fn refuse(&self, name: &ObjectName) -> Result<(), StorageError> {
+        match self.records.contains(name) {
+            true => Err(StorageError::new(StorageErrorKind::Denied, name, "a test")),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Storage for Refusing {
+    fn behind(&self) -> Option<&dyn Storage> {
+        Some(&self.memory)
+    }
+
+    fn create(&self, name: &ObjectName, data: &[u8]) -> Result<(), StorageError> {
+        self.memory.create(name, data)
+    }
+
+    fn read(&self, name: &ObjectName, max_bytes: u64) -> Result<Vec<u8>, StorageError> {
+        self.memory.read(name, max_bytes)
+    }
+
+    fn read_range(
+        &self,
+        name: &ObjectName,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), StorageError> {
+        self.memory.read_range(name, offset, buffer)
+    }
+
+    fn size_bytes(&self, name: &ObjectName) -> Result<u64, StorageError> {
+        self.memory.size_bytes(name)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
+        self.memory.list(prefix)
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
+        if !self.is_deleted {
+            self.refuse(name)?;
+        }
+        self.memory.delete(name)
+    }
+
+    fn destroy(&self, name: &ObjectName) -> Result<(), StorageError> {
+        self.refuse(name)?;
+        self.memory.destroy(name)
+    }
+
+    fn sweep_leftovers(&self, prefix: &str) -> Result<Vec<Leftover>, StorageError> {
+        self.memory.sweep_leftovers(prefix)
+    }
+
+    fn survey(&self, prefix: &str) -> Result<Survey, StorageError> {
+        self.memory.survey(prefix)
+    }
+
+    fn location(&self) -> String {
+        "refusing".to_string()
+    }
+}
+
+/// Two erased points whose records are still there, and a third that is at its last chance.
+fn two_records_and_a_point_that_are_due() -> (Lab, Memory, Vec<ObjectName>, PointId) {
+    let memory = Memory::new();
+    let lab = Lab::new(Arc::new(memory.clone()), &a_week());
+    let customer = lab.open();
+    let due = back_up(&customer, "mail", &image(&[5]), true);
+    let mut records = Vec::new();
+    for (name, chunk) in [("web", 1), ("db", 7)] {
+        let point = back_up(&customer, name, &image(&[chunk]), true);
+        change(&customer, point, Body::Expire).unwrap();
+        change(&customer, point, Body::Erase).unwrap();
+        records.push(customer.names().point(&point));
+    }
+    let deadline = customer.with_state(|state| state.points[&due].deadline);
+    let left = deadline.duration_since(lab.time.now());
+    lab.pass(left - SignedDuration::from_hours(25));
+    lab.vouch();
+    (lab, memory, records, due)
+}
+
+#[test]
+fn a_record_that_cannot_be_removed_keeps_nothing_else_from_going_and_is_told() {
+    for at in 0..2 {
+        let (lab, memory, records, due) = two_records_and_a_point_that_are_due();
+        let kept = &records[at];
+        let store = Arc::new(Refusing {
+            memory: memory.clone(),
+            records: vec![kept.clone()],
+            is_deleted: false,
+        });
+        let customer = lab.open_on(store, &lab.host);
+        let pruned = lab.prune(&customer).unwrap();
+        assert_eq!((pruned.expired, pruned.erased), (vec![due], vec![due]));
+        let left = memory.list(&customer.names().points_prefix()).unwrap();
+        let left: Vec<_> = left.into_iter().map(|object| object.name).collect();
+        assert_eq!(left, std::slice::from_ref(kept));
+        let refused = pruned.swept.refused.unwrap();
+        assert_eq!(refused.kind, StorageErrorKind::Denied);
+        assert_eq!(refused.name, kept.as_str());
+        assert!(pruned.reclaimed.freed_bytes > 0);
+        assert_eq!(pruned.certificate, None);
+        let pruned = lab.prune(&lab.open()).unwrap();
+        assert_eq!(pruned.swept.refused, None);
+        assert_eq!(pruned.certificate.unwrap().erased, 3);
+    }
+}
+
+#[test]
+fn a_record_that_cannot_be_overwritten_is_deleted_and_that_is_told() {
+    let (lab, memory, records, _) = two_records_and_a_point_that_are_due();
+    let store = Arc::new(Refusing {
+        memory: memory.clone(),
+        records: records.clone(),
+        is_deleted: true,
+    });
+    let customer = lab.open_on(store, &lab.host);
+    let pruned = lab.prune(&customer).unwrap();
+    assert_eq!(memory.list(&customer.names().points_prefix()), Ok(vec![]));
+    assert_eq!(pruned.swept.refused, None);
+    for record in &records {
+        let says =
+            |note: &&String| note.contains("not overwritten") && note.contains(record.as_str());
+        assert_eq!(
+            pruned.notes.iter().filter(says).count(),
+            1,
+            "{:?}",
+            pruned.notes
+        );
+    }
+    assert!(pruned.certificate.is_some());
+}
+
+#[test]
+fn a_store_that_is_out_of_reach_ends_a_prune_at_the_first_record() {
+    let (lab, _, _, _) = two_records_and_a_point_that_are_due();
+    let store = Arc::new(Faulty::new(lab.storage.clone()));
+    lab.prune(&lab.open_on(store.clone(), &lab.host)).unwrap();
+    let is_destroy = |line: &&crate::storage::Operation| line.verb == Verb::Destroy;
+    let at = store.log().iter().find(is_destroy).unwrap().number;
+
+    let (lab, _, _, due) = two_records_and_a_point_that_are_due();
+    let kind = StorageErrorKind::Transient;
+    let faults = (at..at + 50).map(|at| Fault::FailBefore { at, kind });
+    let store = Arc::new(Faulty::with_faults(lab.storage.clone(), faults.collect()));
+    lab.prune(&lab.open_on(store.clone(), &lab.host))
+        .unwrap_err();
+    let log = store.log();
+    let destroyed = log.iter().filter(|line| line.verb == Verb::Destroy);
+    assert_eq!(destroyed.count(), 1);
+    let state = lab.open().with_state(|state| state.points[&due].state);
+    assert_eq!(state, PointState::Live);
+}
+
+#[test]
+fn bytes_that_the_store_does_not_delete_are_over_the_maximum_after_their_deadline() {
+    let lab = two_that_are_erased();
+    let store = Arc::new(Faulty::new(lab.storage.clone()));
+    let name = packs(&lab).into_iter().next().unwrap();
+    store.add(Fault::Keep { name });
+    let customer = lab.open_on(store, &lab.host);
+    assert!(lab.prune(&customer).unwrap().reclaimed.refused.is_some());
+    let deadline = customer.with_state(|state| {
+        let points = state.points.values();
+        points.map(|point| point.deadline).min().unwrap()
+    });
+    let is_over = |customer: &Customer, now: Timestamp| {
+        let alarms = customer.with_state(|state| alarms(state, &[], &Looked::default(), now));
+        alarms.iter().any(|one| one.kind == AlarmKind::OverMaximum)
+    };
+    let second = SignedDuration::from_secs(1);
+    assert!(!is_over(&customer, deadline - second));
+    assert!(is_over(&customer, deadline));
+    // Once it is gone, nothing is.
+    let customer = lab.open();
+    lab.prune(&customer).unwrap();
+    assert!(!is_over(&customer, deadline));
+}
+
+#[test]
+fn a_prune_gives_a_reason_for_each_point_that_it_expires_and_erases() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    nights(&lab, 5);
+    let customer = lab.open();
+    let (mut expired, mut erased) = (0, 0);
+    for night in 0..4 {
+        back_up(&customer, "web", &image(&[1, 2, 400 + night]), false);
+        let pruned = lab.prune(&customer).unwrap();
+        let done = |action: Action| -> Vec<PointId> {
+            let rows = pruned.decisions.iter().filter(|row| row.action == action);
+            rows.map(|row| row.point).collect()
+        };
+        assert_eq!(done(Action::Expire), pruned.expired);
+        assert_eq!(done(Action::Erase), pruned.erased);
+        expired += pruned.expired.len();
+        erased += pruned.erased.len();
+        // What stays has its row as well.
+        for (point, _) in customer.state().roots() {
+            assert!(pruned.decisions.iter().any(|row| row.point == *point));
+        }
+        lab.pass(DAY);
+    }
+    assert!(
+        expired > 0 && erased > 0,
+        "{expired} expired, {erased} erased"
+    );
 }
 
 #[test]

@@ -429,3 +429,58 @@ fn check_all(unread: Vec<Unread>, threads: usize) -> Result<Checked, RepositoryE
     });
     checked.into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::entry::VerifyMethod;
+    use crate::repository::Customer;
+    use crate::repository::reclaim::{merge_segments, reclaim};
+    use crate::repository::testing::*;
+
+    fn told(index: &Index) -> String {
+        let names: Vec<&SegmentName> = index.tables.names().collect();
+        let damaged = &index.tables.damaged;
+        format!("{names:?} {:?} {damaged:?}", index.packs())
+    }
+
+    #[test]
+    fn an_index_that_goes_on_from_an_earlier_one_is_what_loading_makes_anew() {
+        let mut world = World::new();
+        let customer = world.open();
+        let first = world.backup(&customer, "web", &image(&[1, 2, 3, 4]), true);
+        let mut before = customer.load_index().unwrap();
+        let mut goes_on = |customer: &Customer| {
+            let index = customer.load_index().unwrap();
+            let (storage, names) = (&**customer.storage(), customer.names());
+            let anew = Index::load(storage, names, &customer.state(), None, 1).unwrap();
+            assert_eq!(told(&index), told(&anew));
+            assert!(index.seq() == anew.seq() && index.seq() > before.seq());
+            let same = Arc::ptr_eq(&index.tables, &before.tables);
+            before = index;
+            same
+        };
+        let pack = customer.load_index().unwrap().packs()[0].row.name;
+        let read = |damaged: &[(PackName, Tag)]| {
+            let whole = if damaged.is_empty() { &[pack][..] } else { &[] };
+            customer
+                .note_verification(VerifyMethod::Checksum, whole, damaged)
+                .unwrap();
+        };
+        read(&[]);
+        assert!(goes_on(&customer));
+        read(&[(pack, Tag::from_bytes([7; 16]))]);
+        assert!(!goes_on(&customer));
+        world.backup(&customer, "web", &image(&[5, 6, 7, 8]), true);
+        assert!(!goes_on(&customer));
+        world.erase(&customer, first);
+        assert!(goes_on(&customer));
+        let done = reclaim(&customer, world.now(), DAY * 4000, false).unwrap();
+        assert!(!goes_on(&customer));
+        customer.note_reclaimed(&done).unwrap();
+        assert!(!goes_on(&customer));
+        assert!(merge_segments(&customer).unwrap());
+        assert!(!goes_on(&customer));
+        world.check(&customer);
+    }
+}

@@ -455,6 +455,47 @@ fn a_pack_was_whole_when_it_was_born_and_when_it_was_last_read() {
 }
 
 #[test]
+fn what_a_lone_clock_dates_was_seen_when_a_time_was_last_witnessed() {
+    let year = SECOND * (365 * 24 * 3600);
+    for wrong_by in [year, -year] {
+        let mut book = Book::new();
+        book.back_up(1);
+        let by_a_lone_clock = |book: &mut Book, body: Body| {
+            let mut entry = book.next(body);
+            entry.time += wrong_by;
+            entry.attestation = Attestation::Alone;
+            let hash = EntryHash::from_bytes([0; 32]);
+            book.state.apply(&entry, hash).unwrap();
+            entry.time
+        };
+        let names = Some(("web01", 2));
+        let witnessed = book.state.last_witnessed.unwrap();
+        by_a_lone_clock(&mut book, begin(2, Purpose::Backup, names));
+        let commit = book.commit(2);
+        let dated = by_a_lone_clock(&mut book, Body::Commit(commit));
+        let believed = witnessed.min(dated);
+        assert_eq!(book.state.born[&session(2)], believed);
+        let read = Body::Verify(VerifyBody {
+            method: VerifyMethod::Checksum,
+            packs: vec![pack(1, 1)],
+            damaged: Vec::new(),
+        });
+        let dated = by_a_lone_clock(&mut book, read);
+        let verified = book.state.verified[&pack(1, 1)].at;
+        assert_eq!(verified, witnessed.min(dated));
+        // A time that is witnessed again counts.
+        let right = book.now();
+        book.enter(Body::Verify(VerifyBody {
+            method: VerifyMethod::Checksum,
+            packs: vec![pack(1, 1)],
+            damaged: Vec::new(),
+        }))
+        .unwrap();
+        assert_eq!(book.state.verified_at(&pack(1, 1)), Some(right));
+    }
+}
+
+#[test]
 fn a_certificate_needs_a_session_to_prove_in() {
     let mut book = Book::new();
     book.enter_all([

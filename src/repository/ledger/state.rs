@@ -491,7 +491,7 @@ impl State {
             }
             Body::Commit(body) => {
                 let dating = self.dating(body);
-                self.adopt(&body.session, &body.segments, entry.time);
+                self.adopt(&body.session, &body.segments, self.seen_at(entry));
                 self.take_in_audit(body);
                 let point = Point {
                     full_seq: self.full_below(body, entry.seq),
@@ -539,7 +539,7 @@ impl State {
                 for name in &body.replaced {
                     self.segments.remove(name);
                 }
-                self.adopt(&body.session, &body.segments, entry.time);
+                self.adopt(&body.session, &body.segments, self.seen_at(entry));
                 for pack in &body.dropped {
                     self.condemned.remove(pack);
                 }
@@ -552,7 +552,7 @@ impl State {
                     };
                     self.copied.insert(body.session, copied);
                 }
-                self.adopt(&body.session, &body.segments, entry.time);
+                self.adopt(&body.session, &body.segments, self.seen_at(entry));
                 for pack in &body.packs {
                     let row = Condemned {
                         seq: entry.seq,
@@ -586,9 +586,8 @@ impl State {
                 }
             }
             Body::Verify(body) => {
+                let (at, method) = (self.seen_at(entry), body.method);
                 for pack in &body.packs {
-                    let at = entry.time;
-                    let method = body.method;
                     self.verified.insert(*pack, Verified { at, method });
                 }
                 let frames = body.damaged.iter().map(|frame| (frame.pack, frame.tag));
@@ -633,6 +632,15 @@ impl State {
         Dating {
             counted_from: open.map_or(body.taken_at, OpenSession::counted_from),
             alone: open.is_some_and(|open| open.attestation == Attestation::Alone),
+        }
+    }
+
+    /// When something was seen, at the latest that anybody can vouch for. A lone clock may be years ahead: what it
+    /// dated would pass for freshly read until then.
+    fn seen_at(&self, entry: &Entry) -> Timestamp {
+        match (entry.attestation, self.last_witnessed) {
+            (Attestation::Alone, Some(witnessed)) => witnessed.min(entry.time),
+            _ => entry.time,
         }
     }
 
@@ -732,7 +740,7 @@ impl State {
             return;
         }
         let dating = self.dating(body);
-        self.adopt(&body.session, &body.segments, entry.time);
+        self.adopt(&body.session, &body.segments, self.seen_at(entry));
         let point = Point::new(entry, body, dating, true);
         self.points.insert(body.point, point);
     }

@@ -15,11 +15,11 @@ use super::RepositoryError;
 use super::customer::Customer;
 use super::directory::{Directory, directory};
 use super::index::{PackNumber, count_uses, frame_bytes_of};
-use super::mark::Mark;
+use super::mark::{Mark, Unreachable};
 use super::sealed::LOAD_ATTEMPTS;
 use crate::format::entry::{PackMark, VerifyMethod};
 use crate::format::pack::{self, DirectoryEntry};
-use crate::model::{PackName, Tag};
+use crate::model::{PackName, PointId, Tag};
 use crate::storage::StorageError;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
@@ -47,6 +47,9 @@ pub struct Reclaimed {
     /// Live frames that did not open; noted in the ledger. Their packs stay, unless what does not
     /// open was given up (`force`).
     pub damaged: Vec<(PackName, Tag)>,
+    /// What a forced reclaim went on over: of each restore point that cannot be read as a whole, the
+    /// first that is missing.
+    pub unreadable: Vec<Unreachable>,
     /// Condemned packs that the store refuses to delete, the first with its reason; all others were done.
     pub refused: Option<StorageError>,
 }
@@ -235,11 +238,13 @@ impl Pass<'_> {
         let mark = self.mark_settled(true)?;
         let frames: Vec<(PackName, Tag)> = mark.damaged_frames.iter().copied().collect();
         self.note_damage(&frames)?;
-        match mark.damage.is_empty() || self.force {
-            true if frames.is_empty() => Ok(mark),
+        let mark = match mark.damage.is_empty() || self.force {
+            true if frames.is_empty() => mark,
             // Of an index that knows them as damaged.
-            _ => self.mark_settled(self.force),
-        }
+            _ => self.mark_settled(self.force)?,
+        };
+        self.result.unreadable = first_of_each_point(&mark.damage);
+        Ok(mark)
     }
 
     /// Of an end that counts: what is condemned there is deleted on its word.
@@ -290,6 +295,13 @@ impl Pass<'_> {
         };
         self.result.withheld.iter().filter_map(decision).collect()
     }
+}
+
+/// No more rows than there are points: all that a lost index lacks would fill the memory.
+fn first_of_each_point(damage: &[Unreachable]) -> Vec<Unreachable> {
+    let mut told: BTreeSet<PointId> = BTreeSet::new();
+    let first = damage.iter().filter(|found| told.insert(found.point));
+    first.cloned().collect()
 }
 
 /// What the index knows of a pack, as its directory would list it.

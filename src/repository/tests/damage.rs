@@ -566,3 +566,43 @@ fn a_pack_that_cannot_be_rewritten_is_tried_once_a_prune() {
     // One for the dead nodes, one for this pack.
     assert_eq!(sessions, 2);
 }
+
+#[test]
+fn a_missing_pack_is_asked_for_once_however_many_frames_it_had() {
+    let mut world = World::new();
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_on(store.clone(), &world.host).unwrap();
+    world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    let missing = packs_of(&world, PackKind::Data).remove(0);
+    world.memory.delete(&missing).unwrap();
+    let begun = store.operations();
+    let packs = [pack_name(&missing)];
+    let found = scrub_packs(&customer, &packs, 1, &AtomicBool::new(false), &|_| {}).unwrap();
+    assert!(found.damaged.len() > 1, "{:?}", found.damaged);
+    assert_eq!(found.broken.len(), 1);
+    let log = store.log().into_iter().filter(|line| line.number > begun);
+    let asked = log.filter(|line| line.name == missing.as_str());
+    assert_eq!(asked.count(), 1);
+}
+
+#[test]
+fn of_a_pack_that_is_none_no_frame_is_looked_for_once_somebody_asks_to_stop() {
+    let mut world = World::new();
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_on(store.clone(), &world.host).unwrap();
+    world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    let broken = packs_of(&world, PackKind::Data).remove(0);
+    let mut bytes = world.memory.read(&broken, u64::MAX).unwrap();
+    bytes.truncate(bytes.len() - 1);
+    world.memory.plant(&broken, &bytes);
+    let packs = [pack_name(&broken)];
+    let begun = store.operations();
+    let stop = AtomicBool::new(false);
+    // Somebody asks while the pack is read.
+    let stop_now = |_: u64| stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let found = scrub_packs(&customer, &packs, 1, &stop, &stop_now).unwrap();
+    assert_eq!((found.broken.len(), found.damaged.len()), (1, 0));
+    let log = store.log().into_iter().filter(|line| line.number > begun);
+    let asked = log.filter(|line| line.name == broken.as_str());
+    assert_eq!(asked.count(), 1);
+}
