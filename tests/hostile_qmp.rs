@@ -64,6 +64,10 @@ fn serve(
                 "image": {"virtual-size": 1 << 20},
             }]),
             "query-block-exports" | "query-jobs" | "query-iothreads" => json!([]),
+            "qom-get" => match message["arguments"]["property"].as_str() {
+                Some("type") => json!("virtio-blk-device"),
+                _ => json!(false),
+            },
             "transaction" => {
                 stream.read_to_end(&mut Vec::new())?;
                 return Ok(());

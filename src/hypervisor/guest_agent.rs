@@ -89,16 +89,13 @@ impl GuestAgent {
         }
     }
 
-    /// Harmless where nothing is frozen.
-    pub(super) fn thaw(&mut self) -> Result<(), AgentError> {
+    /// Thaws what is frozen; how many file systems were. Harmless where nothing is.
+    pub(super) fn thaw(&mut self) -> Result<u64, AgentError> {
         self.stream.until(Instant::now() + THAW_LIMIT);
         self.send("guest-fsfreeze-thaw", Value::Null)?;
-        match receive(&mut self.stream)?.is_u64() {
-            true => Ok(()),
-            false => Err(AgentError::Refused(
-                "it did not say how much is thawed".to_string(),
-            )),
-        }
+        receive(&mut self.stream)?
+            .as_u64()
+            .ok_or_else(|| AgentError::Refused("it did not say how much is thawed".to_string()))
     }
 
     fn send(&mut self, command: &str, arguments: Value) -> Result<(), AgentError> {

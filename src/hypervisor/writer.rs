@@ -4,7 +4,8 @@
 //! there is on another inode than that of this host's node. What all nodes share is the number of
 //! the device: by it the kernel counts what is written, and tells what every process has open.
 //!
-//! What cannot be read says nothing.
+//! What has gone meanwhile says nothing. What a process does not let us see is told: whether it
+//! writes is not known.
 
 use super::qemu_lock;
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, major, minor, statx};
@@ -17,12 +18,21 @@ use std::time::Duration;
 /// Tools look at devices for less than this, and what they write is counted.
 const MOMENT: Duration = Duration::from_millis(300);
 
-/// Who else may write to it, for messages.
-pub(super) fn of(file: &File) -> io::Result<Option<String>> {
+/// Who else may write, as far as it can be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Writers {
+    Nobody,
+    /// For messages.
+    Somebody(String),
+    /// Nobody is known, but some processes do not let us see what they have open.
+    Untold,
+}
+
+pub(super) fn of(file: &File) -> io::Result<Writers> {
     if qemu_lock::held_by_writer(file) {
-        return Ok(Some("a running QEMU (write lock)".to_string()));
+        return Ok(Writers::Somebody("a running QEMU (write lock)".to_string()));
     }
-    Ok(device_of(file)?.and_then(process_that_writes))
+    Ok(device_of(file)?.map_or(Writers::Nobody, process_that_writes))
 }
 
 /// The number of a block device.
@@ -33,48 +43,79 @@ fn device_of(file: &File) -> io::Result<Option<u64>> {
 }
 
 /// Another process that has the device open for writing, and keeps it open.
-fn process_that_writes(device: u64) -> Option<String> {
-    let mut found = processes_that_write(device);
+fn process_that_writes(device: u64) -> Writers {
+    let (mut found, is_all) = processes_that_write(device);
     if !found.is_empty() {
         std::thread::sleep(MOMENT);
-        let still = processes_that_write(device);
+        let (still, _) = processes_that_write(device);
         found.retain(|process| still.contains(process));
     }
-    let id = found.first()?;
+    let Some(id) = found.first() else {
+        return match is_all {
+            true => Writers::Nobody,
+            false => Writers::Untold,
+        };
+    };
     let name = fs::read(format!("/proc/{id}/comm")).unwrap_or_default();
     let name: String = String::from_utf8_lossy(&name)
         .chars()
         .filter(|letter| !letter.is_control())
         .collect();
-    Some(format!(
+    Writers::Somebody(format!(
         "{name} (process {id}), which has it open for writing"
     ))
 }
 
-/// The ids of all other processes that have the device open for writing, through whatever node.
-fn processes_that_write(device: u64) -> Vec<u32> {
+/// The ids of the other processes that have the device open for writing, through whatever node; and
+/// whether all processes could be looked at.
+fn processes_that_write(device: u64) -> (Vec<u32>, bool) {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let ids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
-    ids.filter(|id| *id != std::process::id())
-        .filter(|id| {
-            let files = fs::read_dir(format!("/proc/{id}/fd")).into_iter().flatten();
-            let mut files = files.flatten();
-            files.any(|file| is_device_to_write(&file.path(), device))
-        })
-        .collect()
+    let ids = processes.filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
+    let (mut found, mut is_all) = (Vec::new(), true);
+    for id in ids.filter(|id| *id != std::process::id()) {
+        match writes_to(id, device) {
+            Ok(true) => found.push(id),
+            Ok(false) => {}
+            // One that ends meanwhile, or closes what was being looked at, writes no more.
+            Err(error) => is_all &= error.kind() != io::ErrorKind::PermissionDenied,
+        }
+    }
+    (found, is_all)
+}
+
+/// Whether a process has the device open for writing. A file that it does not let us see is an
+/// error, unless another one is the device.
+fn writes_to(process: u32, device: u64) -> io::Result<bool> {
+    let mut result = Ok(false);
+    for file in fs::read_dir(format!("/proc/{process}/fd"))?.flatten() {
+        match is_device_to_write(&file.path(), device) {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
+            // The kernel says so too of a process that has just ended.
+            Err(error)
+                if error.kind() == io::ErrorKind::PermissionDenied
+                    && fs::symlink_metadata(file.path()).is_ok() =>
+            {
+                result = Err(error);
+            }
+            Err(_) => {}
+        }
+    }
+    result
 }
 
 /// Whether an entry of `/proc/<process>/fd` is this device, opened for writing.
-fn is_device_to_write(file: &Path, device: u64) -> bool {
+fn is_device_to_write(file: &Path, device: u64) -> io::Result<bool> {
     // The permissions of such a link are how the file was opened.
-    let is_to_write =
-        fs::symlink_metadata(file).is_ok_and(|link| link.permissions().mode() & 0o200 != 0);
+    if fs::symlink_metadata(file)?.permissions().mode() & 0o200 == 0 {
+        return Ok(false);
+    }
     // Nobody is asked: the server of another process's file may never answer.
-    is_to_write
-        && statx(CWD, file, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE).is_ok_and(|found| {
-            FileType::from_raw_mode(found.stx_mode.into()) == FileType::BlockDevice
-                && (found.stx_rdev_major, found.stx_rdev_minor) == (major(device), minor(device))
-        })
+    let found = statx(CWD, file, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE)?;
+    Ok(
+        FileType::from_raw_mode(found.stx_mode.into()) == FileType::BlockDevice
+            && (found.stx_rdev_major, found.stx_rdev_minor) == (major(device), minor(device)),
+    )
 }
 
 /// How much was written to a device and discarded on it so far.
@@ -194,7 +235,25 @@ pub(super) mod testing {
 
 #[cfg(test)]
 mod tests {
+    use super::testing::{Device, Writer};
     use super::*;
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+    #[test]
+    fn a_process_that_does_not_let_us_see_its_files_is_not_taken_for_one_that_does_not_write() {
+        let device = Device::new();
+        let _writer = Writer::start(&device.other_node());
+        let file = File::open(&device.path).unwrap();
+        assert!(matches!(of(&file).unwrap(), Writers::Somebody(_)));
+        // As under a unit that does not grant it. Capabilities are those of a thread.
+        let seen = std::thread::spawn(move || {
+            let mut sets = capabilities(None).unwrap();
+            sets.effective = CapabilitySet::empty();
+            set_capabilities(None, sets).unwrap();
+            of(&file).unwrap()
+        });
+        assert_eq!(seen.join().unwrap(), Writers::Untold);
+    }
 
     #[test]
     fn sectors_that_were_written_and_discarded_are_found_in_the_kernels_counts() {

@@ -1,9 +1,9 @@
 //! The guard between an agent that may die and peers that may lie: what it holds it lets go, in
 //! time, or it says that it could not.
 
-use super::serve::serve_within;
+use super::serve::{Patience, serve_within};
 use super::*;
-use crate::hypervisor::qmp::testing::FakeQemu;
+use crate::hypervisor::qmp::testing::{Act, FakeQemu};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -62,10 +62,18 @@ struct Served {
 
 impl Served {
     fn start(order: &Order) -> Self {
+        Self::start_with(order, Duration::from_millis(300))
+    }
+
+    /// `last`: how long it tries on when nobody waits for it any more.
+    fn start_with(order: &Order, last: Duration) -> Self {
         let (input, theirs) = UnixStream::pair().unwrap();
         let (output, said) = UnixStream::pair().unwrap();
-        let limit = Duration::from_millis(300);
-        let thread = std::thread::spawn(move || serve_within(theirs, said, None, limit));
+        let patience = Patience {
+            first: Duration::from_millis(300),
+            last,
+        };
+        let thread = std::thread::spawn(move || serve_within(theirs, said, None, patience));
         let mut served = Served {
             input: Some(input),
             output: BufReader::new(output),
@@ -220,13 +228,74 @@ fn a_paused_guest_is_resumed_before_it_is_thawed_whatever_limit_passes_first() {
 }
 
 #[test]
+fn a_guest_whose_qemu_is_stuck_for_longer_than_anybody_waits_is_let_go_when_it_comes_back() {
+    let qemu = FakeQemu::start();
+    let mut served = Served::start_with(
+        &Order {
+            monitor: Some(qemu.monitor()),
+            agent: None,
+            limit_seconds: 60,
+        },
+        Duration::from_secs(60),
+    );
+    assert_eq!(served.ask("pause"), "ok");
+    qemu.state().status = "paused".to_string();
+    qemu.does(|_| Act::HangUp);
+    drop(served.input.take());
+    let mut said = String::new();
+    served.output.read_line(&mut said).unwrap();
+    assert_eq!(said.trim(), STILL_HELD);
+    assert_eq!(qemu.state().status, "paused");
+    qemu.obeys();
+    served.thread.join().unwrap().unwrap();
+    assert_eq!(qemu.state().status, "running");
+}
+
+#[test]
+fn a_guard_whose_qemu_has_gone_does_not_wait_for_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut served = Served::start_with(&order(&folder), Duration::from_secs(600));
+    assert_eq!(served.ask("pause"), "ok");
+    let started = Instant::now();
+    assert!(served.end().unwrap_err().contains("monitor"));
+    assert!(started.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn a_guest_that_had_thawed_itself_is_not_taken_for_one_that_was_frozen_to_the_end() {
+    let nothing = "{\"return\": 0}\n";
+    let refusal = "{\"error\": {\"desc\": \"couldn't hold writes\"}}\n";
+    // Windows says once that it could not wait.
+    for first in [nothing, refusal] {
+        let thaws = std::sync::atomic::AtomicUsize::new(0);
+        let (folder, _commands) = agent_that(move |command| match command {
+            "guest-fsfreeze-freeze" => "{\"return\": 2}\n".to_string(),
+            _ => match thaws.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+                0 => first.to_string(),
+                _ => nothing.to_string(),
+            },
+        });
+        let mut served = Served::start(&Order {
+            limit_seconds: 60,
+            ..order(&folder)
+        });
+        assert_eq!(served.ask("freeze"), "frozen");
+        assert_eq!(served.ask("thaw"), "itself", "{first}");
+        served.end().unwrap();
+    }
+}
+
+#[test]
 fn an_order_that_is_none_ends_the_guard() {
     for line in ["", "freeze", "{}", "{\"limit_seconds\": -1}", "\u{0}"] {
         let result = serve_within(
             std::io::Cursor::new(format!("{line}\n").into_bytes()),
             Vec::new(),
             None,
-            Duration::ZERO,
+            Patience {
+                first: Duration::ZERO,
+                last: Duration::ZERO,
+            },
         );
         assert!(result.is_err(), "{line}");
     }

@@ -5,7 +5,8 @@
 //! It is the shipped program again, started with a hidden command, and speaks lines on its
 //! standard input and output. The end of its input means that the agent has gone: it thaws and
 //! resumes what is not yet, and ends. It also does so when a limit passes, whatever the agent says;
-//! an agent that neither goes on nor ends while the guest stands still is killed for that.
+//! an agent that neither goes on nor ends while the guest stands still is killed for that. Where
+//! QEMU is stuck, it says that the guest is still held, and goes on trying for an hour.
 
 #[cfg(test)]
 pub(super) mod hostile;
@@ -21,6 +22,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
+
+/// What it says at its end, unasked, where it goes on trying: nobody need wait for it.
+const STILL_HELD: &str = "still held";
 
 /// How the guard is started: the program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +51,8 @@ pub(super) struct Guard {
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
     order: Order,
+    /// It goes on trying by itself, and is waited for by nobody.
+    tries_on: bool,
 }
 
 /// What became of the time in which the guest was frozen.
@@ -56,6 +62,8 @@ pub(super) enum Thawed {
     InTime,
     /// It was let go before, by the limit.
     Before,
+    /// Nothing was frozen any more.
+    Itself,
 }
 
 impl Guard {
@@ -78,6 +86,7 @@ impl Guard {
             input: Some(input),
             output: BufReader::new(output),
             order,
+            tries_on: false,
         };
         let text = serde_json::to_string(&guard.order)
             .map_err(|error| failed(format!("its order cannot be written: {error}")))?;
@@ -129,6 +138,7 @@ impl Guard {
             Ok(answer) => match answer.as_str() {
                 "thawed" => Ok(Thawed::InTime),
                 "before" => Ok(Thawed::Before),
+                "itself" => Ok(Thawed::Itself),
                 other => Err(CaptureError::new(
                     CaptureErrorKind::Tool,
                     "thawing the guest",
@@ -144,28 +154,48 @@ impl Guard {
         }
     }
 
-    /// Orders it to put right what is not, and waits. `false`: the guest may still be held, or the
-    /// guard died and cannot say.
-    pub(super) fn end(mut self) -> bool {
+    /// Orders it to put right what is not, and waits, unless it says that it goes on trying.
+    /// `false`: the guest may still be held, or the guard died and cannot say.
+    pub(super) fn end(&mut self) -> bool {
+        // The end of its input is its order.
         drop(self.input.take());
-        self.child.wait().is_ok_and(|status| status.success())
+        loop {
+            let mut said = String::new();
+            match self.output.read_line(&mut said) {
+                Ok(0) | Err(_) => {
+                    return self.child.wait().is_ok_and(|status| status.success());
+                }
+                Ok(_) if said.trim() == STILL_HELD => {
+                    self.tries_on = true;
+                    return false;
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Somebody else has let the guest go: whoever stops it from now on means it.
+    pub(super) fn dismiss(mut self) {
+        let _ = self.child.kill();
+        self.tries_on = false;
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // The end of its input is its order to put right what is not, and to end.
-        drop(self.input.take());
-        let _ = self.child.wait();
+        if !self.tries_on {
+            self.end();
+        }
     }
 }
 
-/// Thaws a guest whose freezer is gone. Asked again while another client holds the socket.
-pub(super) fn thaw_at(agent: &Path) -> Result<(), CaptureError> {
+/// Thaws a guest whose freezer is gone; how many file systems. Asked again while another client
+/// holds the socket.
+pub(super) fn thaw_at(agent: &Path) -> Result<u64, CaptureError> {
     let mut last = None;
     for attempt in 0..5 {
         match GuestAgent::connect(agent, serve::nonce()).and_then(|mut agent| agent.thaw()) {
-            Ok(()) => return Ok(()),
+            Ok(thawed) => return Ok(thawed),
             Err(error) => last = Some(error),
         }
         std::thread::sleep(Duration::from_millis(200 * attempt));

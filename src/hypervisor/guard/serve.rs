@@ -1,6 +1,6 @@
 //! The guard's own process.
 
-use super::{Order, thaw_at};
+use super::{Order, STILL_HELD, thaw_at};
 use crate::hypervisor::guest_agent::GuestAgent;
 use crate::hypervisor::qmp;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,8 +8,23 @@ use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// How long a dead agent's hold on the monitor may last, or its QEMU be stuck.
-const RESUME_LIMIT: Duration = Duration::from_secs(30);
+/// How long a guard tries to let a paused guest run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// As long as somebody waits for it.
+    pub first: Duration,
+    /// After that. Storage that stalls keeps QEMU stuck for minutes, and else nobody looks after
+    /// the guest before the next run.
+    pub last: Duration,
+}
+
+const PATIENCE: Patience = Patience {
+    first: Duration::from_secs(30),
+    last: Duration::from_secs(3600),
+};
+/// Longest time between two tries.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the guest is held by.
 struct Held {
@@ -22,7 +37,9 @@ struct Held {
     paused_frozen: bool,
     /// The limit passed while it was frozen, before it was paused.
     thawed_before: bool,
-    resume_limit: Duration,
+    /// When it was to be thawed, nothing was frozen any more.
+    thawed_itself: bool,
+    patience: Patience,
 }
 
 /// Serves one agent until its input ends. `parent`: the agent's process.
@@ -33,14 +50,14 @@ pub fn serve(
     output: impl Write,
     parent: Option<rustix::process::Pid>,
 ) -> Result<(), String> {
-    serve_within(input, output, parent, RESUME_LIMIT)
+    serve_within(input, output, parent, PATIENCE)
 }
 
 pub(super) fn serve_within(
     input: impl Read + Send + 'static,
     mut output: impl Write,
     parent: Option<rustix::process::Pid>,
-    resume_limit: Duration,
+    patience: Patience,
 ) -> Result<(), String> {
     let (sender, lines) = channel();
     std::thread::spawn(move || {
@@ -62,7 +79,8 @@ pub(super) fn serve_within(
         paused_until: None,
         paused_frozen: false,
         thawed_before: false,
-        resume_limit,
+        thawed_itself: false,
+        patience,
     };
     let mut say = |text: &str| {
         // An agent that has died does not read; the end of its input follows.
@@ -85,6 +103,7 @@ pub(super) fn serve_within(
                 },
                 "thaw" => match held.thaw() {
                     Ok(()) if held.thawed_before => say("before"),
+                    Ok(()) if held.thawed_itself => say("itself"),
                     Ok(()) => say("thawed"),
                     Err(detail) => say(&detail.replace('\n', " ")),
                 },
@@ -119,14 +138,20 @@ pub(super) fn serve_within(
                     // cannot be thawed may be taken all the same.
                     let _ = held.thaw();
                 }
-                resumed?;
+                if resumed.is_err() {
+                    return held.go_on_trying();
+                }
             }
             // The agent has gone.
             Err(RecvTimeoutError::Disconnected) => {
                 // In this order: the agent in a paused guest answers nobody.
                 let resumed = held.resume();
                 let thawed = held.thaw();
-                return resumed.and(thawed);
+                if resumed.is_ok() {
+                    return thawed;
+                }
+                say(STILL_HELD);
+                return held.go_on_trying();
             }
         }
     }
@@ -167,22 +192,41 @@ impl Held {
         if self.frozen_until.is_none() {
             return Ok(());
         }
-        let thawed = self
-            .agent
-            .take()
-            .is_some_and(|mut agent| agent.thaw().is_ok());
-        if !thawed {
-            let socket: &Path = self.order.agent.as_deref().unwrap_or(Path::new(""));
-            if let Err(error) = thaw_at(socket) {
-                self.frozen_until = Some(Instant::now() + self.limit());
-                return Err(error.to_string());
+        let first = self.agent.take().and_then(|mut agent| agent.thaw().ok());
+        let thawed = match first {
+            Some(thawed) => thawed,
+            None => {
+                let socket: &Path = self.order.agent.as_deref().unwrap_or(Path::new(""));
+                match thaw_at(socket) {
+                    Ok(thawed) => thawed,
+                    Err(error) => {
+                        self.frozen_until = Some(Instant::now() + self.limit());
+                        return Err(error.to_string());
+                    }
+                }
             }
-        }
+        };
+        // Something was frozen, for a freeze of nothing is refused. Since when it is not, nobody
+        // knows. So it is too where an earlier thaw failed: Windows lets go after ten seconds, and
+        // says so once.
+        self.thawed_itself |= thawed == 0;
         self.frozen_until = None;
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), String> {
+        self.resume_within(self.patience.first, FIRST_PAUSE)
+    }
+
+    /// Nobody waits any more, and the guest may still stand still.
+    fn go_on_trying(&mut self) -> Result<(), String> {
+        let resumed = self.resume_within(self.patience.last, LAST_PAUSE);
+        let thawed = self.thaw();
+        resumed.and(thawed)
+    }
+
+    /// Tries it at intervals that grow to `longest`.
+    fn resume_within(&mut self, limit: Duration, longest: Duration) -> Result<(), String> {
         if self.paused_until.is_none() {
             return Ok(());
         }
@@ -191,13 +235,18 @@ impl Held {
             .monitor
             .as_deref()
             .ok_or("no monitor is configured")?;
-        let deadline = Instant::now() + self.resume_limit;
+        let deadline = Instant::now() + limit;
+        let mut pause = FIRST_PAUSE;
         loop {
             match qmp::resume(monitor) {
                 Ok(()) => break,
-                Err(error) if Instant::now() >= deadline => return Err(error.to_string()),
-                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+                // A QEMU that has gone holds no guest, and the next one's is not ours to let go.
+                Err(error) if error.is_missing() || Instant::now() >= deadline => {
+                    return Err(error.to_string());
+                }
+                Err(_) => std::thread::sleep(pause),
             }
+            pause = (pause * 2).min(longest);
         }
         self.paused_until = None;
         Ok(())

@@ -104,6 +104,7 @@ impl Hypervisor for ImageSource {
             .iter()
             .map(|disk| OpenedImage::open(disk, self.now))
             .collect::<Result<Vec<OpenedImage>, CaptureError>>()?;
+        let notes = opened.iter().filter_map(OpenedImage::note).collect();
         let disks = opened
             .into_iter()
             .map(|image| match image.format() {
@@ -114,7 +115,7 @@ impl Hypervisor for ImageSource {
                     .map(|disk| Box::new(disk) as Box<dyn ImageReader>),
             })
             .collect::<Result<Vec<_>, CaptureError>>()?;
-        Ok(Box::new(ImageCapture { disks }))
+        Ok(Box::new(ImageCapture { disks, notes }))
     }
 
     fn recover(&self) -> Result<Vec<String>, CaptureError> {
@@ -136,6 +137,7 @@ trait ImageReader: CapturedDisk {
 
 struct ImageCapture {
     disks: Vec<Box<dyn ImageReader>>,
+    notes: Vec<String>,
 }
 
 impl Capture for ImageCapture {
@@ -153,7 +155,7 @@ impl Capture for ImageCapture {
     }
 
     fn notes(&self) -> &[String] {
-        &[]
+        &self.notes
     }
 
     fn still_consistent(&self) -> Result<(), CaptureError> {

@@ -2,7 +2,7 @@
 
 use super::fingerprint::{self, Fingerprint};
 use super::{ImageDisk, ImageFormat};
-use crate::hypervisor::writer::{self, Written};
+use crate::hypervisor::writer::{self, Writers, Written};
 use crate::hypervisor::{CaptureError, CaptureErrorKind, Changes, SinceMark};
 use crate::model::{DiskName, MAX_DISK_BYTES};
 use jiff::Timestamp;
@@ -31,6 +31,8 @@ pub(super) struct OpenedImage {
     /// Length of the file or device.
     length: u64,
     mark: Option<String>,
+    /// Whether somebody writes to it could not be told.
+    has_untold_writers: bool,
 }
 
 impl OpenedImage {
@@ -88,8 +90,9 @@ impl OpenedImage {
         {
             return Err(inconsistent(disk, "was replaced while it was opened"));
         }
-        if let Some(writer) = writer::of(&file).map_err(failed)? {
-            return Err(inconsistent(disk, in_use(&writer)));
+        let writers = writer::of(&file).map_err(failed)?;
+        if let Writers::Somebody(writer) = &writers {
+            return Err(inconsistent(disk, in_use(writer)));
         }
         let length = length_of(&file, kind).map_err(failed)?;
         if length == 0 {
@@ -124,6 +127,7 @@ impl OpenedImage {
             identity,
             length,
             mark,
+            has_untold_writers: writers == Writers::Untold,
         })
     }
 
@@ -151,6 +155,17 @@ impl OpenedImage {
         self.mark.as_deref()
     }
 
+    /// What a reader of the point must know.
+    pub(super) fn note(&self) -> Option<String> {
+        self.has_untold_writers.then(|| {
+            format!(
+                "{}: whether another process writes to this device cannot be told, for some do not \
+                 let vmkeep see what they have open (it needs CAP_SYS_PTRACE)",
+                self.shown()
+            )
+        })
+    }
+
     /// Changes of the disk, which has `size_bytes`, since the newest point.
     pub(super) fn changes(&self, size_bytes: u64, since: &[SinceMark]) -> Changes {
         let since = since.iter().find(|since| since.disk == self.disk.name);
@@ -175,7 +190,7 @@ impl OpenedImage {
             ))
         };
         // One that has ended has left its traces in the times, or in what the kernel counts.
-        if let Some(writer) = writer::of(&self.file).map_err(failed)? {
+        if let Writers::Somebody(writer) = writer::of(&self.file).map_err(failed)? {
             return changed(&in_use(&writer));
         }
         let ours = self.file.metadata().map_err(failed)?;

@@ -280,16 +280,24 @@ fn begin(
         .as_ref()
         .is_some_and(|frozen| !frozen.left().is_zero());
     if let Some(frozen) = frozen {
-        match frozen.thaw() {
+        let was_frozen = match frozen.thaw() {
             Err(error) if settings.freeze == Freeze::Try && result.is_ok() => {
                 notes.push(error.to_string());
+                true
             }
-            thawed => thawed.and(result)?,
-        }
-        if in_time {
-            return Ok(instant(Consistency::Filesystem));
-        }
-        let late = "the guest was frozen, but the backup began after the limit";
+            thawed => {
+                let was_frozen = thawed?;
+                result?;
+                was_frozen
+            }
+        };
+        let late = match (in_time, was_frozen) {
+            (true, true) => return Ok(instant(Consistency::Filesystem)),
+            (false, _) => "the guest was frozen, but the backup began after the limit",
+            (true, false) => {
+                "the guest was frozen, but thawed itself, perhaps before the backup began"
+            }
+        };
         if settings.freeze == Freeze::Require {
             return Err(CaptureError::new(
                 CaptureErrorKind::Tool,

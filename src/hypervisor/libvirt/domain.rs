@@ -172,6 +172,13 @@ fn disk(node: &Node<'_, '_>) -> Result<Found, String> {
     if child(node, "transient").is_some() {
         return skipped("it is transient, and forgets its changes when the VM stops");
     }
+    // Neither its record of changes nor its scratch file has what another VM writes.
+    if child(node, "shareable").is_some() {
+        return skipped(
+            "other VMs may write to it as well (<shareable/>), unseen by a backup of this one; \
+             remove <shareable/> if none does",
+        );
+    }
     let Some(source) = source(node)? else {
         return skipped("it has no source that is known here");
     };
@@ -338,6 +345,22 @@ mod tests {
                 "vdb raw block:/dev/vg/x",
                 "vdc raw network:rbd/pool/img",
             ]
+        );
+    }
+
+    #[test]
+    fn a_disk_that_other_vms_write_to_as_well_is_left_out_and_told_of() {
+        let disks = "<disk type='block'><source dev='/dev/vg/x'/><target dev='vda'/></disk>\
+                     <disk type='block'><source dev='/dev/vg/y'/><target dev='vdb'/><shareable/>\
+                     </disk>";
+        let domain = Domain::parse("db", &xml(disks)).unwrap();
+        let names: Vec<&str> = domain.disks.iter().map(|disk| disk.name.as_str()).collect();
+        assert_eq!(names, ["vda"]);
+        assert_eq!(domain.skipped.len(), 1);
+        assert!(
+            domain.skipped[0].starts_with("vdb is not backed up: other VMs"),
+            "{:?}",
+            domain.skipped
         );
     }
 

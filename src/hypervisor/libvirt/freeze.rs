@@ -49,21 +49,21 @@ pub fn thaw_when_orphaned(
     });
     match receiver.recv_timeout(limit) {
         Ok(said) if said == THAWED => Ok(()),
-        _ => thaw(&virsh, domain, domain),
+        _ => thaw(&virsh, domain, domain).map(drop),
     }
 }
 
-/// Thaws; tries again where the agent or libvirt is busy.
-pub(super) fn thaw(virsh: &dyn Virsh, name: &str, uuid: &str) -> Result<(), CaptureError> {
+/// Thaws; tries again where the agent or libvirt is busy. `false`: nothing was frozen.
+pub(super) fn thaw(virsh: &dyn Virsh, name: &str, uuid: &str) -> Result<bool, CaptureError> {
     let mut last = None;
     for attempt in 0..THAW_ATTEMPTS {
         if attempt > 0 {
             std::thread::sleep(THAW_PAUSE);
         }
         match virsh.run(&["domfsthaw", uuid], THAW_LIMIT) {
-            Ok(reply) if reply.success => return Ok(()),
-            // A VM that has stopped is not frozen.
-            Ok(reply) if reply.stderr.contains("domain is not running") => return Ok(()),
+            Ok(reply) if reply.success => return Ok(!is_of_none(&reply)),
+            // A VM that has stopped is not frozen, and gets no point of this instant.
+            Ok(reply) if reply.stderr.contains("domain is not running") => return Ok(true),
             Ok(reply) => last = Some(refused(name, "thaw its file systems", &reply)),
             Err(error) => last = Some(error),
         }
@@ -113,6 +113,15 @@ impl<'a> Frozen<'a> {
         }
         let reply = virsh.run(&["domfsfreeze", &domain.uuid], limit);
         match reply {
+            // The agent holds itself for frozen all the same, and refuses much else.
+            Ok(reply) if reply.success && is_of_none(&reply) => {
+                let why = CaptureError::new(
+                    CaptureErrorKind::Tool,
+                    &domain.name,
+                    "its guest agent froze no file system",
+                );
+                frozen.thaw().and(Err(why))
+            }
             Ok(reply) if reply.success => Ok(frozen),
             // No agent, so nothing was frozen and a thaw would only wait for it.
             Ok(reply) if is_without_agent(&reply) => {
@@ -133,11 +142,12 @@ impl<'a> Frozen<'a> {
         self.limit.saturating_sub(self.since.elapsed())
     }
 
-    pub(super) fn thaw(mut self) -> Result<(), CaptureError> {
+    /// `false`: it had thawed itself before.
+    pub(super) fn thaw(mut self) -> Result<bool, CaptureError> {
         self.thawed = true;
         let result = thaw(self.virsh, &self.domain.name, &self.domain.uuid);
         match &result {
-            Ok(()) => self.release(),
+            Ok(_) => self.release(),
             // The guard hears our end of the pipe close, and tries on its own.
             Err(_) => drop(self.guard.take().map(abandon)),
         }
@@ -162,6 +172,12 @@ impl Drop for Frozen<'_> {
             self.release();
         }
     }
+}
+
+/// `Froze 2 filesystem(s)`, `Thawed 0 filesystem(s)`. What says no number is of some.
+fn is_of_none(reply: &Reply) -> bool {
+    let mut words = reply.stdout.split_whitespace();
+    matches!(words.next(), Some("Froze" | "Thawed")) && words.next() == Some("0")
 }
 
 fn is_without_agent(reply: &Reply) -> bool {
@@ -216,7 +232,7 @@ mod tests {
     use super::super::{LibvirtSettings, LibvirtSource, folder_kind};
     use super::*;
     use crate::hypervisor::nbd::testing::{Dirty, TestServer};
-    use crate::hypervisor::{Freeze, Hypervisor, Outcome, Reading, runtime_folder};
+    use crate::hypervisor::{Consistency, Freeze, Hypervisor, Outcome, Reading, runtime_folder};
     use std::fs;
     use std::os::unix::net::UnixListener;
     use std::sync::{Arc, Mutex};
@@ -251,9 +267,8 @@ mod tests {
         }
     }
 
-    fn captured(freeze: Say) {
-        let folder = tempfile::tempdir().unwrap();
-        let settings = LibvirtSettings {
+    fn settings_in(folder: &tempfile::TempDir) -> LibvirtSettings {
+        LibvirtSettings {
             domain: "db".to_string(),
             uri: None,
             owner: "ab".to_string(),
@@ -265,7 +280,64 @@ mod tests {
             guard: None,
             virsh: "/nonexistent/virsh".into(),
             now: "2031-02-10T23:00:00Z".parse().unwrap(),
-        };
+        }
+    }
+
+    fn without_job(times: usize) -> Vec<(&'static str, Say)> {
+        let none = "error: no domain backup job present";
+        vec![("backup-dumpxml", Say::No(none)); times]
+    }
+
+    #[test]
+    fn a_guest_is_taken_for_frozen_only_where_something_was_frozen_up_to_the_thaw() {
+        for (freeze, thaw, expected) in [
+            ("Froze 2 filesystem(s)\n", "Thawed 2 filesystem(s)\n", None),
+            ("Froze 2 filesystem(s)\n", "", None),
+            (
+                "Froze 2 filesystem(s)\n",
+                "Thawed 0 filesystem(s)\n",
+                Some("thawed itself"),
+            ),
+            (
+                "Froze 0 filesystem(s)\n",
+                "Thawed 0 filesystem(s)\n",
+                Some("froze no file system"),
+            ),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let answers = vec![
+                ("dumpxml", Say::Yes(XML)),
+                ("dumpxml", Say::Yes(XML)),
+                ("checkpoint-list", Say::Yes("")),
+                ("domfsfreeze", Say::Yes(freeze)),
+                ("backup-begin", Say::Yes("")),
+                ("domfsthaw", Say::Yes(thaw)),
+                ("domstate", Say::Yes("running (booted)\n")),
+                ("checkpoint-list", Say::Yes("")),
+            ];
+            let source = LibvirtSource {
+                settings: settings_in(&folder),
+                virsh: Arc::new(Serving {
+                    script: Script::new([answers, without_job(4)].concat()),
+                    server: Mutex::default(),
+                }),
+            };
+            let capture = source.open(&[], Reading::Everything).unwrap();
+            let (consistency, notes) = (capture.consistency(), capture.notes());
+            match expected {
+                None => assert_eq!(consistency, Consistency::Filesystem, "{notes:?}"),
+                Some(why) => {
+                    assert_eq!(consistency, Consistency::Crash, "{notes:?}");
+                    assert!(notes.iter().any(|note| note.contains(why)), "{notes:?}");
+                }
+            }
+            capture.close(Outcome::Committed).unwrap();
+        }
+    }
+
+    fn captured(freeze: Say) {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = settings_in(&folder);
         let runtime_dir = settings.runtime_dir.clone();
         let kind = folder_kind(&settings.owner);
         // Two nights left their word.
@@ -284,17 +356,10 @@ mod tests {
             ("domstate", Say::Yes("running (booted)\n")),
             ("checkpoint-list", Say::Yes("")),
         ];
-        let none = vec![
-            (
-                "backup-dumpxml",
-                Say::No("error: no domain backup job present")
-            );
-            4
-        ];
         let source = LibvirtSource {
             settings,
             virsh: Arc::new(Serving {
-                script: Script::new([answers, thaws, none].concat()),
+                script: Script::new([answers, thaws, without_job(4)].concat()),
                 server: Mutex::default(),
             }),
         };

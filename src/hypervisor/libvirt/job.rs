@@ -103,11 +103,20 @@ pub(super) fn end(virsh: &dyn Virsh, domain: &Domain, socket: &Path) -> Result<(
     resume_after_full_scratch(virsh, domain)
 }
 
+/// Whether QEMU paused the guest because of its disks, scratch files among them.
+pub(super) fn is_stopped_by_error(
+    virsh: &dyn Virsh,
+    domain: &Domain,
+    limit: Duration,
+) -> Result<bool, CaptureError> {
+    let state = virsh.run(&["domstate", &domain.uuid, "--reason"], limit)?;
+    Ok(state.stdout.contains("paused (I/O error)"))
+}
+
 /// A guest whose scratch file could not grow was paused by QEMU. With the job gone its write goes
 /// through; if something else is wrong with its disks, it pauses again.
 fn resume_after_full_scratch(virsh: &dyn Virsh, domain: &Domain) -> Result<(), CaptureError> {
-    let state = virsh.run(&["domstate", &domain.uuid, "--reason"], QUERY_LIMIT)?;
-    if !state.stdout.contains("paused (I/O error)") {
+    if !is_stopped_by_error(virsh, domain, QUERY_LIMIT)? {
         return Ok(());
     }
     let reply = virsh.run(&["resume", &domain.uuid], QUERY_LIMIT)?;

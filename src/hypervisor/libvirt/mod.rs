@@ -178,10 +178,12 @@ impl Hypervisor for LibvirtSource {
         let settings = &self.settings;
         let domain = self.domain()?;
         if domain.disks.is_empty() {
+            let mut why = vec!["the domain has no disks to back up".to_string()];
+            why.extend_from_slice(&domain.skipped);
             return Err(CaptureError::new(
                 CaptureErrorKind::Invalid,
                 &domain.name,
-                "the domain has no disks that a guest can write to",
+                why.join("; "),
             ));
         }
         let definition = self.definition(&domain)?;

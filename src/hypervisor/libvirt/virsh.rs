@@ -60,8 +60,11 @@ impl Virsh for Process {
         if let Some(uri) = &self.uri {
             command.arg("-c").arg(uri);
         }
+        // These say how many file systems, and only where they are not told to be quiet.
+        if !matches!(what, "domfsfreeze" | "domfsthaw") {
+            command.arg("-q");
+        }
         command
-            .arg("-q")
             .args(arguments)
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
@@ -123,6 +126,20 @@ mod tests {
         assert!(!reply.success);
         assert_eq!(reply.stdout, "-c test:///x -q list --all\n");
         assert_eq!(reply.complaint(), "C");
+    }
+
+    #[test]
+    fn a_freeze_and_a_thaw_are_not_told_to_be_quiet_about_what_they_did() {
+        let (_folder, virsh) = fake("echo \"$@\"");
+        for command in ["domfsfreeze", "domfsthaw"] {
+            let reply = loop {
+                match virsh.run(&[command, "x"], LONG) {
+                    Err(error) if error.detail.contains("busy") => {}
+                    other => break other.unwrap(),
+                }
+            };
+            assert_eq!(reply.stdout, format!("-c test:///x {command} x\n"));
+        }
     }
 
     #[test]

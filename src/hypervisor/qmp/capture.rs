@@ -8,7 +8,7 @@ use super::plan::Mark;
 use super::planned::{PlannedDisk, capturable, plan_disks, settlement};
 use super::recover::{HeldNote, KIND, clean};
 use super::{QmpError, QmpSettings, QmpSource};
-use crate::hypervisor::guard::{Guard, Order, Thawed};
+use crate::hypervisor::guard::{self, Guard, Order, Thawed};
 use crate::hypervisor::nbd::{BASE_ALLOCATION, Endpoint, NbdClient, NbdError};
 use crate::hypervisor::nbd_disk::{Explain, NbdDisk, dirty, explained};
 use crate::hypervisor::runtime_folder::RuntimeFolder;
@@ -28,6 +28,10 @@ pub(super) struct QmpCapture {
     /// The bitmaps were exchanged, so an outcome has to be told.
     rotated: bool,
     watcher: Option<Watcher>,
+    /// A pause of ours that nobody is known to have ended, and whether the guest was frozen in it.
+    held: HeldNote,
+    /// Still tries to end it.
+    guard: Option<Guard>,
     consistency: Consistency,
     notes: Vec<String>,
     definition: Vec<u8>,
@@ -72,6 +76,8 @@ pub(super) fn open(
             disks: Vec::new(),
             rotated: false,
             watcher: None,
+            held: HeldNote::NONE,
+            guard: None,
             consistency: Consistency::Crash,
             notes,
             definition: definition.clone(),
@@ -115,6 +121,9 @@ pub(super) fn open(
     capture.planned = planned;
     Ok(capture)
 }
+
+const THAWED_ITSELF: &str = "the guest thawed itself, perhaps before the instant: nothing was \
+                             frozen any more when it was to be let go";
 
 /// Why an attempt did not become a capture.
 enum Attempt {
@@ -264,9 +273,12 @@ impl QmpCapture {
         let frozen = match (frozen, settings.freeze) {
             (Ok(()), _) => freezes,
             (Err(error), Freeze::Require) => {
-                if guard.end() {
-                    HeldNote::remove(&settings);
+                // It was not paused yet.
+                HeldNote {
+                    paused: false,
+                    frozen: !guard.end(),
                 }
+                .leave(&settings);
                 return Err(error.into());
             }
             (Err(error), _) => {
@@ -288,11 +300,15 @@ impl QmpCapture {
         // Where the guard is still needed, its end is waited for here. Where it could not let the
         // guest go, a note stays, and the next `recover` tries.
         let let_go = guard.end() && thawed.is_ok();
-        HeldNote {
+        let held = HeldNote {
             paused: note.paused && !let_go && !runs,
             frozen: note.frozen && !let_go,
+        };
+        held.leave(&settings);
+        if held.paused {
+            self.held = held;
+            self.guard = Some(guard);
         }
-        .leave(&settings);
         result?;
         match (thawed, settings.freeze) {
             (Ok(None), _) => {}
@@ -311,6 +327,15 @@ impl QmpCapture {
             (Ok(Some(Thawed::Before)), _) => self
                 .notes
                 .push("the guest was let go before the instant: it froze for too long".to_string()),
+            (Ok(Some(Thawed::Itself)), Freeze::Require) => {
+                return Err(CaptureError::new(
+                    CaptureErrorKind::Inconsistent,
+                    settings.monitor.display(),
+                    THAWED_ITSELF,
+                )
+                .into());
+            }
+            (Ok(Some(Thawed::Itself)), _) => self.notes.push(THAWED_ITSELF.to_string()),
             // Whether it was still frozen at the instant is not known.
             (Err(error), Freeze::Require) => return Err(error.into()),
             (Err(error), _) => self.notes.push(format!("while thawing: {error}")),
@@ -406,13 +431,28 @@ impl QmpCapture {
             // The server is stopped next; what it says now is of no interest.
             let _ = disk.client.disconnect();
         }
-        let shown = self.settings.monitor.display();
+        let settings = self.settings.clone();
+        let shown = settings.monitor.display();
         let failed = |error: QmpError| error.into_capture(&shown);
-        let mut connection = lock(&self.connection);
+        let held = self.held;
+        let still = |error: QmpError| held.explain(&settings, error.into_capture(&shown));
+        let shared = self.connection.clone();
+        let mut connection = lock(&shared);
         // What is left in QEMU would stand in the guest's way until the next night.
-        connection.restore(&self.settings.monitor).map_err(failed)?;
+        connection.restore(&settings.monitor).map_err(still)?;
         connection.begin_work();
-        clean(&mut connection, &self.settings).map_err(failed)?;
+        if held.paused {
+            go_on(&mut connection).map_err(still)?;
+            self.let_go();
+        }
+        let mut cleaned = clean(&mut connection, &settings);
+        // A monitor may tell of more events of hours than are listened to; a new client is told of
+        // none. One that is slow is not asked again.
+        if connection.is_broken() && !matches!(cleaned, Err(QmpError::TimedOut)) {
+            connection.restore(&settings.monitor).map_err(failed)?;
+            cleaned = clean(&mut connection, &settings);
+        }
+        cleaned.map_err(failed)?;
         if !self.rotated {
             return Ok(());
         }
@@ -423,6 +463,25 @@ impl QmpCapture {
                 .map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// What is left to do for a guest that runs again.
+    fn let_go(&mut self) {
+        let thawed = match &self.settings.agent {
+            Some(agent) if self.held.frozen => guard::thaw_at(agent).is_ok(),
+            _ => true,
+        };
+        self.held = HeldNote {
+            paused: false,
+            frozen: !thawed,
+        };
+        self.held.leave(&self.settings);
+        // One that is needed for the thaw goes on by itself.
+        if let Some(guard) = self.guard.take()
+            && thawed
+        {
+            guard.dismiss();
+        }
     }
 }
 

@@ -112,6 +112,10 @@ impl Connection {
         let _ = self.stream.stream().shutdown(std::net::Shutdown::Both);
     }
 
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// A connection that was lost is opened anew.
     pub(super) fn restore(&mut self, socket: &Path) -> Result<(), QmpError> {
         if self.broken {

@@ -508,6 +508,92 @@ fn devices_that_cannot_be_told_apart_are_refused() {
 }
 
 #[test]
+fn a_disk_that_is_written_past_qemus_nodes_is_refused_until_it_is_left_out() {
+    for (property, value, remedy) in [
+        ("type", json!("scsi-block"), "scsi-hd"),
+        ("type", json!("scsi-generic"), "scsi-hd"),
+        ("share-rw", json!(true), "detach the share"),
+    ] {
+        let qemu = FakeQemu::start();
+        qemu.state().nodes.get_mut("d0").unwrap().driver = "raw".to_string();
+        first_night(&qemu);
+        let answer = value.clone();
+        qemu.does(move |asked| {
+            match asked.name == "qom-get" && asked.arguments["property"] == property {
+                true => Act::Return(answer.clone()),
+                false => Act::Obey,
+            }
+        });
+        let mut source = source(&qemu, PATIENT);
+        let error = refused(&source, &[], property);
+        assert_eq!(error.kind, CaptureErrorKind::Invalid);
+        assert!(error.detail.contains(remedy), "{error}");
+        assert!(error.detail.contains("exclude = [\"vd0\"]"), "{error}");
+        source.settings.excluded = vec!["vd0".parse().unwrap()];
+        let capture = source.open(&[], Reading::Everything).unwrap();
+        assert_eq!(capture.disks().len(), 1);
+        capture.close(Outcome::Abandoned).unwrap();
+        is_as_it_was(&qemu, property);
+    }
+}
+
+#[test]
+fn a_device_without_such_properties_is_captured_and_nonsense_about_them_is_not_believed() {
+    let raw = || {
+        let qemu = FakeQemu::start();
+        qemu.state().nodes.get_mut("d0").unwrap().driver = "raw".to_string();
+        qemu
+    };
+    let qemu = raw();
+    qemu.does(|asked| match asked.name {
+        "qom-get" => Act::Refuse("Property 'x.share-rw' not found"),
+        _ => Act::Obey,
+    });
+    first_night(&qemu);
+    for property in ["type", "share-rw"] {
+        let qemu = raw();
+        qemu.does(move |asked| {
+            match asked.name == "qom-get" && asked.arguments["property"] == property {
+                true => Act::Return(json!(7)),
+                false => Act::Obey,
+            }
+        });
+        refused(&source(&qemu, PATIENT), &[], property);
+    }
+}
+
+#[test]
+fn a_removable_disk_that_can_be_written_is_left_out_and_told_of() {
+    for (read_only, told) in [(false, 1), (true, 0)] {
+        let qemu = FakeQemu::start();
+        qemu.does(move |asked| {
+            let mut rows = asked.honest.clone();
+            match asked.name {
+                "query-block" => rows[1]["removable"] = json!(true),
+                "query-named-block-nodes" => {
+                    for row in rows.as_array_mut().unwrap() {
+                        let is_read_only = read_only && row["node-name"] == "d1";
+                        row["ro"] = json!(is_read_only);
+                    }
+                }
+                _ => return Act::Obey,
+            }
+            Act::Return(rows)
+        });
+        let capture = source(&qemu, PATIENT)
+            .open(&[], Reading::Everything)
+            .unwrap();
+        assert_eq!(capture.disks().len(), 1);
+        let notes = capture.notes();
+        assert_eq!(notes.len(), told, "{notes:?}");
+        for note in notes {
+            assert!(note.contains("vd1") && note.contains("removable"), "{note}");
+        }
+        capture.close(Outcome::Abandoned).unwrap();
+    }
+}
+
+#[test]
 fn a_graph_with_a_circle_is_walked_once() {
     let qemu = FakeQemu::start();
     {
@@ -607,6 +693,17 @@ fn a_guest_that_may_still_be_frozen_is_told_of_only_where_it_was_asked_to_freeze
     source.settings.guard.program = "/nonexistent/qmp-guard".into();
     refused(&source, &[], "no guard");
     assert_eq!(source.recover().unwrap().len(), 0);
+}
+
+#[test]
+fn a_pause_of_somebody_else_is_not_ended_because_a_freeze_failed() {
+    let (agent, _commands) = agent_that(refuses);
+    let qemu = FakeQemu::start();
+    let source = source_without_thaw(&qemu, Freeze::Require, agent.path());
+    assert!(source.open(&[], Reading::Everything).is_err());
+    qemu.state().status = "paused".to_string();
+    source.recover().unwrap();
+    assert_eq!(qemu.state().status, "paused");
 }
 
 /// Does the mischief at each command of a night in turn. Then the next night recovers, finds all
@@ -875,6 +972,81 @@ fn a_guest_that_stands_still_is_given_up_before_the_guard_kills_the_agent() {
     let stopped = started.elapsed();
     assert!(stopped < Duration::from_secs(10), "{stopped:?}");
     assert_eq!(error.kind, CaptureErrorKind::Io);
+}
+
+/// A QEMU that hangs in the instant, with the guest paused, until its client has gone.
+fn hangs_in_the_instant(guard: &str) -> (FakeQemu, QmpSource) {
+    let qemu = FakeQemu::start();
+    let mut source = source(&qemu, PATIENT);
+    source.settings.freeze_limit = Duration::from_secs(2);
+    source.settings.guard.arguments = vec!["-c".to_string(), format!("{GUARD}; {guard}")];
+    qemu.does(|asked| match asked.name {
+        "transaction" => Act::Silence,
+        _ => Act::Obey,
+    });
+    (qemu, source)
+}
+
+fn held_note(qemu: &FakeQemu) -> std::path::PathBuf {
+    qemu.folder().join("r").join("held-0123abcd")
+}
+
+#[test]
+fn a_guest_that_its_guard_could_not_let_go_is_let_go_by_the_clean_up() {
+    // One that gave up, and one that still tries and is not waited for.
+    for guard in ["exit 1", "echo still held; exec sleep 50"] {
+        let (qemu, source) = hangs_in_the_instant(guard);
+        let started = Instant::now();
+        refused(&source, &[], guard);
+        assert!(started.elapsed() < Duration::from_secs(30), "{guard}");
+        assert_eq!(qemu.state().status, "running", "{guard}");
+        assert!(!held_note(&qemu).exists(), "{guard}");
+        is_as_it_was(&qemu, guard);
+    }
+}
+
+#[test]
+fn a_guest_that_may_stand_still_for_longer_is_told_of_with_what_lets_it_go() {
+    let (qemu, source) = hangs_in_the_instant("exit 1");
+    let mut hangs = false;
+    qemu.does(move |asked| {
+        hangs |= asked.name == "transaction";
+        match (hangs, asked.name) {
+            (true, "transaction") => Act::Silence,
+            (true, _) => Act::HangUp,
+            (false, _) => Act::Obey,
+        }
+    });
+    let error = refused(&source, &[], "for longer");
+    assert!(error.detail.contains("may stand still"), "{error}");
+    assert!(error.detail.contains("\"cont\""), "{error}");
+    assert_eq!(qemu.state().status, "paused");
+    assert!(held_note(&qemu).exists());
+    let error = source.recover().unwrap_err();
+    assert!(error.detail.contains("\"cont\""), "{error}");
+    qemu.obeys();
+    source.recover().unwrap();
+    assert_eq!(qemu.state().status, "running");
+    is_as_it_was(&qemu, "after a long hang");
+}
+
+#[test]
+fn events_of_a_whole_night_before_an_answer_of_the_close_leave_nothing_in_qemu() {
+    let qemu = FakeQemu::start();
+    let capture = source(&qemu, PATIENT)
+        .open(&[], Reading::Everything)
+        .unwrap();
+    let mut is_first = true;
+    qemu.does(move |asked| match std::mem::take(&mut is_first) {
+        true => {
+            let events = "{\"event\": \"X\"}\n".repeat(10_001);
+            let answer = format!("{events}{{\"id\": ID, \"return\": {}}}\n", asked.honest);
+            Act::Say(answer.into_bytes())
+        }
+        false => Act::Obey,
+    });
+    capture.close(Outcome::Committed).unwrap();
+    is_as_it_was(&qemu, "after a night of events");
 }
 
 #[test]

@@ -22,8 +22,9 @@
 //!
 //! Filters, overlays, exports and bitmaps, all under names that begin with `vmkeep-` and the
 //! owner; `recover` finds and removes them. The guest goes on meanwhile. A guest that stands still
-//! in that moment is let go by the [guard](super::guard), and, where the guard died as well, by
-//! the next `recover`, which finds the note that was written before.
+//! in that moment is let go by the [guard](super::guard), which tries for an hour where QEMU is
+//! stuck, and, where the guard died as well, by the next `recover`, which finds the note that was
+//! written before.
 
 mod capture;
 mod connection;
@@ -106,12 +107,7 @@ impl fmt::Display for QmpError {
 impl QmpError {
     pub(super) fn into_capture(self, name: impl fmt::Display) -> CaptureError {
         let kind = match &self {
-            QmpError::Io(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-                ) =>
-            {
+            _ if self.is_missing() => {
                 let detail = "no QEMU listens on this monitor socket: is the VM running? \
                               (a stopped VM is backed up by disks = { … })";
                 return CaptureError::new(CaptureErrorKind::Missing, name, detail);
@@ -122,6 +118,17 @@ impl QmpError {
             }
         };
         CaptureError::new(kind, name, self)
+    }
+
+    /// Nobody listens.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(
+            self,
+            QmpError::Io(error) if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            )
+        )
     }
 
     fn is_refused(&self) -> bool {

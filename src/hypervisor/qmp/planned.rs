@@ -139,12 +139,30 @@ fn plan_device(
         .disk
         .as_ref()
         .is_some_and(|name| settings.excluded.contains(name));
-    if device.removable || excluded {
+    if excluded {
+        return Ok(None);
+    }
+    if device.removable {
+        // A medium that nobody can write to is no loss: most of them are CDs.
+        if !top.read_only {
+            notes.push(format!("{}: left out, it is removable", device.shown));
+        }
         return Ok(None);
     }
     if top.read_only {
         notes.push(format!("{}: left out, it is read-only", device.shown));
         return Ok(None);
+    }
+    if let Some(why) = written_past(connection, device, top).map_err(failed)? {
+        return Err(CaptureError::new(
+            CaptureErrorKind::Invalid,
+            &device.shown,
+            format!(
+                "{why}: what is written past QEMU's nodes is in no record of changes and in no \
+                 overlay; leave the disk out with exclude = [\"{}\"]",
+                device.shown
+            ),
+        ));
     }
     if top.size_bytes == 0 {
         return Err(CaptureError::new(
@@ -208,6 +226,50 @@ fn plan_device(
         bitmap_node,
         name,
     }))
+}
+
+/// Why writes to a disk go past the block nodes of this QEMU, if some do.
+fn written_past(
+    connection: &mut Connection,
+    device: &Device,
+    top: &Node,
+) -> Result<Option<&'static str>, QmpError> {
+    // A qcow2 image is neither passed through nor shared: QEMU lets one writer open it, and sends
+    // no request as it is into a format.
+    let (Some(path), false) = (&device.path, top.driver == "qcow2") else {
+        return Ok(None);
+    };
+    let mut property = |name: &str| {
+        match connection.run("qom-get", json!({"path": path, "property": name})) {
+            Ok(value) => Ok(Some(value)),
+            // What this device or this QEMU does not have, it does not do.
+            Err(error) if error.is_refused() => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    match property("type")? {
+        Some(Value::String(kind)) if matches!(&*kind, "scsi-block" | "scsi-generic") => {
+            return Ok(Some(
+                "the host's device is passed through (by scsi-block or scsi-generic; scsi-hd \
+                 would not)",
+            ));
+        }
+        Some(Value::String(_)) | None => {}
+        Some(_) => {
+            return Err(QmpError::Protocol(
+                "the type of a device is not a text".to_string(),
+            ));
+        }
+    }
+    match property("share-rw")? {
+        Some(Value::Bool(true)) => Ok(Some(
+            "others may write to it as well (share-rw=on; detach the share if nobody needs it)",
+        )),
+        Some(Value::Bool(false)) | None => Ok(None),
+        Some(_) => Err(QmpError::Protocol(
+            "\"share-rw\" of a device is neither on nor off".to_string(),
+        )),
+    }
 }
 
 /// The node that can carry a lasting bitmap: below filters that change nothing of the content.

@@ -26,6 +26,11 @@ pub(super) struct HeldNote {
 }
 
 impl HeldNote {
+    pub(super) const NONE: HeldNote = HeldNote {
+        paused: false,
+        frozen: false,
+    };
+
     fn path(settings: &QmpSettings) -> PathBuf {
         settings
             .runtime_dir
@@ -55,6 +60,23 @@ impl HeldNote {
         }
     }
 
+    /// An error, and what whoever reads it must know of the guest.
+    pub(super) fn explain(self, settings: &QmpSettings, error: CaptureError) -> CaptureError {
+        // Nobody listens where QEMU has ended, and its guest with it.
+        if !self.paused || error.kind == CaptureErrorKind::Missing {
+            return error;
+        }
+        let monitor = settings.monitor.display();
+        let detail = format!(
+            "{}; the guest may stand still since the instant of a backup. When QEMU answers \
+             again, it is let go within an hour by the guard of that backup, else by the next run; \
+             by hand: printf '{{\"execute\":\"qmp_capabilities\"}}{{\"execute\":\"cont\"}}' | \
+             socat -t10 - UNIX-CONNECT:{monitor}",
+            error.detail
+        );
+        CaptureError::new(error.kind, error.name, detail)
+    }
+
     fn read(settings: &QmpSettings) -> Option<Self> {
         let text = fs::read(Self::path(settings)).ok()?;
         // A note that was cut short is one all the same.
@@ -72,10 +94,11 @@ pub(super) fn recover(source: &QmpSource) -> Result<Vec<String>, CaptureError> {
         Ok(mut connection) => {
             if let Some(note) = HeldNote::read(settings) {
                 if note.paused {
-                    go_on(&mut connection).map_err(|error| source.failed(error))?;
+                    go_on(&mut connection)
+                        .map_err(|error| note.explain(settings, source.failed(error)))?;
                 }
                 let thawed = match &settings.agent {
-                    Some(agent) if note.frozen => guard::thaw_at(agent),
+                    Some(agent) if note.frozen => guard::thaw_at(agent).map(drop),
                     _ => Ok(()),
                 };
                 HeldNote {
@@ -90,7 +113,12 @@ pub(super) fn recover(source: &QmpSource) -> Result<Vec<String>, CaptureError> {
         }
         // Nobody there: nothing of ours is either.
         Err(error) if error.kind == CaptureErrorKind::Missing => HeldNote::remove(settings),
-        Err(error) => return Err(error),
+        Err(error) => {
+            return Err(match HeldNote::read(settings) {
+                Some(note) => note.explain(settings, error),
+                None => error,
+            });
+        }
     }
     // Also those of VMs that are backed up no more: their QEMU does not need the names of its files.
     drop(runtime_folder::dead(&settings.overlay_dir, KIND)?);

@@ -37,6 +37,7 @@ pub(in crate::hypervisor) struct Asked<'a> {
     /// Commands before it, of all connections.
     pub number: usize,
     pub name: &'a str,
+    pub arguments: &'a Value,
     /// What the honest answer to a question would be; `Null` for orders.
     pub honest: &'a Value,
 }
@@ -179,11 +180,16 @@ impl Inside {
             let (number, honest) = {
                 let mut state = locked(&self.state);
                 state.commands.push(name.clone());
-                (state.commands.len() - 1, state.answer(&name))
+                let honest = match &*name {
+                    "qom-get" => property(&message["arguments"]),
+                    name => state.answer(name),
+                };
+                (state.commands.len() - 1, honest)
             };
             let act = locked(&self.mischief)(&Asked {
                 number,
                 name: &name,
+                arguments: &message["arguments"],
                 honest: &honest,
             });
             let obey = || {
@@ -233,6 +239,15 @@ impl Inside {
             stream.write_all(format!("{reply}\n").as_bytes())?;
         }
         Ok(())
+    }
+}
+
+/// Of all devices.
+fn property(asked: &Value) -> Value {
+    match asked["property"].as_str() {
+        Some("type") => json!("virtio-blk-device"),
+        Some("share-rw") => json!(false),
+        other => panic!("{other:?} is no property"),
     }
 }
 

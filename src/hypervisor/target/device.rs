@@ -1,6 +1,7 @@
 use super::write_behind::WriteBehind;
 use super::{ImageTarget, SyncedTarget, check_range, check_size};
-use crate::hypervisor::{CaptureError, CaptureErrorKind, writer};
+use crate::hypervisor::writer::{self, Writers};
+use crate::hypervisor::{CaptureError, CaptureErrorKind};
 use crate::model::Extent;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -58,7 +59,8 @@ impl DeviceTarget {
         if !is_device(file.metadata().map_err(failed)?.mode()) {
             return Err(invalid("was replaced while it was opened".to_string()));
         }
-        if let Some(writer) = writer::of(&file).map_err(failed)? {
+        // Where it cannot be told, O_EXCL and the word of whoever said --force must do.
+        if let Writers::Somebody(writer) = writer::of(&file).map_err(failed)? {
             return Err(CaptureError::new(
                 CaptureErrorKind::Inconsistent,
                 path.display(),
