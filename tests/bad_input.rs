@@ -446,6 +446,12 @@ fn a_customer_that_cannot_be_opened_takes_nothing_from_the_others() {
     ask(&restore("db01"))
         .exits(0)
         .says("warning: newco was not looked through: ");
+    // Who wants quiet hears of errors alone, and of those in full.
+    let quietly = lab.host.path("quietly");
+    let to = path_text(&quietly);
+    let quiet = ask(&["-q", "restore", "db01", "--at", "latest", "--to", to]);
+    assert_eq!(quiet.exits(0).stderr, "", "{quiet}");
+    ask(&["-q", "points"]).exits(1).one_error().says(says);
     ask(&restore("db09")).exits(1).one_error().says(says);
     lab.host.write_config(&format!("{config}{newco}"));
 
@@ -467,6 +473,36 @@ fn a_customer_that_cannot_be_opened_takes_nothing_from_the_others() {
         .says("customer newco");
     fs::write(&missing, entry).unwrap();
     ask(&["points"]).exits(0);
+}
+
+#[test]
+fn a_host_is_not_let_in_by_a_recipient_that_is_none() {
+    let host = Host::new(&options());
+    host.vmkeep(&["init", "--yes"], start()).exits(0);
+    let id = "ab".repeat(32);
+    let line = ["key", "admit", "--name", "host2", "--host-id", id.as_str()];
+    let refused = host.vmkeep(&[&line[..], &["age1x"]].concat(), start());
+    refused.exits(2).one_error().says("\"age1x\"");
+    assert_eq!(refused.stdout, "", "{refused}");
+    let words = "not an age recipient";
+    assert_eq!(refused.stderr.matches(words).count(), 1, "{refused}");
+}
+
+#[test]
+fn nobody_is_sent_to_a_new_host_that_no_customer_let_in() {
+    let lab = Lab::new(0xbad_0020);
+    let listed = lab.host.json(&["key", "list"], minutes(1));
+    let recipient = listed[0]["hosts"][0]["recipient"].as_str().unwrap();
+    let id = "ab".repeat(32);
+    let newco = "\n[[customer]]\nid = \"newco\"\n";
+    let config = lab.host.config_text();
+    lab.host.write_config(&format!("{config}{newco}"));
+    let line = ["key", "admit", "--name", "host2", "--host-id", id.as_str()];
+    let line = [&line[..], &["--customer", "newco", recipient]].concat();
+    let refused = lab.host.vmkeep(&line, minutes(1));
+    refused.exits(1).one_error();
+    let sent = refused.stdout.contains("now run on the new host");
+    assert!(!sent, "{refused}");
 }
 
 #[test]

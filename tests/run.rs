@@ -408,6 +408,26 @@ fn scrape(address: &str, path: &str) -> (String, String) {
 }
 
 #[test]
+fn who_serves_metrics_quietly_says_nothing() {
+    let lab = lab("");
+    for is_quiet in [true, false] {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = port.local_addr().unwrap().to_string();
+        drop(port);
+        let line = ["-q", "serve-metrics", "--listen", address.as_str()];
+        let line = if is_quiet { &line[..] } else { &line[1..] };
+        let mut serving = lab.host.start(line, lab.at);
+        while TcpStream::connect(&address).is_err() {
+            assert!(serving.is_running());
+        }
+        serving.signal("-TERM");
+        let served = serving.ended();
+        let said = served.exits(0).stderr.contains("metrics at ");
+        assert_eq!(said, !is_quiet, "{served}");
+    }
+}
+
+#[test]
 fn metrics_are_the_same_in_the_file_and_over_http() {
     let file = tempfile::tempdir().unwrap();
     let file = file.path().join("vmkeep.prom");

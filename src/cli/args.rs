@@ -115,7 +115,8 @@ pub struct ReleaseArgs {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 The ledger's clock starts with the time shown; init asks whether it is right.
-What exists already is left as it is: run init again after adding a customer.
+What exists already is left as it is: run init again after adding a customer. Only the reserve
+of a directory is given the size that is configured now.
 
 Example:
   vmkeep init

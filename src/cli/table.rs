@@ -7,8 +7,18 @@ pub struct Table {
 struct Column {
     title: &'static str,
     right: bool,
-    /// May be cut short when the terminal is narrow.
-    yields: bool,
+    /// How it is cut short when the terminal is narrow, if it may be.
+    yields: Option<Cut>,
+}
+
+#[derive(Clone, Copy)]
+enum Cut {
+    /// "the begin…"
+    End,
+    /// "…the end"
+    Start,
+    /// "cust…mer/vm": what tells names apart is at both of their ends.
+    Name,
 }
 
 /// Between two columns.
@@ -24,7 +34,7 @@ impl Table {
         }
     }
 
-    fn column(mut self, title: &'static str, right: bool, yields: bool) -> Self {
+    fn column(mut self, title: &'static str, right: bool, yields: Option<Cut>) -> Self {
         self.columns.push(Column {
             title,
             right,
@@ -35,17 +45,27 @@ impl Table {
 
     /// Text that is always whole.
     pub fn left(self, title: &'static str) -> Self {
-        self.column(title, false, false)
+        self.column(title, false, None)
     }
 
     /// Numbers.
     pub fn right(self, title: &'static str) -> Self {
-        self.column(title, true, false)
+        self.column(title, true, None)
     }
 
     /// Text that may be cut short with "…".
     pub fn cut(self, title: &'static str) -> Self {
-        self.column(title, false, true)
+        self.column(title, false, Some(Cut::End))
+    }
+
+    /// A name, or "customer/vm", that may be cut short within its parts, the customer's first.
+    pub fn name(self, title: &'static str) -> Self {
+        self.column(title, false, Some(Cut::Name))
+    }
+
+    /// Text of which the end matters most; the beginning may be cut off.
+    pub fn latest(self, title: &'static str) -> Self {
+        self.column(title, false, Some(Cut::Start))
     }
 
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
@@ -80,10 +100,10 @@ impl Table {
         if let Some(width) = width {
             self.fit(&mut widths, width);
         }
-        let titles: Vec<String> = self
-            .columns
-            .iter()
-            .map(|column| column.title.to_string())
+        let cut = |column: &Column| column.yields.unwrap_or(Cut::End);
+        let titles = self.columns.iter().zip(&widths);
+        let titles: Vec<String> = titles
+            .map(|(column, width)| shortened(column.title, *width, Cut::End))
             .collect();
         let mut text = String::new();
         for row in std::iter::once(&titles).chain(&self.rows) {
@@ -92,7 +112,7 @@ impl Table {
                 if !line.is_empty() {
                     line.push_str(&" ".repeat(GAP));
                 }
-                let cell = shortened(cell, *width);
+                let cell = shortened(cell, *width, cut(column));
                 let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
                 match column.right {
                     true => line.push_str(&(padding + &cell)),
@@ -113,7 +133,7 @@ impl Table {
             let widest = widths
                 .iter_mut()
                 .zip(&self.columns)
-                .filter(|(_, column)| column.yields)
+                .filter(|(_, column)| column.yields.is_some())
                 .map(|(width, _)| width)
                 .max();
             match widest {
@@ -131,13 +151,33 @@ impl Default for Table {
     }
 }
 
-fn shortened(cell: &str, width: usize) -> String {
-    if cell.chars().count() <= width {
+fn shortened(cell: &str, width: usize, cut: Cut) -> String {
+    let length = cell.chars().count();
+    if length <= width {
         return cell.to_string();
     }
-    let mut short: String = cell.chars().take(width.saturating_sub(1)).collect();
-    short.push('…');
-    short
+    let kept = width.saturating_sub(1);
+    match (cut, cell.split_once('/')) {
+        (Cut::End, _) => joined(cell, kept, 0),
+        (Cut::Start, _) => joined(cell, 0, kept),
+        // Names of machines differ at their end.
+        (Cut::Name, None) => joined(cell, kept / 2, kept - kept / 2),
+        (Cut::Name, Some((customer, vm))) => {
+            // Without the stroke between them. A long VM leaves the customer a third.
+            let left = kept.saturating_sub(customer.chars().count().min(kept / 3));
+            let of_vm = vm.chars().count().min(left);
+            let customer = shortened(customer, kept - of_vm, Cut::Name);
+            format!("{customer}/{}", shortened(vm, of_vm, Cut::Name))
+        }
+    }
+}
+
+/// The first and the last characters, and that something is missing between them.
+fn joined(cell: &str, first: usize, last: usize) -> String {
+    let before = cell.chars().take(first);
+    let gone = cell.chars().count().saturating_sub(last);
+    let after = cell.chars().skip(gone);
+    before.chain(['…']).chain(after).collect()
 }
 
 #[cfg(test)]
@@ -174,6 +214,72 @@ mod tests {
         );
         assert!(text.contains("acme/a-rather-…"), "{text}");
         assert!(text.contains("1.5 GiB"), "{text}");
+    }
+
+    fn fits(text: &str, width: usize) {
+        for line in text.lines() {
+            assert!(line.chars().count() <= width, "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn machines_of_one_customer_keep_names_that_differ() {
+        let mut table = Table::new().name("VM").left("REST");
+        let rest = "x".repeat(58);
+        let names = [
+            "a-customer-with-a-long-name/web01",
+            "a-customer-with-a-long-name/web02",
+            "another-customer-with-a-long-name/web01",
+            "a-customer-with-a-long-name/application-server-of-the-shop-01",
+            "a-customer-with-a-long-name/application-server-of-the-shop-02",
+        ];
+        for name in names {
+            table.row([name.into(), rest.clone()]);
+        }
+        let text = table.render(Some(80));
+        fits(&text, 80);
+        let words = text.split_whitespace();
+        let shown: Vec<&str> = words.filter(|one| **one != rest).collect();
+        let different: std::collections::BTreeSet<_> = shown.iter().collect();
+        assert_eq!(different.len(), shown.len(), "{text}");
+        assert!(text.contains("…"), "{text}");
+        for end in ["/web01 ", "/web02 ", "op-01 ", "op-02 "] {
+            assert!(text.contains(end), "{end} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn of_many_nights_the_last_are_shown() {
+        let mut table = Table::new()
+            .left("")
+            .name("VM")
+            .left("LAST")
+            .left("KIND")
+            .right("POINTS")
+            .latest("NIGHTS")
+            .left("EXPIRY");
+        table.row([
+            "X".into(),
+            "bakery-jansen-and-sons/web01".into(),
+            "2026-11-07 03:12".into(),
+            "incr".into(),
+            "37".into(),
+            format!("{}?X", "#".repeat(33)),
+            "2026-12-07".into(),
+        ]);
+        let text = table.render(Some(80));
+        fits(&text, 80);
+        assert!(text.contains(" …####"), "{text}");
+        assert!(text.contains("##?X  2026-12-07\n"), "{text}");
+        assert!(text.contains("/web01 "), "{text}");
+    }
+
+    #[test]
+    fn a_name_alone_is_cut_in_its_middle() {
+        assert_eq!(shortened("bakery-jansen", 9, Cut::Name), "bake…nsen");
+        assert_eq!(shortened("bakery-jansen", 13, Cut::Name), "bakery-jansen");
+        assert_eq!(shortened("bakery/web01", 9, Cut::Name), "b…y/web01");
+        assert_eq!(shortened("bakery/web01", 6, Cut::Name), "…/w…01");
     }
 
     #[test]

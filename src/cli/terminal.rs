@@ -18,6 +18,7 @@ pub fn printable(text: &str) -> String {
 /// Where answers, failures, questions and progress go.
 pub struct Terminal {
     json: bool,
+    quiet: bool,
     progress: MultiProgress,
 }
 
@@ -30,6 +31,7 @@ impl Terminal {
         };
         Terminal {
             json,
+            quiet,
             progress: MultiProgress::with_draw_target(target),
         }
     }
@@ -76,14 +78,21 @@ impl Terminal {
         failure.exit
     }
 
-    /// Something to know beside the answer, on stderr.
-    pub fn warn(&self, text: &str) {
-        self.say(&printable(text));
+    /// A failure of a part, on stderr, while the others go on: an error even for who wants quiet.
+    pub fn tell(&self, failure: &Failure) {
+        self.say(&failure.text());
+    }
+
+    /// Something to know beside the answer, on stderr; not for who wants quiet.
+    pub fn notice(&self, text: &str) {
+        if !self.quiet {
+            self.say(&printable(text));
+        }
     }
 
     pub fn warn_each(&self, notes: &[String]) {
         for note in notes {
-            self.warn(&format!("vmkeep: warning: {note}\n"));
+            self.notice(&format!("vmkeep: warning: {note}\n"));
         }
     }
 

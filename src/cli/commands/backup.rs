@@ -52,7 +52,7 @@ pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure
             Err(failure) if chosen.len() == 1 => return Err(failure),
             Err(mut failure) => {
                 failure.message = format!("{name}: {}", failure.message);
-                invocation.terminal.warn(&failure.text());
+                invocation.terminal.tell(&failure);
                 documents.push(json!({
                     "customer": config.name.as_str(),
                     "vm": vm.name.as_str(),
@@ -70,7 +70,7 @@ pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure
         answer.exit = Exit::PromiseBroken;
         let found = Failure::new(answer.exit, "tracking hid changes from the nights before")
             .hint("vmkeep points marks the restore points that may lack some of them");
-        invocation.terminal.warn(&found.text());
+        invocation.terminal.tell(&found);
     }
     Ok(answer)
 }

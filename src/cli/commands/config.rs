@@ -7,7 +7,9 @@ use crate::cli::args::ConfigCommand;
 use crate::cli::exit::Failure;
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
-use crate::config::{Config, Customer, Place, Vm, VmSource};
+use crate::config::{
+    Bucket, BucketCredentials, Config, Customer, Host, Hours, Limits, Place, Run, Vm, VmSource,
+};
 use crate::policy::{Policy, PolicyTerms, expected_rewriting};
 use effect::{Effect, Effects, effects_of};
 use serde_json::{Value, json};
@@ -25,7 +27,9 @@ pub fn run(invocation: &Invocation, command: ConfigCommand) -> Result<Answer, Fa
     Ok(match command {
         ConfigCommand::Check => {
             let effects = effects_of(invocation, &config);
-            check(&config, &warnings_of(&config), &effects)
+            let mut warnings = warnings_of(&config);
+            warnings.extend(effects.warnings.iter().cloned());
+            check(&config, &warnings, &effects)
         }
         ConfigCommand::Show => show(&config),
     })
@@ -164,6 +168,14 @@ fn show(config: &Config) -> Answer {
     line("role", host.role.as_str());
     line("state", &host.state_dir.display().to_string());
     line("threads", &host.threads.to_string());
+    let overlay = figures::bytes(host.overlay_bytes);
+    let overlay_dir = host.overlay_dir.display();
+    line("overlays", &format!("{overlay_dir}, {overlay} a disk"));
+    let freeze_limit = humantime::format_duration(host.freeze_limit);
+    line("freeze limit", &freeze_limit.to_string());
+    if let Some(uri) = &host.libvirt_uri {
+        line("libvirt", uri);
+    }
     line("repository", &repository.place.to_string());
     match &repository.place {
         Place::Directory(_) => line("reserve", &figures::bytes(repository.reserve_bytes)),
@@ -172,6 +184,9 @@ fn show(config: &Config) -> Answer {
             line("region", &bucket.region);
             line("connections", &bucket.connections.to_string());
             line("cache", &figures::bytes(bucket.cache_bytes));
+            for (name, value) in bucket_lines(bucket) {
+                line(name, &value);
+            }
         }
     }
     line("chunk size", &figures::bytes(repository.chunk_bytes.into()));
@@ -184,6 +199,9 @@ fn show(config: &Config) -> Answer {
     for recipient in &repository.escrow {
         line("escrow", recipient);
     }
+    for (name, value) in run_lines(&config.run) {
+        line(&name, &value);
+    }
     for (name, what) in told_lines(&config.notify) {
         line(name, &what);
     }
@@ -192,13 +210,7 @@ fn show(config: &Config) -> Answer {
     }
     let document = json!({
         "file": config.file.to_string_lossy(),
-        "host": {
-            "name": host.name,
-            "clock": host.clock.as_str(),
-            "role": host.role.as_str(),
-            "state_dir": host.state_dir,
-            "threads": host.threads,
-        },
+        "host": host_document(host),
         "repository": {
             "url": repository.place.to_string(),
             "directory": match &repository.place {
@@ -207,15 +219,7 @@ fn show(config: &Config) -> Answer {
             },
             "s3": match &repository.place {
                 Place::Directory(_) => None,
-                Place::Bucket(bucket) => Some(json!({
-                    "bucket": bucket.name,
-                    "prefix": bucket.prefix,
-                    "endpoint": bucket.endpoint,
-                    "region": bucket.region,
-                    "path_style": bucket.path_style,
-                    "connections": bucket.connections,
-                    "cache_bytes": bucket.cache_bytes,
-                })),
+                Place::Bucket(bucket) => Some(bucket_document(bucket)),
             },
             "reserve_bytes": repository.reserve_bytes,
             "chunk_bytes": repository.chunk_bytes,
@@ -224,10 +228,130 @@ fn show(config: &Config) -> Answer {
             "writers": repository.writers.to_string(),
             "escrow": repository.escrow,
         },
+        "run": run_document(&config.run),
         "notify": told_document(&config.notify),
         "customers": config.customers.iter().map(customer_document).collect::<Vec<_>>(),
     });
     Answer::done(text, document)
+}
+
+fn host_document(host: &Host) -> Value {
+    json!({
+        "name": host.name,
+        "clock": host.clock.as_str(),
+        "role": host.role.as_str(),
+        "state_dir": host.state_dir,
+        "threads": host.threads,
+        "overlay_dir": host.overlay_dir,
+        "overlay_bytes": host.overlay_bytes,
+        "freeze_limit_seconds": host.freeze_limit.as_secs_f64(),
+        "libvirt_uri": host.libvirt_uri,
+    })
+}
+
+/// What of a bucket was configured beyond what every bucket has.
+fn bucket_lines(bucket: &Bucket) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    if !bucket.allowed_regions.is_empty() {
+        lines.push(("allowed regions", bucket.allowed_regions.join(", ")));
+    }
+    if let Some(mode) = bucket.lock {
+        lines.push(("lock", mode.as_str().to_string()));
+    }
+    let rate = |bytes: u64| format!("{} a second", figures::bytes(bytes));
+    if let Some(bytes) = bucket.upload_bytes_per_second {
+        lines.push(("upload limit", rate(bytes)));
+    }
+    if let Some(bytes) = bucket.download_bytes_per_second {
+        lines.push(("download limit", rate(bytes)));
+    }
+    if let Some(file) = &bucket.ca_file {
+        lines.push(("CA file", file.display().to_string()));
+    }
+    if let Some(profile) = profile_of(bucket) {
+        lines.push(("profile", profile.to_string()));
+    }
+    lines
+}
+
+fn profile_of(bucket: &Bucket) -> Option<&str> {
+    match &bucket.credentials {
+        BucketCredentials::Found { profile } => profile.as_deref(),
+        BucketCredentials::Given { .. } => None,
+    }
+}
+
+fn bucket_document(bucket: &Bucket) -> Value {
+    json!({
+        "bucket": bucket.name,
+        "prefix": bucket.prefix,
+        "endpoint": bucket.endpoint,
+        "region": bucket.region,
+        "path_style": bucket.path_style,
+        "connections": bucket.connections,
+        "cache_bytes": bucket.cache_bytes,
+        "allowed_regions": bucket.allowed_regions,
+        "lock": bucket.lock.map(|mode| mode.as_str()),
+        "upload_bytes_per_second": bucket.upload_bytes_per_second,
+        "download_bytes_per_second": bucket.download_bytes_per_second,
+        "ca_file": bucket.ca_file,
+        "profile": profile_of(bucket),
+    })
+}
+
+fn run_lines(run: &Run) -> Vec<(String, String)> {
+    let mut lines = vec![("VMs at once".to_string(), run.vms_at_once.to_string())];
+    let mut add = |name: &str, value: String| lines.push((name.to_string(), value));
+    if run.spread {
+        add("spread", "over the whole window".to_string());
+    }
+    if run.limits != Limits::default() {
+        add("limits", limits_text(&run.limits));
+    }
+    for (hours, limits) in &run.at_hours {
+        let name = format!("limits {}", hours_text(hours));
+        add(&name, limits_text(limits));
+    }
+    if let Some(priority) = run.io_priority {
+        add("I/O priority", priority.as_str().to_string());
+    }
+    if let Some(file) = &run.metrics_file {
+        add("metrics file", file.display().to_string());
+    }
+    lines
+}
+
+fn limits_text(limits: &Limits) -> String {
+    let rate = |bytes: Option<u64>| {
+        bytes.map_or("no limit".to_string(), |bytes| {
+            format!("{} a second", figures::bytes(bytes))
+        })
+    };
+    format!("read {}, upload {}", rate(limits.read), rate(limits.upload))
+}
+
+fn hours_text(hours: &Hours) -> String {
+    let (from, to) = (hours.from.strftime("%H:%M"), hours.to.strftime("%H:%M"));
+    format!("{from}-{to}")
+}
+
+fn run_document(run: &Run) -> Value {
+    let at_hours = run.at_hours.iter().map(|(hours, limits)| {
+        json!({
+            "hours": hours_text(hours),
+            "read_bytes_per_second": limits.read,
+            "upload_bytes_per_second": limits.upload,
+        })
+    });
+    json!({
+        "vms_at_once": run.vms_at_once,
+        "spread": run.spread,
+        "read_bytes_per_second": run.limits.read,
+        "upload_bytes_per_second": run.limits.upload,
+        "limits_at_hours": at_hours.collect::<Vec<_>>(),
+        "io_priority": run.io_priority.map(|priority| priority.as_str()),
+        "metrics_file": run.metrics_file,
+    })
 }
 
 fn customer_text(customer: &Customer) -> String {
@@ -275,11 +399,11 @@ fn customer_text(customer: &Customer) -> String {
         overrides.keep_after_window.is_some(),
     );
     for recipient in &customer.escrow {
-        let _ = writeln!(text, "  {:<20}{recipient}", "escrow");
+        text += &whole("escrow", recipient);
     }
     for vm in &customer.vms {
         for (label, value) in source_lines(&vm.source) {
-            let _ = writeln!(text, "  {:<20}{value}", format!("{} {label}", vm.name));
+            text += &whole(&format!("{} {label}", vm.name), &value);
         }
     }
     text
@@ -300,9 +424,15 @@ fn source_lines(source: &VmSource) -> Vec<(String, String)> {
                 Some(_) => vm.fsfreeze.as_str(),
                 None => "never",
             };
+            let exclude: Vec<&str> = vm.exclude.iter().map(|disk| disk.as_str()).collect();
+            let without = match exclude.is_empty() {
+                true => String::new(),
+                false => format!(", without {}", exclude.join(", ")),
+            };
+            let monitor = vm.monitor.display();
             vec![(
                 "qmp".to_string(),
-                format!("{} (fsfreeze {freeze})", vm.monitor.display()),
+                format!("{monitor} (fsfreeze {freeze}{without})"),
             )]
         }
         VmSource::Libvirt(vm) => vec![(
@@ -391,6 +521,11 @@ fn named(name: &str, value: &str) -> String {
     wrapped(&start, NAME_COLUMNS, value)
 }
 
+/// As [`named`], on one line: what is copied from it. A name may be longer than its column.
+fn whole(name: &str, value: &str) -> String {
+    format!("  {name:<width$} {value}\n", width = NAME_COLUMNS - 3)
+}
+
 /// Words on as many lines as they need, the later ones indented.
 fn wrapped(start: &str, indent: usize, words: &str) -> String {
     let mut text = start.to_string();
@@ -468,7 +603,7 @@ mod tests {
         let config = example("[[customer]]\nid = \"umbrella\"\n");
         let warning = Warning {
             kind: "escrow",
-            customer: "acme".into(),
+            customer: Some("acme".into()),
             message: "many words ".repeat(30),
         };
         let text = check(&config, &[warning], &Effects::default()).text;
@@ -485,7 +620,7 @@ mod tests {
             warnings_of(config)
                 .into_iter()
                 .filter(|warning| warning.kind != "disk")
-                .map(|warning| (warning.customer, warning.kind))
+                .map(|warning| (warning.customer.unwrap_or_default(), warning.kind))
                 .collect()
         };
         let expected = |list: &[(&str, &'static str)]| -> Vec<(String, &'static str)> {
@@ -505,6 +640,77 @@ mod tests {
             words.contains("the loss of this host is the loss of every backup"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn of_host_bucket_run_and_vms_all_that_is_configured_is_shown() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("vmkeep.toml");
+        let text = r#"
+[host]
+name = "host1"
+state_dir = "/var/lib/vmkeep"
+overlay_dir = "/srv/overlays"
+overlay_size = "3 GiB"
+freeze_limit = "7s"
+libvirt_uri = "qemu:///system"
+
+[repository]
+url = "s3://backups/vmkeep"
+
+[repository.s3]
+region = "eu-central-1"
+allowed_regions = ["eu-central-1"]
+upload_limit = "5 MiB"
+profile = "nightly"
+
+[policy]
+timezone = "UTC"
+window = "22:00-06:00"
+
+[run]
+vms_at_once = 3
+spread = true
+read_limit = "200 MiB"
+io_priority = "idle"
+metrics_file = "/srv/metrics/vmkeep.prom"
+
+[[run.limit]]
+hours = "06:00-22:00"
+upload_limit = "10 MiB"
+
+[[customer]]
+id = "acme"
+
+[[customer.vm]]
+name = "application-server-01"
+qmp = "/run/web01.qmp"
+exclude = ["vdb", "vdc"]
+"#;
+        std::fs::write(&file, text).expect("written");
+        let config = config::load(&file).unwrap_or_else(|error| panic!("{error}"));
+        let answer = show(&config);
+        for part in [
+            "/srv/overlays, 3 GiB a disk\n",
+            "7s\n",
+            "qemu:///system\n",
+            "allowed regions       eu-central-1\n",
+            "upload limit          5 MiB a second\n",
+            "profile               nightly\n",
+            "VMs at once           3\n",
+            "limits                read 200 MiB a second, upload no limit\n",
+            "limits 06:00-22:00    read no limit, upload 10 MiB a second\n",
+            "idle\n",
+            "/srv/metrics/vmkeep.prom\n",
+            "  application-server-01 qmp /run/web01.qmp (fsfreeze never, without vdb, vdc)\n",
+        ] {
+            assert!(answer.text.contains(part), "{part:?} in\n{}", answer.text);
+        }
+        let run = &answer.document["run"];
+        assert_eq!(run["vms_at_once"], 3);
+        assert_eq!(run["limits_at_hours"][0]["hours"], "06:00-22:00");
+        assert_eq!(answer.document["host"]["freeze_limit_seconds"], 7.0);
+        assert_eq!(answer.document["repository"]["s3"]["profile"], "nightly");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::cli::invocation::Invocation;
 use crate::cli::site::Site;
 use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
+use crate::codec::age::AgeRecipient;
 use crate::config::{HOST_NAME, is_host_name};
 use crate::format::entry::{ClockDeclaration, HostBody, Role};
 use crate::jobs::{Admission, admit_host};
@@ -24,8 +25,8 @@ pub fn run(invocation: &Invocation, command: &KeyCommand) -> Result<Answer, Fail
 
 fn list(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
     let mut table = Table::new()
-        .left("CUSTOMER")
-        .cut("HOST")
+        .name("CUSTOMER")
+        .name("HOST")
         .left("ID")
         .left("ROLES")
         .left("CLOCK")
@@ -85,6 +86,11 @@ fn admit(invocation: &Invocation, site: &Site, args: &AdmitArgs) -> Result<Answe
     if !is_host_name(&args.name) {
         return Err(Failure::new(Exit::Usage, format!("--name: {HOST_NAME}")));
     }
+    if let Err(error) = args.recipient.parse::<AgeRecipient>() {
+        let message = format!("RECIPIENT {:?}: {error}", args.recipient);
+        return Err(Failure::new(Exit::Usage, message)
+            .hint("vmkeep init on the new host prints the whole command"));
+    }
     let mut roles: Vec<Role> = args.roles.iter().map(|role| role_of(*role)).collect();
     roles.sort_unstable();
     roles.dedup();
@@ -99,6 +105,7 @@ fn admit(invocation: &Invocation, site: &Site, args: &AdmitArgs) -> Result<Answe
         },
     };
     let mut tally = Tally::default();
+    let mut is_in = false;
     for config in &site.config.customers {
         if !args.customers.is_empty() && !args.customers.contains(&config.name) {
             continue;
@@ -124,10 +131,12 @@ fn admit(invocation: &Invocation, site: &Site, args: &AdmitArgs) -> Result<Answe
         );
         let document = json!({ "customer": config.name.as_str(), "outcome": word });
         tally.add(&text, document, None);
+        is_in = true;
     }
-    tally
-        .text
-        .push_str("now run on the new host: vmkeep init\n");
+    if is_in {
+        let next = "now run on the new host: vmkeep init\n";
+        tally.text.push_str(next);
+    }
     Ok(tally.answer(Value::from))
 }
 

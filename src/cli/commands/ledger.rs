@@ -215,7 +215,7 @@ fn verify(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
             Err(error) => Failure::from(error),
         };
         let _ = writeln!(text, "{}: {}", config.name, failure.message);
-        invocation.terminal.warn(&failure.text());
+        invocation.terminal.tell(&failure);
         documents.push(json!({
             "customer": config.name.as_str(),
             "sound": false,

@@ -17,9 +17,9 @@ pub fn run(invocation: &Invocation, args: &PointsArgs) -> Result<Answer, Failure
     let site = Site::open(invocation)?;
     let now = site.host.now();
     let mut table = Table::new()
-        .cut("VM")
+        .name("VM")
         .left("TAKEN")
-        .left("KIND")
+        .cut("KIND")
         .right("DISKS")
         .right("STORED")
         .left("EXPIRES")

@@ -117,13 +117,21 @@ pub fn verdict(pruned: &Pruned) -> Option<Failure> {
     if let Some(damage) = &pruned.damage {
         return Some(Failure::new(Exit::DamageFound, damage.to_string()));
     }
+    if let Some(first) = pruned.unreadable.first() {
+        let more = match pruned.unreadable.len() - 1 {
+            0 => String::new(),
+            more => format!("; {more} more of which something cannot be read"),
+        };
+        return Some(Failure::new(Exit::DamageFound, format!("{first}{more}")));
+    }
     if !pruned.reclaimed.withheld.is_empty() {
         return Some(Failure::new(
             Exit::DamageFound,
             "a condemned pack holds what is nowhere else; it was kept",
         ));
     }
-    if let Some(refused) = &pruned.reclaimed.refused {
+    let refused = pruned.reclaimed.refused.as_ref();
+    if let Some(refused) = refused.or(pruned.swept.refused.as_ref()) {
         return Some(JobError::from(RepositoryError::from(refused.clone())).into());
     }
     if !pruned.swept.unexplained.is_empty() {
@@ -216,7 +224,7 @@ fn plan_text(decisions: &[Decision], open: &OpenCustomer<'_>) -> String {
     let mut rows: Vec<&Decision> = decisions.iter().collect();
     rows.sort_by_key(|one| (&one.vm, one.taken_at));
     let mut table = Table::new()
-        .left("VM")
+        .name("VM")
         .left("TAKEN")
         .left("ID")
         .left("PLAN")

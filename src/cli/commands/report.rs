@@ -114,6 +114,21 @@ pub fn pruned_text(customer: &CustomerName, pruned: &Pruned, location: &str) -> 
              vmkeep backup --full heals,\n  prune --confirm goes on without what cannot be read"
         );
     }
+    for damage in &pruned.unreadable {
+        let _ = writeln!(text, "  damage: {damage}");
+    }
+    if !pruned.unreadable.is_empty() {
+        let _ = writeln!(
+            text,
+            "  what was due was reclaimed all the same; vmkeep backup --full heals what the source still has"
+        );
+    }
+    if let Some(refused) = &pruned.swept.refused {
+        let _ = writeln!(
+            text,
+            "  a record that must go could not be removed: {refused}"
+        );
+    }
     text
 }
 
@@ -141,7 +156,10 @@ pub fn pruned_document(customer: &CustomerName, pruned: &Pruned) -> Value {
             "erased": certificate.erased,
             "destroyed": certificate.destroyed,
         })),
-        "damage": pruned.damage.as_ref().map(ToString::to_string),
+        "damage": pruned.damage.as_ref().map(ToString::to_string)
+            .or_else(|| pruned.unreadable.first().cloned()),
+        "unreadable": pruned.unreadable,
+        "refused": pruned.swept.refused.as_ref().map(ToString::to_string),
         "notes": pruned.notes,
     })
 }
@@ -204,9 +222,45 @@ pub fn short(id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::commands::prune::verdict;
+    use crate::cli::exit::Exit;
     use crate::model::PointId;
     use crate::policy::{Decision, Reason};
+    use crate::storage::{StorageError, StorageErrorKind};
     use jiff::Timestamp;
+
+    #[test]
+    fn what_a_prune_went_on_over_or_could_not_remove_is_told_and_no_success() {
+        let customer = CustomerName::new("acme").expect("a name");
+        let mut pruned = Pruned::default();
+        assert!(verdict(&pruned).is_none());
+        let denied = StorageError::new(StorageErrorKind::Denied, "points/one", "a test");
+        pruned.swept.refused = Some(denied);
+        let failure = verdict(&pruned).expect("a failure");
+        assert!(
+            failure.message.contains("points/one"),
+            "{}",
+            failure.message
+        );
+        assert!(pruned_text(&customer, &pruned, "here").contains("points/one"));
+        let document = pruned_document(&customer, &pruned);
+        assert!(
+            document["refused"]
+                .as_str()
+                .expect("a text")
+                .contains("points/one")
+        );
+        for point in ["restore point aa", "restore point bb"] {
+            pruned.unreadable.push(format!("{point} (web): damaged"));
+            let failure = verdict(&pruned).expect("a failure");
+            assert_eq!(failure.exit, Exit::DamageFound);
+            assert!(failure.message.contains("point aa"), "{}", failure.message);
+            assert!(pruned_text(&customer, &pruned, "here").contains(point));
+        }
+        let document = pruned_document(&customer, &pruned);
+        assert_eq!(document["unreadable"].as_array().map(Vec::len), Some(2));
+        assert_eq!(document["damage"], "restore point aa (web): damaged");
+    }
 
     #[test]
     fn a_decision_says_of_which_point_it_is() {

@@ -24,7 +24,7 @@ use crate::jobs::{
     StateFolder, VmOutcome, VmRun, Work, arrange, begin_run, carry_out, foresee_policy, look_ahead,
     plan_prune, prune_in_run, run_vm, spread_rate, verify_in_run, why_not_prune,
 };
-use crate::model::{VmName, Writers};
+use crate::model::{CustomerName, VmName, Writers};
 use crate::notify::Moment;
 use crate::policy::{Action, Deletion, What};
 use jiff::Timestamp;
@@ -112,7 +112,9 @@ fn night(invocation: &Invocation, receivers: &Receivers) -> Result<Answer, Failu
             Ok(turn) => turns.push(turn),
             Err(failure) => {
                 overview.add_unreachable(&config.name, failure.clone());
+                let what_to_do = remedies(&failure);
                 tally.failed(invocation, &config.name, failure)?;
+                tally.text.push_str(&what_to_do);
             }
         }
     }
@@ -209,11 +211,13 @@ fn alarms_of(done: &CustomerRun) -> Vec<Alarm> {
         let damage = pruned.damage.as_ref().map(ToString::to_string);
         let withheld = (!pruned.reclaimed.withheld.is_empty())
             .then(|| "a condemned pack holds what is nowhere else; it was kept".to_string());
-        if let Some(refused) = &pruned.reclaimed.refused {
+        let refused = [&pruned.reclaimed.refused, &pruned.swept.refused];
+        for refused in refused.into_iter().flatten() {
             let text = format!("the last prune could not delete everything: {refused}");
             alarms.push(Alarm::of_customer(AlarmKind::PruneFailed, text));
         }
-        let texts = damage.into_iter().chain(withheld);
+        let unreadable = pruned.unreadable.iter().cloned();
+        let texts = damage.into_iter().chain(unreadable).chain(withheld);
         alarms.extend(texts.map(|text| Alarm::of_customer(AlarmKind::Damage, text)));
         if let Some(first) = pruned.swept.unexplained.first() {
             let text = format!(
@@ -427,39 +431,18 @@ fn report(
     let mut text = String::new();
     let mut worst = None;
     let fail = |failure: Failure, worst: &mut Option<Failure>| {
-        invocation.terminal.warn(&failure.text());
+        invocation.terminal.tell(&failure);
         *worst = worse(worst.take(), Some(failure));
     };
-    let policy = match &done.begun.policies {
-        Policies::Same => "same",
-        Policies::Applied => {
-            let _ = writeln!(text, "{customer}: the configured policy is in force now");
-            "applied"
-        }
-        Policies::NeedsConfirmation { nights } => {
-            let lost: Vec<String> = nights
-                .iter()
-                .map(|(vm, nights)| format!("{vm}: {nights}"))
-                .collect();
-            let failure = Failure::new(
-                Exit::Failed,
-                format!(
-                    "{customer}: the configured policy is shorter and would expire several nights \
-                     at once ({}); the old one holds until somebody confirms",
-                    lost.join(", ")
-                ),
-            )
-            .hint("if that is meant: vmkeep prune --confirm");
-            fail(failure, &mut worst);
-            "needs-confirmation"
-        }
-        Policies::ClockRefused { reason } => {
-            let text =
-                format!("{customer}: the configured policy waits, and the old one holds: {reason}");
-            fail(Failure::new(Exit::ClockNotTrusted, text), &mut worst);
-            "clock-refused"
-        }
-    };
+    let policies = &done.begun.policies;
+    if *policies == Policies::Applied {
+        let _ = writeln!(text, "{customer}: the configured policy is in force now");
+    }
+    if let Some(failure) = policy_that_waits(customer, policies) {
+        let _ = writeln!(text, "{}", failure.message);
+        text.push_str(&remedies(&failure));
+        fail(failure, &mut worst);
+    }
     let vms: Vec<Value> = done
         .vms
         .iter()
@@ -482,6 +465,7 @@ fn report(
                     let _ = writeln!(text, "{message}");
                     let failure = Failure::new(Exit::SomeFailed, message)
                         .hint("a run outside of the window does what was missed: vmkeep run");
+                    text.push_str(&remedies(&failure));
                     fail(failure, &mut worst);
                     json!({"vm": vm.vm.as_str(), "outcome": "left", "reason": vm.reason})
                 }
@@ -493,6 +477,7 @@ fn report(
                         message: format!("{name}: {}", cause.message),
                         hints: cause.hints.clone(),
                     };
+                    text.push_str(&remedies(&failure));
                     fail(failure, &mut worst);
                     json!({
                         "vm": vm.vm.as_str(),
@@ -512,6 +497,7 @@ fn report(
                 &site.store.storage.location(),
             ));
             if let Some(failure) = verdict(pruned) {
+                text.push_str(&remedies(&failure));
                 fail(failure, &mut worst);
             }
             pruned_document(customer, pruned)
@@ -519,6 +505,7 @@ fn report(
         Err(error) => {
             let failure = Failure::from(error.clone());
             let _ = writeln!(text, "{customer}: prune: {}", failure.message);
+            text.push_str(&remedies(&failure));
             let document = json!({ "error": failure.document()["error"] });
             fail(failure, &mut worst);
             document
@@ -532,12 +519,15 @@ fn report(
             if let Some(first) = verified.damage.first() {
                 let failure = Failure::new(Exit::DamageFound, first.clone())
                     .hint("vmkeep verify --read-data shows all of it");
+                text.push_str(&remedies(&failure));
                 fail(failure, &mut worst);
             }
             verified_document(customer, verified)
         }
         Err(error) => {
             let failure = Failure::from(error.clone());
+            let _ = writeln!(text, "{customer}: verification: {}", failure.message);
+            text.push_str(&remedies(&failure));
             let document = json!({ "error": failure.document()["error"] });
             fail(failure, &mut worst);
             document
@@ -557,19 +547,70 @@ fn report(
                     .hint("find out who writes to the disk behind the hypervisor's back"),
                 _ => failure,
             };
+            text.push_str(&remedies(&failure));
             fail(failure, &mut worst);
         }
     }
-    let document = json!({
+    let mut document = json!({
         "customer": customer.as_str(),
-        "policy": policy,
         "aborted_sessions": done.begun.aborted_sessions,
         "vms": vms,
         "prune": prune,
         "verification": verification,
         "alarms": concerns.iter().map(|one| &one.alarm.text).collect::<Vec<_>>(),
     });
+    add_policy(&mut document, policies);
     (text, document, worst)
+}
+
+/// Why the configured policy is not in force, and what to do about it.
+fn policy_that_waits(customer: &CustomerName, policies: &Policies) -> Option<Failure> {
+    match policies {
+        Policies::Same | Policies::Applied => None,
+        Policies::NeedsConfirmation { nights } => {
+            let lost: Vec<String> = nights
+                .iter()
+                .map(|(vm, nights)| format!("{vm}: {nights}"))
+                .collect();
+            let message = format!(
+                "{customer}: the configured policy is shorter and would expire several nights at \
+                 once ({}); the old one holds until somebody confirms",
+                lost.join(", ")
+            );
+            let failure = Failure::new(Exit::Failed, message);
+            Some(failure.hint("if that is meant: vmkeep prune --confirm"))
+        }
+        Policies::ClockRefused { reason } => {
+            let message =
+                format!("{customer}: the configured policy waits, and the old one holds: {reason}");
+            Some(Failure::new(Exit::ClockNotTrusted, message))
+        }
+    }
+}
+
+/// The same for programs.
+fn add_policy(document: &mut Value, policies: &Policies) {
+    let (word, nights, refused) = match policies {
+        Policies::Same => ("same", None, None),
+        Policies::Applied => ("applied", None, None),
+        Policies::NeedsConfirmation { nights } => ("needs-confirmation", Some(nights), None),
+        Policies::ClockRefused { reason } => ("clock-refused", None, Some(reason.to_string())),
+    };
+    let nights = nights.map(|nights| {
+        let nights = nights
+            .iter()
+            .map(|(vm, nights)| (vm.to_string(), json!(nights)));
+        nights.collect::<serde_json::Map<_, _>>()
+    });
+    document["policy"] = word.into();
+    document["policy_nights"] = json!(nights);
+    document["policy_refused"] = json!(refused);
+}
+
+/// What to do about a failure, below the line that tells it: a mail or a ping has no stderr.
+fn remedies(failure: &Failure) -> String {
+    let hints = failure.hints.iter();
+    hints.map(|hint| format!("  hint: {hint}\n")).collect()
 }
 
 /// The night in its order, with the reasons.
@@ -604,9 +645,20 @@ fn dry_run(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
         }));
     }
     for (open, vms) in customers.iter().zip(vms) {
-        let (state, _) = open
+        let (state, policies) = open
             .customer
             .with_state(|state| foresee_policy(state, &site.host, &open.config.terms, false))?;
+        let customer = &open.config.name;
+        if policies == Policies::Applied {
+            let _ = writeln!(
+                tally.text,
+                "{customer}: the configured policy would be in force"
+            );
+        }
+        if let Some(failure) = policy_that_waits(customer, &policies) {
+            let _ = writeln!(tally.text, "{}", failure.message);
+            tally.text.push_str(&remedies(&failure));
+        }
         let clock = match site.host.judgement(state.last_witnessed).deletion {
             Deletion::Allowed => None,
             Deletion::Refused { reason } => Some(reason.to_string()),
@@ -623,13 +675,15 @@ fn dry_run(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
                 figures::count(removed.len(), "point", "points")
             ),
         };
-        let _ = writeln!(tally.text, "{}: {prune}", open.config.name);
-        tally.documents.push(json!({
-            "customer": open.config.name.as_str(),
+        let _ = writeln!(tally.text, "{customer}: {prune}");
+        let mut document = json!({
+            "customer": customer.as_str(),
             "vms": vms,
             "prune": removed.iter().map(super::report::decision_document).collect::<Vec<_>>(),
             "prune_refusal": refusal,
-        }));
+        });
+        add_policy(&mut document, &policies);
+        tally.documents.push(document);
     }
     tally.all_failed(invocation, unopened)?;
     Ok(tally.answer(|customers| json!({ "dry_run": true, "customers": customers })))

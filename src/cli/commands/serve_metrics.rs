@@ -34,7 +34,7 @@ pub fn run(invocation: &Invocation, args: &ServeMetricsArgs) -> Result<Answer, F
     tracing::info!("metrics at http://{at}/metrics");
     invocation
         .terminal
-        .warn(&format!("metrics at http://{at}/metrics\n"));
+        .notice(&format!("metrics at http://{at}/metrics\n"));
     let mut kept: Option<(Instant, String)> = None;
     while !invocation.stop.load(Ordering::Relaxed) {
         match listener.accept() {

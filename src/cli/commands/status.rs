@@ -60,11 +60,11 @@ pub fn run(invocation: &Invocation, args: &StatusArgs) -> Result<Answer, Failure
 fn text(overview: &Overview) -> String {
     let mut table = Table::new()
         .left("")
-        .cut("VM")
+        .name("VM")
         .left("LAST")
         .left("KIND")
         .right("POINTS")
-        .left("NIGHTS")
+        .latest("NIGHTS")
         .left("EXPIRY");
     for row in &overview.rows {
         table.row(cells(row));

@@ -39,7 +39,7 @@ impl Tally {
             return Err(failure);
         }
         let _ = writeln!(self.text, "{customer}: {}", failure.message);
-        invocation.terminal.warn(&failure.text());
+        invocation.terminal.tell(&failure);
         self.documents.push(json!({
             "customer": customer.as_str(),
             "error": failure.document()["error"],

@@ -1,5 +1,6 @@
 //! What a policy that is configured and not yet in force would do to what there is.
 
+use super::warning::Warning;
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
 use crate::cli::site::Site;
@@ -26,14 +27,23 @@ pub struct Effects {
     pub known: Vec<Effect>,
     /// Why some, or all, could not be looked at.
     pub unknown: Vec<String>,
+    /// What is configured and does nothing.
+    pub warnings: Vec<Warning>,
 }
 
 /// Of a host that has a repository; else nothing is there to be changed.
 pub fn effects_of(invocation: &Invocation, config: &Config) -> Effects {
     let mut effects = Effects::default();
     // Looking must not make the state folder of a host that has none.
-    if !config.host.state_dir.join("repository").exists() {
-        return effects;
+    let repository = config.host.state_dir.join("repository");
+    match repository.try_exists() {
+        Ok(true) => {}
+        Ok(false) => return effects,
+        Err(error) => {
+            let unknown = format!("{}: {error}", repository.display());
+            effects.unknown.push(unknown);
+            return effects;
+        }
     }
     let site = match Site::open(invocation) {
         Ok(site) => site,
@@ -42,6 +52,20 @@ pub fn effects_of(invocation: &Invocation, config: &Config) -> Effects {
             return effects;
         }
     };
+    let (configured, made) = (config.repository.chunk_bytes, site.file.chunk_bytes);
+    if configured != made {
+        let message = format!(
+            "chunk_size of [repository] is {}, but the repository was made with {}, which stays: \
+             only vmkeep init decides it",
+            figures::bytes(configured.into()),
+            figures::bytes(made.into())
+        );
+        effects.warnings.push(Warning {
+            kind: "chunk-size",
+            customer: None,
+            message,
+        });
+    }
     let now = site.host.now();
     for config in &site.config.customers {
         let open = match site.customer(config) {

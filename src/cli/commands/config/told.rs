@@ -1,3 +1,4 @@
+use crate::cli::figures;
 use crate::config::{Notify, SecretSource, UrlSource};
 use serde_json::{Value, json};
 
@@ -16,7 +17,7 @@ pub fn told_lines(notify: &Notify) -> Vec<(&'static str, String)> {
         lines.push(("ping", place(&ping.url)));
     }
     if !lines.is_empty() {
-        let every = humantime::format_duration(notify.remind_every);
+        let every = figures::seconds(notify.remind_every.as_secs());
         lines.push(("reminders", format!("every {every}")));
         lines.push(("report of a run", notify.report.as_str().to_string()));
     }
@@ -99,7 +100,7 @@ mod tests {
                 ("webhook", "as /etc/vmkeep/hook says"),
                 ("ping", "hc.example"),
                 ("ping", "as pass prints"),
-                ("reminders", "every 1day"),
+                ("reminders", "every 1 day"),
                 ("report of a run", "failure"),
             ]
         );

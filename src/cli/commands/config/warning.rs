@@ -11,7 +11,8 @@ use std::path::Path;
 pub struct Warning {
     /// One word for programs.
     pub kind: &'static str,
-    pub customer: String,
+    /// `None`: it is of the whole configuration.
+    pub customer: Option<String>,
     pub message: String,
 }
 
@@ -33,7 +34,7 @@ pub fn warnings_of(config: &Config) -> Vec<Warning> {
         let mut warn = |kind, message| {
             warnings.push(Warning {
                 kind,
-                customer: name.to_string(),
+                customer: Some(name.to_string()),
                 message,
             });
         };
