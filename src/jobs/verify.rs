@@ -370,7 +370,8 @@ fn check_segments(
 }
 
 /// A share of the packs, those longest unread first, with their sizes. What is known as damaged is never whole
-/// again, and so never read last: it comes after all others, or it would take their place every night.
+/// again, and so never the one last read: in a night's share it comes after all others, or it would take their
+/// place every night. Somebody who asks for a share is told of it.
 fn share_of(
     customer: &SealedCustomer,
     index: &Index,
@@ -385,7 +386,7 @@ fn share_of(
             .filter(|info| !info.condemned)
             .map(|info| {
                 let read_at = state.verified_at(&info.row.name);
-                let is_damaged = damaged.contains(&info.row.name);
+                let is_damaged = unread_since.is_some() && damaged.contains(&info.row.name);
                 (is_damaged, read_at, info.row.name, info.row.size_bytes)
             })
             .collect()

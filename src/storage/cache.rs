@@ -29,6 +29,9 @@ const MARK: &str = "CACHEDIR.TAG";
 const MARK_TEXT: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
     # Copies of a vmkeep repository, which may be removed at any time.\n";
 
+/// With a number behind it, a mark that is being written.
+const BEGUN: &str = ".CACHEDIR.TAG.";
+
 /// The BLAKE3 hash that is the last part of an object's name.
 pub type HashOfName = fn(&ObjectName) -> Option<[u8; 32]>;
 
@@ -127,9 +130,7 @@ impl Cached {
         }
         make_folder(&self.folder)?;
         refuse_foreign(&self.folder)?;
-        // Another process may write the same. Of a crash here a part is left, which is no other's mark.
-        let mut mark = new_file(&self.folder.join(MARK))?;
-        mark.write_all(MARK_TEXT.as_bytes())
+        write_mark(&self.folder)
     }
 
     fn forget(&self, name: &ObjectName) {
@@ -140,7 +141,7 @@ impl Cached {
 
     /// What was noted under a name that no object has; gone whenever copies may be.
     pub fn noted(&self, name: &ObjectName) -> Option<Vec<u8>> {
-        fs::read(self.folder.join(name.as_str())).ok()
+        is_marked(&self.folder).then(|| fs::read(self.folder.join(name.as_str())).ok())?
     }
 
     pub fn note(&self, name: &ObjectName, bytes: &[u8]) -> io::Result<()> {
@@ -159,6 +160,9 @@ impl Cached {
     }
 
     fn copy_of(&self, name: &ObjectName, hash: &[u8; 32], max_bytes: u64) -> io::Result<OpenCopy> {
+        if !is_marked(&self.folder) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let path = self.folder.join(name.as_str());
         let mut file = File::open(&path)?;
         let size_bytes = file.metadata()?.len();
@@ -256,7 +260,21 @@ pub fn remove_copies(folder: &Path) -> io::Result<()> {
         }
     }
     remove(&folder.join(MARK))?;
-    fs::remove_dir(folder)
+    fs::remove_dir(folder).or_else(|error| {
+        // Another process has just put a copy there.
+        write_mark(folder)?;
+        Err(error)
+    })
+}
+
+/// Whole, and on the disk before the first copy is: copies without it would be nobody's for ever.
+fn write_mark(folder: &Path) -> io::Result<()> {
+    let temporary = folder.join(format!("{BEGUN}{}", std::process::id()));
+    let mut mark = new_file(&temporary)?;
+    mark.write_all(MARK_TEXT.as_bytes())?;
+    mark.sync_all()?;
+    fs::rename(&temporary, folder.join(MARK))?;
+    File::open(folder)?.sync_all()
 }
 
 fn is_marked(folder: &Path) -> bool {
@@ -274,9 +292,8 @@ fn refuse_foreign(folder: &Path) -> io::Result<()> {
     };
     for entry in entries {
         let path = entry?.path();
-        let is_begun = path.ends_with(MARK)
-            && fs::read(&path).is_ok_and(|mark| MARK_TEXT.as_bytes().starts_with(&mark));
-        if !is_begun {
+        let leaf = path.file_name().unwrap_or_default().as_encoded_bytes();
+        if !leaf.starts_with(BEGUN.as_bytes()) {
             return Err(io::Error::other(format!(
                 "{} holds what vmkeep did not put there, such as {}: nothing in it is touched, and no \
                  copies are kept; move that away",
@@ -653,6 +670,12 @@ mod tests {
         let theirs = folder.join("customers/acme/index/theirs");
         fs::create_dir_all(theirs.parent().unwrap()).unwrap();
         fs::write(&theirs, "theirs").unwrap();
+        // Under a name that vmkeep would use.
+        let rotted = named("customers/acme/index/2", b"another");
+        fs::create_dir_all(lab.path(&rotted).parent().unwrap()).unwrap();
+        fs::write(lab.path(&rotted), "theirs as well").unwrap();
+        assert!(lab.cached.copy(&rotted).is_none());
+        assert!(lab.cached.noted(&rotted).is_none());
         let name = named("customers/acme/index/1", b"a segment");
         lab.store.create(&name, b"a segment").unwrap();
         assert_eq!(lab.read(&name).unwrap(), b"a segment");
@@ -664,9 +687,10 @@ mod tests {
         let _not_in_the_store = lab.cached.delete(&named_so);
         remove_copies(&folder).unwrap();
         assert_eq!(fs::read(&theirs).unwrap(), b"theirs");
+        assert_eq!(fs::read(lab.path(&rotted)).unwrap(), b"theirs as well");
         // Once it is moved away, copies are made, and go with all that lies beside them.
         fs::remove_dir_all(folder.join("customers")).unwrap();
-        fs::write(folder.join(MARK), &MARK_TEXT[..20]).unwrap();
+        fs::write(folder.join(format!("{BEGUN}77")), &MARK_TEXT[..20]).unwrap();
         assert_eq!(lab.read(&name).unwrap(), b"a segment");
         assert!(lab.path(&name).exists());
         remove_copies(&folder).unwrap();

@@ -198,6 +198,10 @@ fn remove_if_dead(
     match rustix::fs::renameat(folder, name, folder, &taken) {
         Ok(()) => {}
         Err(Errno::NOENT) => return Ok(None),
+        // To remove a name may need no room where another one does (btrfs, ZFS), and gives some back.
+        Err(Errno::NOSPC | Errno::DQUOT) => {
+            return Ok(unlink(folder, name)?.then(|| leftover(name, &own)));
+        }
         Err(error) => return Err(error.into()),
     }
     if !is_entry(folder, taken.as_bytes(), &own)? {
