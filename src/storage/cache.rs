@@ -195,12 +195,13 @@ impl Cached {
         }
         {
             let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+            // One thread at a time: all would write the mark under the same name first.
+            self.claim()?;
             if *room < size_bytes {
                 *room = self.make_room(size_bytes)?;
             }
             *room = room.saturating_sub(size_bytes);
         }
-        self.claim()?;
         let path = self.folder.join(name.as_str());
         let above = path.parent().unwrap_or(&self.folder);
         make_folder(above)?;
