@@ -78,11 +78,21 @@
 //! - A machine that stands still takes its kernel's word and its uptime with it: two sources that agree
 //!   and are both late, which shows only when another machine is right. So thinning waits as much
 //!   longer as the longest time without a witness after a point's commit, where that is over 36 hours.
+//! - Restore points that a lone clock dated count from the last witnessed time before, and go by it. After a reboot
+//!   a host whose store is a directory has no second source, so that all of them would go at once. Who vouches for
+//!   the clock there vouches for what it said since it went on as the uptime did, and those points count from their
+//!   own time from then on (section 12.4 of the format): two sources, one of them late.
+//! - A host remembers the first entry of each customer it has met, and takes no other ledger under that name. An
+//!   entry that is damaged is read past by what this very program once made of it: the chain names its hash.
 //! - A prune goes by the policy in the ledger. A configuration that differs is applied by `run`, and a
-//!   shortening that would expire more than one night at once only by `prune --confirm`.
+//!   shortening that would expire more than one night at once only by `prune --confirm`. So is one that another
+//!   host has replaced since this one wrote it: two hosts that differ would undo each other's night after night.
+//! - A run beside one that is late prunes and tells ([`jobs::UnderWay::is_late`]). The late one starts it: systemd
+//!   starts no service that is active, and cron's lock none.
 //! - Objects that vmkeep cannot have written are reported by a prune and removed by
 //!   `prune --confirm` only; until then no certificate is signed. Key files that the ledger does not
-//!   name, and files under names that no object can have, are for a person to move away. Nor is one
+//!   name, files under names that no object can have, and what stands beside the customers (a copy of one, say)
+//!   are for a person to move away. Nor is one
 //!   signed while another process's unfinished file is in the store: the next prune signs it.
 
 pub mod cli;

@@ -6,7 +6,9 @@ use vmkeep_test_support as support;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::HashSet;
 use support::s3::{Bucket, server};
-use support::{Fragments, Guest, Host, HostOptions, Random, Scan, Scanner, time};
+use support::{
+    Customer, Fragments, Guest, Host, HostOptions, Random, Scan, Scanner, path_text, time, tool,
+};
 use vmkeep::model::{PointId, Tag};
 
 const MARKER: &[u8] = b"the marker of one night: account 4711, PIN 0815";
@@ -263,6 +265,56 @@ fn an_expired_point_comes_back_with_undo_until_it_is_erased() {
         return;
     }
     panic!("nothing expired in a month");
+}
+
+#[test]
+fn no_certificate_is_signed_while_a_copy_of_the_customer_lies_in_the_store() {
+    let mut random = Random::new(0xe7a5_0004);
+    let host = Host::new(&HostOptions {
+        customers: vec![Customer {
+            name: "acme",
+            own: "max_retention = \"7 days\"",
+            vms: vec![("web01", vec!["vda"])],
+        }],
+        ..HostOptions::default()
+    });
+    let mut guest = Guest::new(host.image("web01", "vda"), 1 << 20, &mut random);
+    let start = time("2025-03-03T23:00:00Z");
+    host.vmkeep(&["init", "--yes"], start).exits(0);
+    let mut night = |number: i64| {
+        guest.work(4, &mut random);
+        host.vmkeep(&["--json", "run"], start + days(number))
+    };
+    for number in 0..3 {
+        night(number).exits(0);
+    }
+    let copy = host.customer_folder("acme.bak");
+    let acme = host.customer_folder("acme");
+    tool("cp", &["-a", path_text(&acme), path_text(&copy)]);
+    let mut erased = 0;
+    for number in 3..9 {
+        let ran = night(number);
+        ran.exits(1)
+            .says("customers/acme.bak (a copy of customer \"acme\")");
+        let prune = &ran.document()["customers"][0]["prune"];
+        assert!(prune["certificate"].is_null(), "{prune}");
+        erased += prune["erased"].as_array().unwrap().len();
+    }
+    assert!(erased > 0, "a maximum of a week is over");
+    host.vmkeep(&["status"], start + days(8))
+        .says("customers/acme.bak (a copy of customer \"acme\")");
+    // Nobody but who made it knows what it is for.
+    assert!(copy.join("ledger").exists());
+    std::fs::remove_dir_all(copy).unwrap();
+    let later = start + days(8) + SignedDuration::from_hours(1);
+    let document = host.json(&["prune"], later);
+    let prune = &document["customers"][0];
+    erased += prune["erased"].as_array().unwrap().len();
+    assert_eq!(prune["certificate"]["erased"], erased, "{prune}");
+    // No run need come first.
+    let status = host.vmkeep(&["status"], later);
+    assert!(!status.stdout.contains("acme.bak"), "{status}");
+    night(9).exits(0);
 }
 
 #[test]

@@ -31,13 +31,14 @@ use vmkeep::format::pack::{
 use vmkeep::format::segment::{PackRow, Record, Segment, build};
 use vmkeep::model::{
     CustomerName, CustomerUid, DiskName, EntryHash, HostId, ObjectHash, ObjectName, PackName,
-    PieceKind, PointId, PointKind, SegmentName, SessionId, Tag, TreeShape, VmName, Writers,
+    PieceKind, PointId, PointKind, RepositoryId, SegmentName, SessionId, Tag, TreeShape, VmName,
+    Writers,
 };
 use vmkeep::policy::PolicyTerms;
 use vmkeep::repository::{
-    Customer, DiskDraft, Head, Host, HostMemory, Ledger, NewCustomer, PointDraft, PointReader,
-    ReadScratch, Reader, RepositoryError, Stamp, Trust, Turn, WriteSettings, create_repository,
-    new_repository, open_repository, reclaim, scrub_packs,
+    Customer, DiskDraft, Head, Host, HostMemory, Ledger, LedgerClock, NewCustomer, PointDraft,
+    PointReader, ReadScratch, Reader, RepositoryError, Stamp, Trust, Turn, WriteSettings,
+    create_repository, new_repository, open_repository, reclaim, scrub_packs,
 };
 use vmkeep::storage::{Memory, Storage};
 
@@ -99,7 +100,19 @@ impl HostMemory for TestHost {
 
     fn remember_head(&self, _customer: &CustomerUid, _head: Head) {}
 
-    fn checkpoint(&self, _customer: &CustomerUid) -> Option<Vec<u8>> {
+    fn origin(&self, _repository: &RepositoryId, _customer: &CustomerName) -> Option<EntryHash> {
+        None
+    }
+
+    fn remember_origin(
+        &self,
+        _repository: &RepositoryId,
+        _customer: &CustomerName,
+        _first: EntryHash,
+    ) {
+    }
+
+    fn checkpoint(&self, _customer: &CustomerUid, _however_old: bool) -> Option<Vec<u8>> {
         None
     }
 
@@ -115,7 +128,7 @@ impl Host for TestHost {
         self.identity.sign(message)
     }
 
-    fn stamp(&self, _last_witnessed: Option<Timestamp>) -> Stamp {
+    fn stamp(&self, _ledger: LedgerClock) -> Stamp {
         self.now.fetch_add(60, Ordering::Relaxed);
         Stamp {
             time: self.now(),
@@ -123,7 +136,7 @@ impl Host for TestHost {
         }
     }
 
-    fn noted(&self, _stamp: &Stamp) {}
+    fn noted(&self, _stamp: &Stamp, _customer: &CustomerUid, _seq: u64) {}
 
     fn hold_session(&self, _session: &SessionId) -> Result<Box<dyn Send + Sync>, RepositoryError> {
         Ok(Box::new(()))
@@ -957,6 +970,7 @@ fn what_made_the_golden_repository_still_makes_one_that_restores() {
             taken_at: point.taken_at,
             deadline: point.deadline,
             erase_entry,
+            erased_at: point.erased_at,
         }
     });
     let budget = SignedDuration::from_hours(24 * 365);

@@ -161,3 +161,25 @@ fn a_prune_makes_room_on_a_store_that_has_none() {
     scene.kept = scene.guest.picture();
     scene.is_whole();
 }
+
+#[test]
+fn a_run_backs_up_what_it_made_room_for_itself() {
+    let mut scene = Scene::new();
+    for _ in 0..5 {
+        scene.change();
+        scene.at += SignedDuration::from_hours(24);
+        scene.host.vmkeep(&["backup", "web01"], scene.at).exits(0);
+    }
+    // The first point is over, with a megabyte that no other has; the next one finds no room beside it.
+    scene.change();
+    scene.at += SignedDuration::from_hours(30);
+    scene.disk.leave(CHANGED_BYTES / 2);
+    scene
+        .host
+        .vmkeep(&["-v", "run"], scene.at)
+        .exits(0)
+        .says("acme/web01: not backed up: ")
+        .says("no space");
+    scene.kept = scene.guest.picture();
+    scene.is_whole();
+}

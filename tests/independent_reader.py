@@ -442,7 +442,7 @@ class Ledger:
         self.open, self.aborted, self.born = {}, set(), set()
         self.points, self.newest = {}, {}
         self.segments, self.condemned = set(), {}
-        self.damaged, self.certificates = set(), []
+        self.damaged, self.certificates, self.erasures = set(), [], {}
         self.void, self.unknown = [], []
         while store.exists(name := f"{folder}/ledger/{self.seq + 1:016}"):
             self.take(store.read(name, (1 << 20) + (16 << 10)))
@@ -614,6 +614,8 @@ class Ledger:
             state = {"expire": "expired", "undo": "live", "erase": "erased"}[kind]
             for row in body["points"]:
                 self.points[row["point"]]["state"] = state
+                if kind == "erase":
+                    self.erasures[row["point"]] = (entry["seq"], entry["time"])
         elif kind == "merge":
             self.segments -= set(body["replaced"])
             self.adopt(body)
@@ -649,6 +651,10 @@ def check_certificate(store, ledger, row):
     need(certificate["vmkeep_deletion_certificate"] == 1, "version of a certificate")
     host = unhex(certificate["issued_by"], 32)
     need(certificate["issued_by"] in ledger.hosts, "certificate of a stranger")
+    for point in certificate["erased"] + certificate["destroyed"]:
+        seq, time = ledger.erasures[point["point"]]
+        told = (point["erase_entry"], point.get("erased_at", time))
+        need(told == (seq, time) and time <= certificate["issued_at"], "when a point was erased")
     lines = signature.decode("ascii").split("\n")
     need(len(lines) == 5 and lines[4] == "", "signature file")
     need(lines[0].startswith("untrusted comment: "), "untrusted comment")

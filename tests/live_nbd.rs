@@ -8,7 +8,7 @@ use vmkeep_test_support as support;
 
 use jiff::{Span, Timestamp};
 use serde_json::{Value, json};
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use support::live::{
     BitmapMode, Drives, Format, Image, Shim, Vm, VmOptions, assert_one_instant, order_in_guest,
@@ -204,6 +204,18 @@ fn jobs_that_are_handed_in_become_exact_points_and_those_that_do_not_fit_become_
         (&full["kind"], &full["notes"]),
         (&json!("full"), &json!([]))
     );
+
+    // A device takes a disk, and has no place for the definition.
+    let file = scene.host.path("device");
+    File::create(&file).unwrap().set_len(DISK).unwrap();
+    let device = tool("losetup", &["--find", "--show", path_text(&file)]);
+    let onto = ["--force", "--disk", "drive-scsi1", "--to", device.trim()];
+    let onto = [&["restore", "101", "--at", "latest"][..], &onto].concat();
+    let ran = scene.host.vmkeep(&onto, scene.now + Span::new().minutes(6));
+    tool("losetup", &["--detach", device.trim()]);
+    ran.exits(0)
+        .says("(101.conf) is written into folders only")
+        .says("--to DIR");
 
     scene.next_night();
     let disks = scene.reused_disks("g1", "g2");

@@ -473,7 +473,7 @@ fn who_could_not_be_told_is_an_error_that_quiet_does_not_hide() {
     let ran = host.vmkeep(&["-q", "run"], at());
     ran.exits(0)
         .says("not everything was told: webhook 127.0.0.1")
-        .says("ERROR ping 127.0.0.1")
+        .says("vmkeep: error: ping 127.0.0.1")
         .says("webhook 2 of the configuration: notify.webhook.url_file");
     assert_eq!(ran.stdout, "", "{ran}");
 }
@@ -491,7 +491,8 @@ fn a_terminal_that_is_to_have_no_colours_has_none() {
     };
     for (no_color, has_colours) in [("", true), ("1", false)] {
         let shown = shown(no_color);
-        assert!(shown.contains("ERROR"), "{shown}");
+        let error = ": webhook 1 of the configuration: ";
+        assert!(shown.contains(error), "{shown}");
         assert_eq!(shown.contains('\u{1b}'), has_colours, "{shown:?}");
     }
 }

@@ -3,6 +3,7 @@
 use vmkeep_test_support as support;
 
 use jiff::SignedDuration;
+use serde_json::json;
 use support::{Customer, Guest, Host, HostOptions, Random, time};
 
 fn options(own: &'static str) -> HostOptions {
@@ -59,7 +60,10 @@ fn a_shortening_that_would_expire_several_nights_waits_until_somebody_confirms_i
     let run_document = host.vmkeep(&["--json", "run"], after).exits(1).document();
     // A mail has what stdout has, and nothing of stderr.
     for ran in [&foreseen, &run] {
-        for part in ["acme: the configured policy is shorter", "prune --confirm"] {
+        for part in [
+            "acme: the configured policy is shorter",
+            "vmkeep prune --confirm --customer acme",
+        ] {
             assert!(ran.stdout.contains(part), "{part:?} in\n{ran}");
         }
     }
@@ -69,6 +73,10 @@ fn a_shortening_that_would_expire_several_nights_waits_until_somebody_confirms_i
         assert!(acme["policy_nights"]["web01"].as_u64() > Some(1), "{acme}");
         assert!(acme["policy_refused"].is_null(), "{acme}");
     }
+    assert!(!run.stdout.contains("the next run applies it"), "{run}");
+    host.vmkeep(&["status"], after)
+        .exits(0)
+        .says("until somebody confirms: vmkeep prune --confirm");
     assert_eq!(host.points(after).len(), 12, "the old policy holds");
     host.vmkeep(&["prune"], after).exits(0);
     assert_eq!(host.points(after).len(), 12);
@@ -81,7 +89,7 @@ fn a_shortening_that_would_expire_several_nights_waits_until_somebody_confirms_i
     assert!(night_ahead["policy_refused"].is_string(), "{night_ahead}");
     let foreseen = host.json(&["prune", "--confirm", "--dry-run"], after);
     let plan = foreseen["customers"][0]["points"].as_array().unwrap();
-    let going = plan.iter().filter(|row| row["action"] != "keep").count();
+    let going = plan.iter().filter(|row| row["action"] == "erase").count();
     assert_eq!(host.points(after).len(), 12, "nothing was done yet");
     host.vmkeep(&["prune", "--confirm"], after)
         .exits(0)
@@ -100,6 +108,94 @@ fn a_shortening_that_would_expire_several_nights_waits_until_somebody_confirms_i
     // What the new policy leaves is restorable, and the next run has nothing to ask.
     host.vmkeep(&["run"], night(12)).exits(0);
     host.vmkeep(&["verify", "--read-data"], night(12)).exits(0);
+}
+
+#[test]
+fn who_confirms_for_one_customer_erases_nothing_of_another() {
+    let mut random = Random::new(0x9017_0004);
+    // A point of acme leaves the list each night, and waits a day for who wants it back.
+    let acme = Customer {
+        name: "acme",
+        own: "restore_window = \"3 days\"\nkeep_after_window = \"none\"",
+        vms: vec![("db01", vec!["vda"])],
+    };
+    let globex = |own| Customer {
+        name: "globex",
+        own,
+        vms: vec![("web01", vec!["vda"])],
+    };
+    let with = |own| HostOptions {
+        customers: vec![acme.clone(), globex(own)],
+        ..HostOptions::default()
+    };
+    let host = Host::new(&with(""));
+    for vm in ["db01", "web01"] {
+        Guest::new(host.image(vm, "vda"), 1 << 20, &mut random);
+    }
+    let start = time("2031-02-10T23:00:00Z");
+    let night = |number: i64| start + SignedDuration::from_hours(24 * number);
+    host.vmkeep(&["init", "--yes"], start).exits(0);
+    for number in 0..12 {
+        host.vmkeep(&["run"], night(number)).exits(0);
+    }
+    host.configure(&with("max_retention = \"7 days\""));
+    let after = night(11) + SignedDuration::from_hours(1);
+    let command = "vmkeep prune --confirm --customer globex";
+    host.vmkeep(&["run"], after).exits(1).says(command);
+    host.vmkeep(&["status"], after).says(command);
+
+    // Customer, action, id and reason.
+    let rows = |line: &[&str]| -> Vec<[String; 4]> {
+        let document = host.json(line, after);
+        let mut rows = Vec::new();
+        for customer in document["customers"].as_array().unwrap() {
+            for row in customer["points"].as_array().unwrap() {
+                let values = [
+                    &customer["customer"],
+                    &row["action"],
+                    &row["id"],
+                    &row["reason"],
+                ];
+                rows.push(values.map(|value| value.as_str().unwrap().to_string()));
+            }
+        }
+        rows
+    };
+    let of = |rows: &[[String; 4]], customer: &str, action: &str| -> Vec<String> {
+        let rows = rows
+            .iter()
+            .filter(|row| row[0] == customer && row[1] == action);
+        let mut ids: Vec<String> = rows.map(|row| row[2].clone()).collect();
+        ids.sort();
+        ids
+    };
+    let waiting = of(&rows(&["prune", "--dry-run"]), "acme", "wait");
+    assert!(!waiting.is_empty());
+    // Of all customers it would be both, and it says so of each point.
+    let all = rows(&["prune", "--dry-run", "--confirm"]);
+    assert_eq!(of(&all, "acme", "erase"), waiting);
+    let going = of(&all, "globex", "erase");
+    assert_eq!(going, of(&all, "globex", "expire"));
+    assert!(going.len() > 1);
+    for [customer, action, _, reason] in &all {
+        assert!(!reason.contains("--undo"), "{customer}: {action}: {reason}");
+        if customer == "acme" && action == "erase" {
+            assert_eq!(reason, "confirmed: erased now, for good");
+        }
+    }
+    let one = ["prune", "--dry-run", "--confirm", "--customer", "globex"];
+    assert!(rows(&one).iter().all(|row| row[0] == "globex"));
+
+    let pruned = rows(&["prune", "--confirm", "--customer", "globex"]);
+    assert!(pruned.iter().all(|row| row[0] == "globex"));
+    assert_eq!(of(&pruned, "globex", "erase"), going);
+    host.vmkeep(&["prune", "--undo", &waiting[0]], after)
+        .exits(0)
+        .says("is back");
+    host.vmkeep(&["prune", "--customer", "initech"], after)
+        .exits(2)
+        .one_error()
+        .says("customer initech is not in the configuration");
 }
 
 #[test]
@@ -137,4 +233,97 @@ fn a_chunk_size_that_comes_after_init_is_told_to_do_nothing() {
     let message = warning["message"].as_str().unwrap();
     assert!(message.contains("256 KiB") && message.contains("64 KiB"));
     assert!(warning["customer"].is_null(), "{warning}");
+}
+
+#[test]
+fn a_customer_that_left_the_configuration_is_told_until_it_is_put_back_and_emptied() {
+    let mut random = Random::new(0x9017_0003);
+    let acme = || Customer {
+        name: "acme",
+        own: "",
+        vms: vec![("web01", vec!["vda"])],
+    };
+    let beta = |vms| Customer {
+        name: "beta",
+        own: "max_retention = \"7 days\"",
+        vms,
+    };
+    let with = |customers| HostOptions {
+        customers,
+        ..HostOptions::default()
+    };
+    let host = Host::new(&with(vec![acme(), beta(vec![("db01", vec!["vda"])])]));
+    for vm in ["web01", "db01"] {
+        Guest::new(host.image(vm, "vda"), 1 << 20, &mut random);
+    }
+    let start = time("2031-02-10T23:00:00Z");
+    let night = |number: i64| start + SignedDuration::from_hours(24 * number);
+    host.vmkeep(&["init", "--yes"], start).exits(0);
+    assert_eq!(host.json(&["run"], start)["outside"], json!([]));
+    let points = host.points(start);
+    let point = points.iter().find(|point| point["customer"] == "beta");
+    let deadline = point.expect("a point")["deadline"].clone();
+
+    // Its section is lost.
+    host.configure(&with(vec![acme()]));
+    let told = host.json(&["run"], night(1))["outside"].clone();
+    assert_eq!(told.as_array().map(Vec::len), Some(1), "{told}");
+    assert_eq!(told[0]["name"], "not-configured beta", "{told}");
+    let text = told[0]["text"].as_str().unwrap();
+    for part in [
+        "1 restore point",
+        deadline.as_str().unwrap(),
+        "id = \"beta\"",
+    ] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+    for line in [&["status"][..], &["prune"], &["run"]] {
+        let ran = host.vmkeep(line, night(1));
+        ran.exits(0)
+            .says("beta: in the store and not in the configuration");
+        // People have it in their own time.
+        assert!(!ran.stdout.contains(deadline.as_str().unwrap()), "{ran}");
+    }
+    // Damage makes nothing of it a stranger's, which somebody may remove.
+    let first = host.customer_folder("beta").join("ledger");
+    let first = std::fs::read_dir(first)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let first = first.min().expect("an entry");
+    let sound = std::fs::read(&first).unwrap();
+    let mut damaged = sound.clone();
+    damaged[sound.len() / 2] ^= 1;
+    std::fs::write(&first, damaged).unwrap();
+    let status = host.vmkeep(&["status"], night(1));
+    status.exits(4).says("nobody can tell what is there");
+    assert!(!status.stdout.contains("remove"), "{status}");
+    std::fs::write(&first, sound).unwrap();
+    for number in 2..=6 {
+        host.vmkeep(&["run"], night(number)).exits(0);
+    }
+    let over = night(7) + SignedDuration::from_hours(1);
+    for line in [&["run"][..], &["status"], &["prune"]] {
+        host.vmkeep(line, over)
+            .exits(4)
+            .says("is kept over its maximum since");
+    }
+    host.vmkeep(&["prune"], over)
+        .exits(4)
+        .says("put back [[customer]] id = \"beta\"");
+
+    // Without a VM it is emptied. Nothing has told the time in its ledger for a week.
+    host.configure(&with(vec![acme(), beta(Vec::new())]));
+    let pruned = host.json(&["prune", "--trust-clock"], over);
+    let certificate = &pruned["customers"][1]["certificate"];
+    assert_eq!(certificate["destroyed"], 1, "{pruned}");
+    assert_eq!(pruned["outside"], json!([]));
+    // Then nobody needs to hear of it, and the evidence is left.
+    host.configure(&with(vec![acme()]));
+    let run = host.json(&["run"], night(8));
+    assert_eq!(run["outside"], json!([]));
+    host.vmkeep(&["status"], night(8)).exits(0);
+    let left = std::fs::read_dir(host.customer_folder("beta")).unwrap();
+    let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["certificates", "key", "ledger"]);
 }

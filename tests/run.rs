@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::{Customer, Guest, Host, HostOptions, Picture, Random, path_text, time};
+use support::{Customer, Guest, Host, HostOptions, HttpSink, Picture, Random, path_text, time};
 
 const VMS: [&str; 3] = ["web01", "db01", "mail01"];
 const MIB: u64 = 1 << 20;
@@ -136,6 +136,16 @@ fn a_limit_of_reading_is_kept() {
 }
 
 #[test]
+fn a_backup_by_hand_keeps_to_the_limits_of_the_run() {
+    let lab = lab("[run]\nread_limit = \"512 KiB\"");
+    let start = Instant::now();
+    lab.host.vmkeep(&["backup", "web01"], lab.at).exits(0);
+    // Over a MiB; the first piece goes at once.
+    let least = Duration::from_millis(1500);
+    assert!(start.elapsed() >= least, "{:?}", start.elapsed());
+}
+
+#[test]
 fn a_limit_of_sending_holds_at_its_hours_only() {
     let lab = lab("[run]\n[[run.limit]]\nhours = \"22:00-06:00\"\nupload_limit = \"1 MiB\"");
     let start = Instant::now();
@@ -196,6 +206,197 @@ fn who_waits_for_its_time_ends_at_once_when_it_is_told_to() {
         lab.host.vmkeep(&["run"], day).exits(0);
         lab.all_restore(day);
     }
+}
+
+#[test]
+fn a_run_that_is_interrupted_tells_what_it_has_done() {
+    let lab = lab("[run]\nspread = true");
+    let running = lab.host.start(&["--json", "run"], lab.at);
+    lab.waits_for_its_first_point();
+    let status = || lab.host.vmkeep(&["status"], lab.at);
+    status()
+        .says("a run is under way since 2031-02-10 23:0")
+        .says(" of 3 VMs done");
+    running.signal("-TERM");
+    let ran = running.ended();
+    ran.exits(130).one_error();
+    let document = ran.document();
+    assert_eq!(document["error"]["code"], 130);
+    let found = outcomes(&document);
+    let count = |wanted: &str| found.iter().filter(|(_, one)| one == wanted).count();
+    assert_eq!(
+        (count("backed-up"), count("interrupted")),
+        (1, 2),
+        "{found:?}"
+    );
+    let last_run = std::fs::read(lab.host.state().join("last-run.json")).unwrap();
+    let last_run: serde_json::Value = serde_json::from_slice(&last_run).unwrap();
+    assert_eq!(last_run["exit_code"], 130);
+    assert_eq!(
+        (&last_run["backed_up"], &last_run["failed"]),
+        (&1.into(), &0.into())
+    );
+    let after = status();
+    after
+        .says(", exit 130, 1 VM backed up\n")
+        .says("the last run ended early: interrupted");
+    assert!(!after.stdout.contains("under way"), "{after}");
+}
+
+#[test]
+fn a_status_shows_what_the_last_run_met_until_it_is_made_up_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vmkeep.prom");
+    let lab = lab(&format!("[run]\nmetrics_file = \"{}\"", path_text(&file)));
+    lab.host.vmkeep(&["run"], lab.at).exits(0);
+    let night = lab.at + SignedDuration::from_hours(24);
+    let db01 = &lab.guests[1];
+    db01.away();
+    lab.host
+        .vmkeep(&["run"], night)
+        .exits(3)
+        .says("is what it lies on mounted");
+    db01.back();
+    let after = night + SignedDuration::from_mins(10);
+    lab.host
+        .vmkeep(&["status"], after)
+        .exits(3)
+        .says("last run ended 2031-02-11 23:0")
+        .says(", exit 3, 2 VMs backed up, 1 VM failed\n")
+        .says("warning: acme: db01: the last backup failed: ")
+        .says("(run of 2031-02-11 23:0");
+    let status = lab.host.vmkeep(&["--json", "status"], after).document();
+    assert_eq!(status["last_run"]["exit_code"], 3);
+    let alarms = status["alarms"].as_array().unwrap().iter();
+    let failed = alarms.filter(|alarm| alarm["alarm"] == "backup-failed");
+    assert_eq!(failed.count(), 1, "{status}");
+    let metrics = std::fs::read_to_string(&file).unwrap();
+    let line = "vmkeep_alarms{alarm=\"backup-failed\",severity=\"warning\"} 1.0";
+    assert!(metrics.contains(line), "{metrics}");
+    // Another run need not come first.
+    lab.host.vmkeep(&["backup", "db01"], after).exits(0);
+    let later = after + SignedDuration::from_mins(10);
+    let made_up_for = lab.host.vmkeep(&["status"], later);
+    made_up_for.exits(0);
+    assert!(
+        !made_up_for.stdout.contains("last backup failed"),
+        "{made_up_for}"
+    );
+}
+
+#[test]
+fn a_status_after_a_run_that_met_damage_is_red() {
+    let lab = lab("");
+    lab.host.vmkeep(&["run"], lab.at).exits(0);
+    let packs = support::files_below(&lab.host.customer_folder("acme").join("packs"));
+    let packs = packs.iter();
+    let largest = packs.max_by_key(|path| std::fs::metadata(path).unwrap().len());
+    std::fs::remove_file(largest.unwrap()).unwrap();
+    let night = lab.at + SignedDuration::from_hours(24);
+    lab.host.vmkeep(&["run"], night).exits(6);
+    let after = night + SignedDuration::from_mins(10);
+    lab.host
+        .vmkeep(&["status"], after)
+        .exits(6)
+        .says("damage: acme: ");
+    lab.host
+        .vmkeep(&["status", "--check"], after)
+        .exits(2)
+        .says("VMKEEP CRITICAL");
+}
+
+#[test]
+fn a_status_after_damage_was_healed_is_not_red_until_the_next_run() {
+    let lab = lab("");
+    lab.host.vmkeep(&["run"], lab.at).exits(0);
+    for pack in support::files_below(&lab.host.customer_folder("acme").join("packs")) {
+        let mut bytes = std::fs::read(&pack).unwrap();
+        let place = bytes.len() / 3;
+        bytes[place] ^= 0x10;
+        let permissions = std::fs::metadata(&pack).unwrap().permissions();
+        std::fs::remove_file(&pack).unwrap();
+        std::fs::write(&pack, bytes).unwrap();
+        std::fs::set_permissions(&pack, permissions).unwrap();
+    }
+    // When they are read again.
+    let after = |minutes: i64| lab.at + SignedDuration::from_mins(14 * 24 * 60 + minutes);
+    lab.host.vmkeep(&["run"], after(0)).exits(6);
+    let verify = ["verify", "--read-data"];
+    lab.host.vmkeep(&verify, after(10)).exits(6);
+    lab.host.vmkeep(&["status"], after(11)).exits(6);
+    let full = [&["backup", "--full"][..], &VMS[..]].concat();
+    lab.host.vmkeep(&full, after(20)).exits(0);
+    lab.host.vmkeep(&verify, after(30)).exits(0);
+    let status = lab.host.vmkeep(&["status"], after(31));
+    // The nights between may be holes.
+    status.exits_with_one_of(&[0, 4]);
+    assert!(!status.stdout.contains("damage: acme"), "{status}");
+}
+
+#[test]
+fn who_is_to_know_hears_of_a_state_folder_that_is_refused() {
+    let hook = HttpSink::start();
+    let lab = lab(&format!(
+        "[notify]\njournald = false\n[[notify.webhook]]\nurl = \"{}/hook\"",
+        hook.url
+    ));
+    let open_to_all = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(lab.host.state(), open_to_all).unwrap();
+    lab.host
+        .vmkeep(&["run"], lab.at)
+        .exits(1)
+        .says("others can write into the host's state folder");
+    let heard = hook.received();
+    assert_eq!(heard.len(), 1);
+    let message = &heard[0].document()["messages"][0];
+    assert_eq!(message["event"], "raised");
+    assert_eq!(message["key"], "run-failed");
+    let text = message["text"].as_str().unwrap();
+    assert!(text.contains("state folder"), "{text}");
+}
+
+#[test]
+fn a_run_and_a_status_have_an_alarm_in_one_shape() {
+    let lab = lab("");
+    let plan = lab.host.json(&["run", "--dry-run"], lab.at);
+    let run = lab.host.json(&["run"], lab.at);
+    let status = lab.host.json(&["status"], lab.at);
+    // No escrow.
+    let alarms = &run["customers"][0]["alarm_list"];
+    assert_eq!(alarms[0]["alarm"], "no-escrow");
+    assert_eq!(alarms, &status["alarms"]);
+    for document in [plan, run] {
+        let plan = &document["customers"][0]["prune_plan"];
+        assert_eq!(plan, &serde_json::json!([]), "{document}");
+    }
+}
+
+#[test]
+fn who_asks_for_more_is_told_what_is_done_and_who_asks_again_why() {
+    let lab = lab("");
+    let ran = lab.host.vmkeep(&["-v", "run"], lab.at);
+    ran.exits(0);
+    let has = |ran: &support::Ran, line: &str| ran.stderr.lines().any(|one| one.starts_with(line));
+    for line in [
+        "vmkeep: acme: open",
+        "vmkeep: acme/web01: begun: full",
+        "vmkeep: acme/web01: full ",
+        "vmkeep: acme prune",
+        "vmkeep: acme: 0 points expired",
+    ] {
+        assert!(has(&ran, line), "{line}\n{ran}");
+    }
+    let why = "vmkeep: debug: acme/web01: there is no restore point yet";
+    assert!(!has(&ran, why), "{ran}");
+    let night = lab.at + SignedDuration::from_hours(24);
+    let ran = lab.host.vmkeep(&["-vv", "run"], night);
+    ran.exits(0);
+    let is_why = |line: &str| {
+        line.starts_with("vmkeep: debug: acme/") && line.contains("in the night of 2031-02-11")
+    };
+    assert!(ran.stderr.lines().any(is_why), "{ran}");
+    let silent = lab.host.vmkeep(&["run"], night);
+    assert!(!has(&silent, "vmkeep: acme"), "{silent}");
 }
 
 #[test]
@@ -306,6 +507,91 @@ fn a_run_that_is_killed_at_any_moment_is_gone_on_with_by_the_next() {
     let end = lab.at + SignedDuration::from_hours(24 * i64::from(kills));
     lab.host.vmkeep(&["verify", "--read-data"], end).exits(0);
     lab.host.vmkeep(&["ledger", "verify"], end).exits(0);
+}
+
+#[test]
+fn a_run_beside_one_that_does_not_end_prunes_what_is_due_and_tells_of_it_once() {
+    let hook = HttpSink::start();
+    let notify = format!(
+        "[notify]\njournald = false\n[[notify.webhook]]\nurl = \"{}/hook\"",
+        hook.url
+    );
+    let run = "max_retention = \"7 days\"\n[run]\nspread = true";
+    let lab = lab(&format!("{run}\n{notify}"));
+    let night = |number: i64| lab.at + SignedDuration::from_hours(24 * number);
+    for number in 0..6 {
+        lab.host
+            .vmkeep(&["backup", "web01"], night(number))
+            .exits(0);
+    }
+    // Its second VM has its time in two hours, which is as good as never.
+    let running = lab.host.start(&["run"], night(6));
+    let start = Instant::now();
+    let is_one_done = || {
+        let status = lab.host.vmkeep(&["--json", "status"], night(6)).document();
+        status["run_under_way"]["vms_done"] == 1
+    };
+    while !is_one_done() {
+        assert!(start.elapsed() < Duration::from_secs(120), "no first VM");
+    }
+    // In its own night nothing is wrong.
+    let early = night(6) + SignedDuration::from_hours(8);
+    let busy = lab.host.vmkeep(&["run"], early);
+    busy.exits(11).one_error().says("nothing is wrong");
+    assert_eq!(hook.received().len(), 0);
+
+    let records = || support::files_below(&lab.host.customer_folder("acme").join("points")).len();
+    assert_eq!(records(), 7);
+    let late = night(7) + SignedDuration::from_mins(1);
+    let busy = lab.host.vmkeep(&["run"], late);
+    busy.exits(11)
+        .one_error()
+        .says("is under way since 2031-02-16 23:0")
+        .says("systemctl stop vmkeep.service");
+    // Those of the first two nights.
+    assert_eq!(records(), 5);
+    let heard = |from: usize| -> Vec<(String, String)> {
+        let requests = hook.received().into_iter().skip(from);
+        let documents = requests.map(|request| request.document());
+        let messages =
+            documents.flat_map(|document| document["messages"].as_array().unwrap().clone());
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_string();
+        messages
+            .map(|message| (text(&message["event"]), text(&message["key"])))
+            .collect()
+    };
+    let told = heard(0);
+    for key in ["run-failed", "stale acme/web01", "hole acme/mail01"] {
+        let raised = ("raised".to_string(), key.to_string());
+        assert!(told.contains(&raised), "{key}: {told:?}");
+    }
+    assert!(told.iter().all(|(event, _)| event == "raised"), "{told:?}");
+    lab.host
+        .vmkeep(&["status"], late)
+        .says("warning: store: the run that began at 2031-02-16 23:0");
+
+    // Two more at once have nothing new to tell.
+    let before = hook.received().len();
+    let others = [1, 2].map(|minutes| {
+        let at = late + SignedDuration::from_mins(minutes);
+        lab.host.start(&["run"], at)
+    });
+    for other in others {
+        other.ended().exits(11);
+    }
+    assert_eq!(heard(before), []);
+
+    running.signal("-TERM");
+    running.ended().exits(130);
+    let config = lab.host.config_text();
+    let spread = "spread = true";
+    lab.host
+        .write_config(&config.replace(spread, "spread = false"));
+    let before = hook.received().len();
+    let day = night(7) + SignedDuration::from_hours(10);
+    lab.host.vmkeep(&["run"], day).exits(0);
+    let over = ("cleared".to_string(), "run-failed".to_string());
+    assert!(heard(before).contains(&over), "{:?}", heard(before));
 }
 
 #[test]

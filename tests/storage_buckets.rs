@@ -225,6 +225,15 @@ fn what_hides_an_object_is_swept_and_what_was_put_over_it_is_shown_and_left() {
     bucket.delete("root/of/vmkeep/customers/c/packs/2");
     bucket.delete("root/of/vmkeep/customers/c/packs/3");
     assert_eq!(store.leftovers("customers").expect("leftovers").len(), 4);
+    // Also where nothing is to be seen but markers, and in the bytes below them.
+    bucket.put("root/of/vmkeep/customers/copy/packs/1", b"a copy");
+    bucket.delete("root/of/vmkeep/customers/copy/packs/1");
+    let parts = store.parts("customers").expect("parts").into_iter();
+    let parts: Vec<String> = parts.map(|part| part.name).collect();
+    assert_eq!(parts, ["c", "copy"]);
+    store
+        .delete(&name("customers/copy/packs/1"))
+        .expect("deleted");
     let told = store.read(&hidden, PLENTY);
     assert_eq!(kind_of(told), StorageErrorKind::NotFound);
     // Two markers, and the same bytes once more.
@@ -442,6 +451,9 @@ fn one_mishap_in_any_request_of_any_operation_is_outlived() {
             });
             outlived("list", &mut || {
                 assert_eq!(store.list("customers/c").expect("listed").len(), 2);
+            });
+            outlived("parts", &mut || {
+                assert!(!store.parts("customers/c").expect("told").is_empty());
             });
             outlived("create what is there", &mut || {
                 let told = store.create(&small, b"other");

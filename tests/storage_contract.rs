@@ -21,7 +21,7 @@ use support::s3::server;
 use tempfile::TempDir;
 use vmkeep::model::{ObjectName, Writers};
 use vmkeep::storage::{
-    Directory, Fault, Faulty, Leftover, Listed, Memory, Probe, ReadAgain, S3, Storage,
+    Directory, Fault, Faulty, Leftover, Listed, Memory, Part, Probe, ReadAgain, S3, Storage,
     StorageError, StorageErrorKind, Survey, Verb, probe, probe_without_deleting,
 };
 
@@ -197,6 +197,34 @@ fn a_listing_is_sorted_by_name_and_keeps_to_whole_parts(store: &dyn Storage) {
     }
 }
 
+fn what_stands_right_below_a_prefix_is_told_once_and_nothing_deeper(store: &dyn Storage) {
+    for object in ["a/b-1", "a/b/1", "a/b/2/x", "a/c", "a/d/e/f", "ab/c", "g"] {
+        store.create(&name(object), b"data").expect("created");
+    }
+    let told = |prefix: &str| {
+        let parts = store.parts(prefix).expect("parts").into_iter();
+        let spelled = |part: Part| match part.is_prefix {
+            true => format!("{}/", part.name),
+            false => part.name,
+        };
+        parts.map(spelled).collect::<Vec<String>>()
+    };
+    assert_eq!(told(""), ["a/", "ab/", "g"]);
+    assert_eq!(told("a"), ["b/", "b-1", "c", "d/"]);
+    assert_eq!(told("a/d"), ["e/"]);
+    for nothing in ["a/c", "a/d/e/f", "none", "g/below", "tmp", "reserve"] {
+        assert!(told(nothing).is_empty(), "{nothing}");
+    }
+    for gone in ["a/b/1", "a/b/2/x", "a/d/e/f"] {
+        store.delete(&name(gone)).expect("deleted");
+    }
+    assert_eq!(told("a"), ["b-1", "c"]);
+    for prefix in ["a/", "/", "..", "a//b", "é"] {
+        let told = store.parts(prefix);
+        assert_eq!(kind_of(told), StorageErrorKind::Unsupported, "{prefix}");
+    }
+}
+
 fn what_is_deleted_or_destroyed_is_gone_and_nothing_else(store: &dyn Storage) {
     for object in ["a/1", "a/2", "a/3", "b"] {
         store.create(&name(object), b"data").expect("created");
@@ -360,6 +388,7 @@ macro_rules! contract {
                 a_range_beyond_the_end_is_damaged,
                 an_object_held_open_is_read_after_it_was_deleted,
                 a_listing_is_sorted_by_name_and_keeps_to_whole_parts,
+                what_stands_right_below_a_prefix_is_told_once_and_nothing_deeper,
                 what_is_deleted_or_destroyed_is_gone_and_nothing_else,
                 what_is_deleted_together_is_told_of_each_for_itself,
                 names_that_the_store_keeps_for_itself_are_refused,
@@ -1126,6 +1155,29 @@ fn files_that_no_object_can_be_are_shown_as_leftovers_and_only_there() {
     // None of them is the store's to remove.
     assert_eq!(store.sweep_leftovers(""), Ok(Vec::new()));
     assert_eq!(store.leftovers(""), Ok(leftovers));
+}
+
+#[test]
+fn of_what_stands_in_a_folder_the_stores_own_and_empty_folders_are_no_parts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = Directory::init(folder.path(), 100_000).expect("a store");
+    store.create(&name("a/b"), b"x").expect("created");
+    fs::write(folder.path().join("tmp/left"), "x").expect("a file");
+    fs::create_dir_all(folder.path().join("empty/below")).expect("folders");
+    fs::create_dir_all(folder.path().join("a copy/of/it")).expect("folders");
+    fs::write(folder.path().join("a copy/of/it/b"), "x").expect("a file");
+    fs::write(folder.path().join("a.tar"), "x").expect("a file");
+    symlink("a", folder.path().join("link")).expect("a link");
+    let parts = store.parts("").expect("parts").into_iter();
+    let told: Vec<_> = parts.map(|part| (part.name, part.is_prefix)).collect();
+    let expected = [
+        ("a", true),
+        ("a copy", true),
+        ("a.tar", false),
+        ("link", false),
+    ];
+    let expected = expected.map(|(name, is_prefix)| (name.to_string(), is_prefix));
+    assert_eq!(told, expected);
 }
 
 #[test]

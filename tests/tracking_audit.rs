@@ -141,6 +141,17 @@ fn a_lie_is_told_by_the_weekly_full_and_fulls_follow_until_an_audit_is_clean() {
         .says("is suspect")
         .says("the next good one is of 2031-02-13")
         .says("--at 2031-02-13T23:00");
+    let again = [
+        "-q",
+        "restore",
+        "web01",
+        "--at",
+        "2031-02-12",
+        "--to",
+        "again",
+    ];
+    let quiet = host.vmkeep(&again, night(3));
+    assert!(quiet.exits(0).stdout.contains("is suspect"), "{quiet}");
     let lacking = fs::read(host.path("suspect/vda.raw")).unwrap();
     assert!(lacking == at_first);
     let good = host.restore("web01", "latest", night(3));

@@ -3,11 +3,14 @@
 use super::exit::Exit;
 use super::figures;
 use super::site::{OpenCustomer, Site};
-use crate::jobs::{Alarm, AlarmKind, Looked, READ_AT_LEAST, Severity, VmStatus, alarms, status};
+use crate::jobs::{
+    Alarm, AlarmKind, Looked, Policies, READ_AT_LEAST, Severity, VmStatus, alarms, foresee_policy,
+    status, why_not_delete,
+};
 use crate::model::CustomerName;
-use crate::policy::Deletion;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
+use std::fmt::Display;
 
 /// What a week adds is what a full store lacks first.
 const WEEK: SignedDuration = SignedDuration::from_hours(24 * 7);
@@ -30,11 +33,15 @@ impl Concern {
         }
     }
 
+    /// For people.
+    pub fn whom(&self) -> &str {
+        self.customer.as_ref().map_or("store", |name| name.as_str())
+    }
+
     /// For people, on a line.
     pub fn line(&self) -> String {
-        let whom = self.customer.as_ref().map_or("store", |name| name.as_str());
         let severity = severity_word(self.alarm.kind.severity());
-        format!("{severity}: {whom}: {}", self.alarm.text)
+        format!("{severity}: {}: {}", self.whom(), self.alarm.text)
     }
 
     pub fn document(&self) -> Value {
@@ -67,6 +74,51 @@ pub fn exit_of(severity: Severity) -> Exit {
     }
 }
 
+/// Why the configured policy is not in force; `None` where the next run brings it in.
+pub fn why_policy_waits(policies: &Policies) -> Option<String> {
+    match policies {
+        Policies::Same | Policies::Applied => None,
+        Policies::NotOurs => Some(
+            "the configured policy is not the one in force, which only a host with the role admin \
+             changes: make the configurations of both the same"
+                .to_string(),
+        ),
+        Policies::NeedsConfirmation { nights } => {
+            let lost = nights.iter().map(|(vm, nights)| format!("{vm}: {nights}"));
+            Some(format!(
+                "the configured policy is shorter and would expire several nights at once ({}); the \
+                 old one holds until somebody confirms",
+                lost.collect::<Vec<_>>().join(", ")
+            ))
+        }
+        Policies::Overruled { by } => Some(format!(
+            "host {by} has replaced the policy that is configured here, and its own holds until somebody \
+             makes the configurations of both the same, or confirms this one"
+        )),
+        Policies::ClockRefused { reason } => Some(format!(
+            "the configured policy waits, and the old one holds: {reason}"
+        )),
+    }
+}
+
+/// The same as an alarm, which has no hint beside it.
+fn policy_waits(customer: &CustomerName, policies: &Policies) -> String {
+    match (policies, why_policy_waits(policies)) {
+        (Policies::NeedsConfirmation { .. } | Policies::Overruled { .. }, Some(why)) => {
+            format!("{why}: {}", confirm_command(customer))
+        }
+        (_, Some(why)) => why,
+        (_, None) => {
+            "the configured policy is not in force yet: the next run applies it".to_string()
+        }
+    }
+}
+
+/// What somebody types who means it, of this customer and no other.
+pub fn confirm_command(customer: impl Display) -> String {
+    format!("vmkeep prune --confirm --customer {customer}")
+}
+
 /// The VMs of a customer and what is wrong.
 pub fn look(site: &Site, open: &OpenCustomer<'_>, now: Timestamp) -> (Vec<VmStatus>, Vec<Concern>) {
     let looked = looked(site, open, now);
@@ -75,8 +127,9 @@ pub fn look(site: &Site, open: &OpenCustomer<'_>, now: Timestamp) -> (Vec<VmStat
         let rows = status(state, &configured, now);
         let mut found = alarms(state, &rows, &looked, now);
         if state.terms.as_ref() != Some(&open.config.terms) {
-            let text = "the configured policy is not in force yet: the next run applies it, or says \
-                        why not";
+            let foreseen = foresee_policy(state, &site.host, &open.config.terms, false);
+            let policies = foreseen.map_or(Policies::Same, |(_, policies)| policies);
+            let text = policy_waits(&open.config.name, &policies);
             found.push(Alarm::of_customer(AlarmKind::PolicyWaits, text));
         }
         (rows, found)
@@ -90,11 +143,9 @@ pub fn look(site: &Site, open: &OpenCustomer<'_>, now: Timestamp) -> (Vec<VmStat
 }
 
 fn looked(site: &Site, open: &OpenCustomer<'_>, now: Timestamp) -> Looked {
-    let last_witnessed = open.customer.with_state(|state| state.last_witnessed);
-    let clock_refusal = match site.host.judgement(last_witnessed).deletion {
-        Deletion::Allowed => None,
-        Deletion::Refused { reason } => Some(reason.to_string()),
-    };
+    let clock_refusal = open
+        .customer
+        .with_state(|state| why_not_delete(state, &site.host));
     // Without an index nothing is known to be healed, nor what there is to be read.
     let index = open.customer.load_index();
     let unhealed = match index.as_ref().map(|index| index.unhealed()) {
@@ -114,7 +165,7 @@ fn looked(site: &Site, open: &OpenCustomer<'_>, now: Timestamp) -> Looked {
     Looked {
         unhealed,
         unread_packs,
-        clock_refusal,
+        clock_refusal: clock_refusal.map(|refusal| refusal.to_string()),
     }
 }
 
@@ -167,6 +218,26 @@ mod tests {
         };
         assert_eq!(of_store.name(), "almost-full");
         assert_eq!(of_store.line(), "warning: store: 10 GiB free");
+    }
+
+    #[test]
+    fn a_policy_that_waits_for_somebody_says_so_and_names_the_command() {
+        let web01 = VmName::new("web01").expect("a name");
+        let acme = CustomerName::new("acme").expect("a name");
+        let shorter = Policies::NeedsConfirmation {
+            nights: [(web01, 8)].into(),
+        };
+        let text = policy_waits(&acme, &shorter);
+        assert!(text.contains("(web01: 8)"), "{text}");
+        let command = ": vmkeep prune --confirm --customer acme";
+        assert!(text.ends_with(command), "{text}");
+        assert!(!text.contains("the next run applies it"), "{text}");
+        let by = "host2".to_string();
+        let text = policy_waits(&acme, &Policies::Overruled { by });
+        assert!(text.starts_with("host host2 "), "{text}");
+        assert!(text.ends_with(command), "{text}");
+        let text = policy_waits(&acme, &Policies::Applied);
+        assert!(text.ends_with("the next run applies it"), "{text}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 some VMs failed, 4 a promise is broken,
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 some VMs failed, 4 a promise is broken, \
 5 clock not trusted, 6 damage found, 10 no repository, 11 busy, 12 wrong key, 130 interrupted.
 
 First steps:
@@ -96,7 +96,7 @@ pub struct GuardArgs {
 pub enum TrackingCommand {
     /// Removes vmkeep's bitmaps from running VMs, so that nothing of it stands in their way
     #[command(after_help = "\
-QEMU refuses to revert a VM to an internal snapshot (loadvm) while a disk carries a bitmap.
+QEMU refuses to revert a VM to an internal snapshot (loadvm) while a disk carries a bitmap. \
 Nothing is lost: the next night reads the disks in full, and tracking starts anew.
 
 Example:
@@ -114,8 +114,8 @@ pub struct ReleaseArgs {
 /// Creates the repository and this host's keys, and says what to put in escrow
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-The ledger's clock starts with the time shown; init asks whether it is right.
-What exists already is left as it is: run init again after adding a customer. Only the reserve
+The ledger's clock starts with the time shown; init asks whether it is right. \
+What exists already is left as it is: run init again after adding a customer. Only the reserve \
 of a directory is given the size that is configured now.
 
 Example:
@@ -143,8 +143,9 @@ pub enum ConfigCommand {
 /// Does all that is due: backups, prune, verification
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-What is due is decided from the ledger, so starting it twice does no harm and a missed night is
-caught up. One VM's failure never stops another's (exit 3).
+What is due is decided from the ledger, so starting it twice does no harm and a missed night is \
+caught up. One VM's failure never stops another's (exit 3). Beside another run of this host it does \
+nothing (exit 11), unless that one is late: then it prunes what is due and tells who is to know.
 
 Example:
   vmkeep run --dry-run
@@ -158,6 +159,8 @@ pub struct RunArgs {
 /// Backs up these VMs now
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
+The limits and the I/O priority of [run] hold here, too.
+
 Example:
   vmkeep backup web01
   vmkeep backup --full acme/web01 acme/db01")]
@@ -176,36 +179,47 @@ pub struct BackupArgs {
 Example:
   vmkeep points
   vmkeep points acme/web01
-  vmkeep --json points | jq -r '.[] | [.vm, .taken_at, .expires_at] | @tsv'")]
+  vmkeep --json points | jq -r '.[] | [.vm, .taken_at, .expires_at] | @tsv'
+  vmkeep points --without-ledger")]
 pub struct PointsArgs {
     /// Only these VMs: NAME or CUSTOMER/NAME
     #[arg(value_name = "VM")]
     pub vms: Vec<VmSelector>,
+    /// The last means, where the ledger is damaged or gone: what `restore --without-ledger` can restore
+    #[arg(long)]
+    pub without_ledger: bool,
 }
 
 /// Writes a VM's disks as they were at a time
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-WHEN is \"latest\"; a date, meaning the end of that day; a date and time; both in the policy's time
-zone; or RFC 3339. The newest restore point taken no later than that is restored.
+WHEN is \"latest\"; a date, meaning the end of that day; a date and time; both in the policy's time \
+zone; or RFC 3339. The newest restore point taken no later than that is restored. Or WHEN is the ID \
+of a restore point as `vmkeep points` shows it, or the beginning of one. \
 Exit 0 means that every byte was checked. Each restore is written into the ledger.
 
 Example:
   vmkeep restore web01 --at latest --to /srv/restored
   vmkeep restore acme/db01 --at 2026-11-07 --to /srv/restored --disk vda --format qcow2 \\
       --reason 'ticket 4711'
+  vmkeep restore web01 --at 5f426a07 --to /srv/restored
   vmkeep restore mail01 --at latest --to /srv/mail01-test --define mail01-test
 
---define makes a libvirt domain of the restored disks, beside the one that was backed up: under a new
-name, with a UUID and MAC addresses of its own, and without what it would share with the other one on
-this host (host devices, shared folders, sockets, fixed ports). It is not started.")]
+--define makes a libvirt domain of the restored disks, beside the one that was backed up: under a new \
+name, with a UUID and MAC addresses of its own, and without what it would share with the other one on \
+this host (host devices, shared folders, sockets, fixed ports). It is not started.
+
+--without-ledger is the last means, where the ledger or the index of a customer is damaged or gone: every \
+key file, restore point, index segment and pack that is whole is used, whoever wrote it. The bytes are \
+checked as ever, but nobody vouches for the restore point: whether it was expired or is suspect is not \
+known. `vmkeep points --without-ledger` lists what there is.")]
 pub struct RestoreArgs {
     /// The VM: NAME or CUSTOMER/NAME
     #[arg(value_name = "VM")]
     pub vm: VmSelector,
-    /// Newest restore point taken no later than this
+    /// Newest restore point taken no later than this; or the ID of one, or its beginning
     #[arg(long, value_name = "WHEN")]
-    pub at: When,
+    pub at: At,
     /// Folder to write to: <disk>.raw or <disk>.qcow2, and the VM definition; or a block device
     #[arg(long, value_name = "DIR", value_hint = ValueHint::AnyPath)]
     pub to: PathBuf,
@@ -227,6 +241,9 @@ pub struct RestoreArgs {
     /// Write onto a block device and destroy what is on it; files are never replaced
     #[arg(long)]
     pub force: bool,
+    /// The last means, where the ledger is damaged or gone: use what is whole, for which nobody vouches
+    #[arg(long)]
+    pub without_ledger: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -238,12 +255,13 @@ pub enum ImageFormat {
 /// Expires, erases and reclaims what the policy says, and proves it
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-A restore point first expires (it leaves the list; --undo can bring it back), at least a day later
+A restore point first expires (it leaves the list; --undo can bring it back), at least a day later \
 its record is erased (what only it held is unreadable from then on), then its bytes are reclaimed.
 
 Example:
   vmkeep prune --dry-run
   vmkeep prune
+  vmkeep prune --confirm --customer acme
   vmkeep prune --undo 3f9a")]
 pub struct PruneArgs {
     /// Show the plan with a reason for every restore point, and do nothing
@@ -252,9 +270,13 @@ pub struct PruneArgs {
     /// Believe this host's clock once, after a jump; the ledger records it
     #[arg(long)]
     pub trust_clock: bool,
-    /// Go on where prune asks: shortened policies, damage; and erase without the day's wait
+    /// Go on where prune asks: shortened policies, damage, foreign objects; and erase all that has expired at
+    /// once, which no --undo brings back
     #[arg(long)]
     pub confirm: bool,
+    /// Only for these customers; default: all of this configuration
+    #[arg(long = "customer", value_name = "CUSTOMER")]
+    pub customers: Vec<CustomerName>,
     /// Bring back an expired restore point that is not erased yet
     #[arg(long, value_name = "POINT", conflicts_with_all = ["dry_run", "confirm"])]
     pub undo: Option<PointSelector>,
@@ -276,7 +298,7 @@ pub struct VerifyArgs {
     #[arg(default_missing_value = "100", value_parser = parse_percent)]
     pub read_data: Option<u8>,
     /// Check what can be checked without any key: ledger, index, records and checksums. Nothing is
-    /// written; this machine needs no identity
+    /// written in the store; this machine needs no identity
     #[arg(long)]
     pub without_keys: bool,
 }
@@ -284,7 +306,8 @@ pub struct VerifyArgs {
 /// Shows for each VM the last success, the nights covered, the next expiry, and alarms
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Exits with 4 when a promise is broken, so that it serves as a monitoring check.
+How the last run ended stands below the table, and how far one is that is under way. Exits with 3 when \
+the last backup of a VM failed, 4 when a promise is broken, 6 when something is damaged: a monitoring check.
 
 Example:
   vmkeep status
@@ -299,7 +322,7 @@ pub struct StatusArgs {
 /// Serves metrics for Prometheus over HTTP until it is stopped
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-What it serves at /metrics is at most 30 seconds old. Where the node exporter runs, [run] metrics_file does
+What it serves at /metrics is at most 30 seconds old. Where the node exporter runs, [run] metrics_file does \
 without another service.
 
 Example:
@@ -320,8 +343,9 @@ pub enum KeyCommand {
     List,
     /// Lets another host in: what it may do, and the key to what it does it with
     #[command(after_help = "\
-Run `vmkeep init` on the new host first: it prints this command with everything filled in.
-Afterwards run `vmkeep init` there again. Repeating it with other roles changes the roles.
+Run `vmkeep init` on the new host first: it prints this command with everything filled in. \
+Afterwards run `vmkeep init` there again. Repeating it with other roles changes the roles; --role none \
+takes them all away. A key that was given cannot be taken back.
 
 Example:
   vmkeep key admit --name host2 --host-id 3b6a… --role backup --role restore age1…")]
@@ -358,6 +382,8 @@ pub enum HostRole {
     Prune,
     /// Change the policy, let hosts in
     Admin,
+    /// Nothing at all
+    None,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -371,16 +397,38 @@ Example:
     Test,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum LedgerCommand {
     /// Shows the entries
     #[command(
         after_help = "Example:\n  vmkeep ledger show\n  vmkeep --json ledger show | jq '.[] | select(.kind == \"erase\")'"
     )]
     Show,
-    /// Verifies numbering, hash chain, signatures and the rules of every entry
+    /// Verifies numbering, hash chain, signatures and the rules of every entry, and the certificates
     #[command(after_help = "Example:\n  vmkeep ledger verify")]
     Verify,
+    /// Takes the time of an entry out of the reckoning: its host's clock was wrong
+    #[command(after_help = "\
+Nothing may be deleted before the latest time that two clocks agreed on, and restore points that one \
+clock alone dated count from it. Where two were wrong together, this says so; the entry stays, and \
+the ledger records who said it. ledger show has the numbers.
+
+Example:
+  vmkeep ledger void acme 1207 --reason 'the hardware clock was a year ahead'")]
+    Void(VoidArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct VoidArgs {
+    /// The customer in whose ledger it is
+    #[arg(value_name = "CUSTOMER")]
+    pub customer: CustomerName,
+    /// The number of the entry
+    #[arg(value_name = "SEQ")]
+    pub seq: u64,
+    /// Why, for the ledger
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
 }
 
 /// Prints the completion script of a shell
@@ -484,6 +532,31 @@ impl PointSelector {
     }
 }
 
+/// Which restore point is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum At {
+    /// The newest taken no later.
+    Time(When),
+    Point(PointSelector),
+}
+
+impl FromStr for At {
+    type Err = String;
+
+    /// No time is written in hexadecimal digits alone.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(point) = text.parse::<PointSelector>() {
+            return Ok(At::Point(point));
+        }
+        text.parse::<When>().map(At::Time).map_err(|error| {
+            format!(
+                "{error}; or 4 to {} digits of an ID, as `vmkeep points` shows it",
+                2 * PointId::BYTES
+            )
+        })
+    }
+}
+
 fn parse_percent(text: &str) -> Result<u8, String> {
     match text.trim_end_matches('%').parse() {
         Ok(percent @ 1..=100) => Ok(percent),
@@ -527,6 +600,22 @@ mod tests {
     }
 
     #[test]
+    fn a_paragraph_of_a_help_is_wrapped_by_the_terminal_alone() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(|text| text.to_string());
+            let help = help.unwrap_or_default();
+            let is_text = |line: &str| !line.is_empty() && !line.starts_with(' ');
+            let lines: Vec<&str> = help.lines().collect();
+            for pair in lines.windows(2) {
+                let name = command.get_name();
+                assert!(!pair.iter().all(|line| is_text(line)), "{name}: {pair:?}");
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Arguments::command());
+    }
+
+    #[test]
     fn the_commands_of_the_contract_parse() {
         for line in [
             "vmkeep init",
@@ -540,10 +629,14 @@ mod tests {
             "vmkeep points web01 --json",
             "vmkeep restore web01 --at latest --to /r",
             "vmkeep restore acme/web01 --at 2026-11-07 --to /r --disk vda --disk vdb --format qcow2 --reason x",
+            "vmkeep restore web01 --at 5f426a07 --to /r",
+            "vmkeep restore web01 --at latest --to /r --without-ledger",
+            "vmkeep points --without-ledger",
             "vmkeep restore web01 --at latest --to /r --define web01-test",
             "vmkeep restore web01 --at latest --to /r --define web01 --keep-identity",
             "vmkeep prune --dry-run --trust-clock",
             "vmkeep prune --confirm",
+            "vmkeep prune --confirm --customer acme --customer globex",
             "vmkeep prune --undo 3f9a",
             "vmkeep verify",
             "vmkeep verify --read-data",
@@ -571,6 +664,7 @@ mod tests {
             "vmkeep backup a/b/c",
             "vmkeep restore web01 --to /r",
             "vmkeep restore web01 --at yesterday --to /r",
+            "vmkeep restore web01 --at 5f4 --to /r",
             "vmkeep restore web01 --at latest --to /r --format vmdk",
             "vmkeep restore web01 --at latest --to /r --define a/b",
             "vmkeep restore web01 --at latest --to /r --define 7",
@@ -582,6 +676,38 @@ mod tests {
             "vmkeep -q -v status",
         ] {
             assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_restore_point_is_asked_for_by_a_time_or_by_the_beginning_of_its_id() {
+        let at = |text: &str| text.parse::<At>();
+        let point = |text: &str| At::Point(text.parse().expect(text));
+        let whole = "0123456789abcdef".repeat(2);
+        let longer = format!("{whole}0");
+        for text in ["5f42", "5f426a07", "20261107", "2026110703", whole.as_str()] {
+            assert_eq!(at(text), Ok(point(text)));
+        }
+        for text in [
+            "latest",
+            "2026-11-07",
+            "2026-11-07T03:00",
+            "2026-11-07T03:00Z",
+        ] {
+            assert!(matches!(at(text), Ok(At::Time(_))), "{text}");
+        }
+        for text in [
+            "5f4",
+            "5F426A07",
+            "yesterday",
+            "2026-13-01",
+            longer.as_str(),
+        ] {
+            let refused = at(text).expect_err(text);
+            assert!(
+                refused.contains("2026-11-07") && refused.contains("of an ID"),
+                "{refused}"
+            );
         }
     }
 

@@ -62,6 +62,19 @@ pub fn second(time: Timestamp, zone: &TimeZone) -> String {
         .to_string()
 }
 
+/// The same text with each instant in it, such as 2026-11-07T02:12:05Z, in the zone given.
+pub fn local_times(text: &str, zone: &TimeZone) -> String {
+    let words = text.split_inclusive(char::is_whitespace);
+    let words = words.map(|word| {
+        let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+        match bare.parse::<Timestamp>() {
+            Ok(time) => word.replace(bare, &minute(time, zone)),
+            Err(_) => word.to_string(),
+        }
+    });
+    words.collect()
+}
+
 /// "1 VM", "2 VMs".
 pub fn count(number: usize, one: &str, many: &str) -> String {
     match number {
@@ -112,5 +125,15 @@ mod tests {
         let time: Timestamp = "2026-11-07T02:12:05Z".parse().expect("a time");
         assert_eq!(minute(time, &zone), "2026-11-07 03:12");
         assert_eq!(second(time, &zone), "2026-11-07 03:12:05 CET");
+    }
+
+    #[test]
+    fn instants_within_a_text_are_shown_in_the_zone_of_the_policy_too() {
+        let zone = TimeZone::get("Europe/Amsterdam").expect("a bundled zone");
+        let text = "expired at 2026-11-07T02:12:05Z; waits (since 2026-11-08T23:30:00.5Z)\nweek 2026-W45, 2026-11-09";
+        assert_eq!(
+            local_times(text, &zone),
+            "expired at 2026-11-07 03:12; waits (since 2026-11-09 00:30)\nweek 2026-W45, 2026-11-09"
+        );
     }
 }

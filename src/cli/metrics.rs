@@ -157,8 +157,7 @@ fn of_vms(numbers: &mut Numbers<'_>, overview: &Overview) {
     ];
     let nights = overview.rows.iter().flat_map(|row| {
         states.iter().filter_map(|(word, state)| {
-            let coverage = row.status.coverage.as_ref()?;
-            let nights = coverage.nights.iter();
+            let nights = row.nights()?.iter();
             let count = nights.filter(|night| night.state == *state).count();
             let labels = vec![
                 ("customer", row.customer.to_string()),

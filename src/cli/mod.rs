@@ -17,6 +17,7 @@ mod invocation;
 mod logging;
 mod metrics;
 mod notify;
+mod outside;
 mod overview;
 mod pace;
 mod priority;

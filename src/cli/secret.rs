@@ -25,7 +25,7 @@ pub fn read(key: &str, source: &SecretSource) -> Result<Zeroizing<String>, Failu
             let key = format!("{key}file");
             let failed = |error: io::Error| unreadable(&key, file, &error);
             let opened = File::open(file).map_err(failed)?;
-            refuse_readable_by_others(&key, file, &opened)?;
+            refuse_a_strangers(&key, file, &opened)?;
             let bytes = read_capped(opened, MAX_SECRET_BYTES).map_err(failed)?;
             (file.display().to_string(), bytes)
         }
@@ -76,11 +76,33 @@ pub fn read_certificates(key: &str, file: &Path) -> Result<Vec<u8>, Failure> {
         .map_err(|error| unreadable(key, file, &error))
 }
 
-/// What others on this machine can read is no secret.
-fn refuse_readable_by_others(key: &str, file: &Path, opened: &File) -> Result<(), Failure> {
+/// What others on this machine can read is no secret, and what somebody else owns he can read and change
+/// whatever its mode says.
+fn refuse_a_strangers(key: &str, file: &Path, opened: &File) -> Result<(), Failure> {
     let facts = opened
         .metadata()
         .map_err(|error| unreadable(key, file, &error))?;
+    let own = rustix::process::geteuid().as_raw();
+    if facts.uid() != own && facts.uid() != 0 {
+        let owner = facts.uid();
+        let failure = Failure::new(
+            Exit::Usage,
+            format!(
+                "{key}: {}: belongs to another user (uid {owner}, and vmkeep runs as {own})",
+                file.display()
+            ),
+        );
+        // To give it to root would lock out the user that vmkeep may run as.
+        let failure = match own {
+            0 => failure.hint(format!(
+                "if it is uid {owner} that vmkeep runs as here: sudo -u '#{owner}' vmkeep …"
+            )),
+            _ => failure,
+        };
+        return Err(failure
+            .hint(format!("if it is yours: chown {own} {}", file.display()))
+            .hint("if somebody may have read it, make a new one"));
+    }
     match facts.mode() & 0o077 {
         0 => Ok(()),
         _ => Err(Failure::new(
@@ -106,7 +128,9 @@ fn told_by(key: &str, words: &[String], limit: Duration) -> Result<Zeroizing<Vec
     command
         .args(arguments)
         .stdin(Stdio::null())
-        .stdout(Stdio::piped());
+        .stdout(Stdio::piped())
+        // What vmkeep says is kept in journals and mailed, and this may be the secret.
+        .stderr(Stdio::null());
     let told = tool::run(&mut command, limit, MAX_SECRET_BYTES);
     let output = told.map_err(|error| {
         failed(error.to_string())
@@ -115,7 +139,9 @@ fn told_by(key: &str, words: &[String], limit: Duration) -> Result<Zeroizing<Vec
     let bytes = Zeroizing::new(output.stdout);
     match output.status.success() {
         true => Ok(bytes),
-        false => Err(failed(output.status.to_string())),
+        false => Err(failed(output.status.to_string()).hint(
+            "what it says of that is not shown here, for it may be the secret: run it by hand",
+        )),
     }
 }
 
@@ -164,6 +190,44 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_secret_file_of_another_user_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("secret");
+        fs::write(&file, "s3cret\n").expect("a file");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("a mode");
+        if !rustix::process::geteuid().is_root() {
+            // Only root can give files away.
+            return;
+        }
+        std::os::unix::fs::chown(&file, Some(4711), None).expect("an owner");
+        let source = SecretSource::File(file.clone());
+        let Err(failure) = read("notify.mail.password_", &source) else {
+            panic!("a secret that uid 4711 can read");
+        };
+        assert!(failure.message.contains("uid 4711"), "{}", failure.message);
+        let as_its_owner = failure.hints.first().map(String::as_str);
+        assert!(as_its_owner.is_some_and(|hint| hint.contains("sudo -u '#4711' vmkeep")));
+    }
+
+    #[test]
+    fn what_a_command_says_besides_the_secret_goes_nowhere() {
+        let words = ["sh", "-c", "readlink /proc/self/fd/2"].map(str::to_string);
+        let told = read("x.url_", &SecretSource::Command(words.into())).ok();
+        assert_eq!(told.as_deref().map(String::as_str), Some("/dev/null"));
+        let words = ["sh", "-c", "echo s3cret >&2; exit 3"].map(str::to_string);
+        let Err(failure) = read("x.url_", &SecretSource::Command(words.into())) else {
+            panic!("it has failed");
+        };
+        assert_eq!(failure.message, "x.url_command: sh: exit status: 3");
+        assert!(
+            failure
+                .hints
+                .iter()
+                .any(|hint| hint.contains("run it by hand"))
+        );
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! The concrete things behind a command: the store, this host, the customers of the configuration.
 
 use super::exit::{Exit, Failure};
+use super::figures;
 use super::invocation::Invocation;
 use super::pace::Pace;
+use super::priority;
 use super::progress::Progress;
 use super::store::{self, Store};
 use crate::codec::HostIdentity;
 use crate::config::{self, Config, DiskFormat, FsFreeze, HostRole, VmSource};
+use crate::format::names::CustomerNames;
 use crate::format::repository_file::RepositoryFile;
 use crate::hypervisor::guard::GuardCommand;
 use crate::hypervisor::handed::HandedSource;
@@ -15,13 +18,14 @@ use crate::hypervisor::libvirt::{LibvirtSettings, LibvirtSource};
 use crate::hypervisor::qmp::{QmpSettings, QmpSource};
 use crate::hypervisor::{CaptureError, Freeze, Hypervisor};
 use crate::jobs::{
-    BackupSettings, JobError, JobErrorKind, LocalHost, PruneRequest, StateError, StateFolder,
-    VmTask,
+    AlarmKind, BackupSettings, JobError, JobErrorKind, LocalHost, PruneRequest, StateError,
+    StateFolder, VmTask,
 };
-use crate::model::{Clock, CustomerName, VmName, Writers};
+use crate::model::{Clock, CustomerName, RepositoryId, VmName, Writers};
 use crate::policy::HostClock;
 use crate::repository::{
-    Customer, RepositoryError, RepositoryErrorKind, SealedCustomer, WriteSettings, open_repository,
+    Customer, RepositoryError, RepositoryErrorKind, SealedCustomer, WithoutLedger, WriteSettings,
+    open_repository,
 };
 use crate::storage::{
     Braked, Probe, Storage, StorageError, StorageErrorKind, probe_and_time, probe_without_deleting,
@@ -48,8 +52,10 @@ pub struct Ground {
 impl Ground {
     pub fn open(invocation: &Invocation) -> Result<Self, Failure> {
         let config = invocation.config()?;
-        let store = store::open(&config)?;
-        let file = open_repository(&*store.storage)?;
+        let store =
+            store::open(&config).map_err(|failure| without_repository(failure, &config, None))?;
+        let file = open_repository(&*store.storage)
+            .map_err(|error| without_repository(error.into(), &config, Some(&*store.storage)))?;
         let folder = StateFolder::create(&config.host.state_dir)?;
         refuse_another_repository(&folder, &*store.storage, &file)?;
         refuse_other_writers(&config, &file)?;
@@ -81,6 +87,10 @@ fn refused_customer(name: &CustomerName, error: RepositoryError) -> Failure {
             format!("customer {name} is not in the repository yet"),
         )
         .hint("vmkeep init creates customers that were added to the configuration"),
+        _ if error.is_damage() => Failure::from(error).hint(
+            "as the last means, what is whole can be restored without it: vmkeep points --without-ledger, then \
+             vmkeep restore VM --at ID --to DIR --without-ledger",
+        ),
         _ => error.into(),
     }
 }
@@ -91,12 +101,16 @@ pub struct Site {
     pub store: Store,
     pub file: RepositoryFile,
     pub host: Arc<LocalHost>,
+    /// Customers are opened by their ledgers.
+    asks_ledgers: bool,
 }
 
 /// A customer of the configuration, open.
 pub struct OpenCustomer<'a> {
     pub config: &'a config::Customer,
     pub customer: Customer,
+    /// Without its ledger, what to know of that: the first note is the one that nobody may miss.
+    pub notes: Vec<String>,
 }
 
 /// One that cannot be opened, and why.
@@ -122,26 +136,28 @@ impl Site {
             file,
             folder,
         } = Ground::open(invocation)?;
-        let identity = folder.identity().map_err(|error| match error.kind {
-            io::ErrorKind::NotFound => Failure::new(
-                Exit::WrongKey,
-                format!(
-                    "this host has no identity ({} is missing)",
-                    error.path.display()
-                ),
-            )
-            .hint("put the host's identity back, or an escrow identity (0600) in its place")
-            .hint("what needs no key can be checked without one: vmkeep verify --without-keys")
-            .hint("on a new host, with an empty store: vmkeep init"),
-            _ => error.into(),
-        })?;
+        let identity = folder.identity().map_err(refused_identity)?;
+        tracing::info!(
+            "repository {} in {}",
+            file.repository,
+            store.storage.location()
+        );
         let host = local_host(invocation, &config, identity, folder);
         Ok(Site {
             config,
             store,
             file,
             host: Arc::new(host),
+            asks_ledgers: true,
         })
+    }
+
+    /// `false`: customers are opened for restoring alone, without their ledgers.
+    pub fn with_ledgers(self, asks_ledgers: bool) -> Self {
+        Site {
+            asks_ledgers,
+            ..self
+        }
     }
 
     /// For commands that write: the store must order its writers, unless there is one.
@@ -192,6 +208,9 @@ impl Site {
             threads: self.config.host.threads,
             ..WriteSettings::default()
         };
+        if !self.asks_ledgers {
+            return self.without_ledger(config, settings);
+        }
         let customer = Customer::open(
             self.store.storage.clone(),
             &config.name,
@@ -208,7 +227,70 @@ impl Site {
             refused_customer(&config.name, error)
         })?;
         self.store.keep_copies_of(&customer);
-        Ok(OpenCustomer { config, customer })
+        tracing::info!("{}: open", config.name);
+        let (entries, points) = customer.with_state(|state| (state.seq, state.points.len()));
+        tracing::debug!(
+            "{}: the ledger ends at entry {entries}, with {points} points not gone",
+            config.name
+        );
+        Ok(OpenCustomer {
+            config,
+            customer,
+            notes: Vec::new(),
+        })
+    }
+
+    /// Whatever copies this host has stay as they are: nobody can tell what of them may.
+    fn without_ledger<'a>(
+        &self,
+        config: &'a config::Customer,
+        settings: WriteSettings,
+    ) -> Result<OpenCustomer<'a>, Failure> {
+        let name = &config.name;
+        let opened = WithoutLedger::open(
+            self.store.storage.clone(),
+            name,
+            self.file.repository,
+            self.host.identity(),
+            self.host.clone(),
+            settings,
+            &config.terms,
+        );
+        let opened = opened.map_err(|error| match error.kind {
+            RepositoryErrorKind::NotFound => refused_customer(name, error),
+            _ => error.into(),
+        })?;
+        let mut notes = vec![match &opened.broken {
+            Some(error) => format!(
+                "the ledger of {name} was set aside ({error}): whether a restore point was expired, erased or \
+                 replaced, whether it is suspect and who made it is not known; when it expires is reckoned by \
+                 this configuration"
+            ),
+            None => format!(
+                "the ledger of {name} can be read, and was asked for what is live, but not for what is suspect \
+                 or damaged: without --without-ledger it is"
+            ),
+        }];
+        let now = self.host.now();
+        let over = opened.customer.with_state(|state| {
+            let over = state.live().filter(|(_, point)| point.expires_at <= now);
+            over.count()
+        });
+        if over > 0 {
+            notes.push(format!(
+                "{name}: {} over by max_retention as it is configured and by this host's clock ({}), and not \
+                 restored",
+                figures::count(over, "restore point is", "restore points are"),
+                figures::minute(now, &self.zone())
+            ));
+        }
+        let passed_over = opened.passed_over.iter();
+        notes.extend(passed_over.map(|error| format!("{name}: passed over: {error}")));
+        Ok(OpenCustomer {
+            config,
+            customer: opened.customer,
+            notes,
+        })
     }
 
     /// The wanted customers of the configuration. One that cannot be opened keeps nobody from the others.
@@ -231,8 +313,31 @@ impl Site {
         Ok((opened, unopened))
     }
 
-    /// From here on nothing is sent to the store faster than this allows. Before customers are opened.
-    pub fn brake_uploads(&mut self, pace: &Arc<Pace>) {
+    /// The zone of the general policy: what is not a customer's is told in it.
+    pub fn zone(&self) -> TimeZone {
+        TimeZone::get(&self.config.terms.timezone).unwrap_or(TimeZone::UTC)
+    }
+
+    /// Who has just seen that what the last run met is over says so to whoever asks before the next one.
+    pub fn settle_alarms(&self, customer: &CustomerName, kinds: &[AlarmKind]) {
+        if let Err(error) = self.host.folder().settle_alarms(customer, kinds) {
+            tracing::warn!("what the last run met is told until the next one: {error}");
+        }
+    }
+
+    /// What backs up steps back behind whatever else the host does, as `[run]` says. Before customers are opened.
+    pub fn step_back(&mut self, invocation: &Invocation) -> Arc<Pace> {
+        let settings = &self.config.run;
+        priority::lower(settings.io_priority);
+        // Limits by the time of day are the host's.
+        let pace = Pace::new(settings, self.zone(), invocation.stop.clone());
+        let pace = Arc::new(pace);
+        self.brake_uploads(&pace);
+        pace
+    }
+
+    /// From here on nothing is sent to the store faster than this allows.
+    fn brake_uploads(&mut self, pace: &Arc<Pace>) {
         if pace.limits_uploads() {
             let pace = pace.clone();
             let may_send = move |bytes| pace.may_send(bytes);
@@ -354,6 +459,78 @@ fn guarded_domain(vm: &config::LibvirtVm, host: &config::Host) -> Vec<String> {
     arguments
 }
 
+/// Of an identity that is missing, is none, or is not this host's alone.
+pub fn refused_identity(error: StateError) -> Failure {
+    let wrong_key = |message: String| {
+        Failure::new(Exit::WrongKey, message)
+            .hint("put the host's identity back, or an escrow identity (0600) in its place")
+            .hint("what needs no key can be checked without one: vmkeep verify --without-keys")
+    };
+    match error.kind {
+        io::ErrorKind::NotFound => wrong_key(format!(
+            "this host has no identity ({} is missing)",
+            error.path.display()
+        ))
+        .hint("on a new host, with an empty store: vmkeep init"),
+        io::ErrorKind::InvalidInput => wrong_key(error.to_string()),
+        // Its text says what to do.
+        io::ErrorKind::InvalidData => Failure::new(Exit::Failed, error.to_string()),
+        _ => error.into(),
+    }
+}
+
+/// Tells what to do where there is no repository: a new one would hide what is there, or take the place of
+/// one that is away.
+pub fn without_repository(
+    failure: Failure,
+    config: &Config,
+    storage: Option<&dyn Storage>,
+) -> Failure {
+    if failure.exit != Exit::NoRepository {
+        return failure;
+    }
+    let failure = Failure {
+        hints: Vec::new(),
+        ..failure
+    };
+    if storage.is_some_and(|storage| holds_customers(config, storage)) {
+        return failure.hint(
+            "customers are there, and only vmkeep.json is missing: vmkeep init, which no agent does, makes \
+             it anew and changes nothing else",
+        );
+    }
+    match used_repository(config) {
+        Some(used) => failure
+            .hint(format!(
+                "is the disk mounted? is [repository] url right? this host uses the repository {used}"
+            ))
+            .hint(format!(
+                "if that one is lost for good and another is to take its place: remove {}, then vmkeep init",
+                config.host.state_dir.join("repository").display()
+            )),
+        None => failure.hint(
+            "is the disk mounted? is [repository] url right? a new repository is made by: vmkeep init",
+        ),
+    }
+}
+
+/// By their key files: a customer has few.
+fn holds_customers(config: &Config, storage: &dyn Storage) -> bool {
+    config.customers.iter().any(|customer| {
+        let keys = CustomerNames::new(&customer.name).keys_prefix();
+        storage.list(&keys).is_ok_and(|listed| !listed.is_empty())
+    })
+}
+
+fn used_repository(config: &Config) -> Option<RepositoryId> {
+    let folder = &config.host.state_dir;
+    // Where nothing is found nothing is made either.
+    if !folder.is_dir() {
+        return None;
+    }
+    StateFolder::create(folder).ok()?.repository().ok()?
+}
+
 /// A host uses one repository: another one in its place is a disk that is not mounted, or a mistake.
 pub fn refuse_another_repository(
     folder: &StateFolder,
@@ -414,7 +591,7 @@ pub fn local_host(
     }
 }
 
-/// Shows the stages of a job as a bar each.
+/// Shows the stages of a job as a bar each, and in the log.
 pub struct Watching<'a> {
     terminal: &'a super::terminal::Terminal,
     pace: Option<&'a Pace>,
@@ -449,6 +626,10 @@ impl crate::jobs::Watch for Watching<'_> {
     }
 
     fn stage(&self, label: &str, total_bytes: u64) {
+        match total_bytes {
+            0 => tracing::info!("{label}"),
+            total => tracing::info!("{label}: {} to go through", figures::bytes(total)),
+        }
         let mut bar = match self.bar.lock() {
             Ok(bar) => bar,
             Err(poisoned) => poisoned.into_inner(),
@@ -483,16 +664,33 @@ fn failure_of(kind: RepositoryErrorKind, message: String) -> Failure {
              folder (0600)",
         ),
         RepositoryErrorKind::Damaged => Failure::new(Exit::DamageFound, message)
-            .hint("nothing was changed by this; vmkeep verify shows what is concerned"),
+            .hint("nothing was changed by this; vmkeep verify --read-data shows what is concerned"),
+        RepositoryErrorKind::Replaced => Failure::new(Exit::DamageFound, message)
+            .hint("nothing was changed; if nobody put the store back from a copy, somebody has tampered with it")
+            .hint(
+                "if it was put back on purpose, what the copy lacks is lost; to go on with what it holds, remove \
+                 this customer's files in heads/ (named as its uid) and origins/ of the state folder",
+            ),
         RepositoryErrorKind::Newer => Failure::new(Exit::Failed, message)
             .hint("upgrade vmkeep on this host; nothing was written"),
         RepositoryErrorKind::Uncertain => Failure::new(Exit::Failed, message)
             .hint("nothing is lost: the next run finds out whether it stands, and goes on"),
         RepositoryErrorKind::Superseded => {
-            Failure::new(Exit::Failed, message).hint("nothing of the attempt is left; run it again")
+            Failure::new(Exit::Failed, message)
+                .hint("nothing of the attempt is left; run it again")
+                .hint(
+                    "where this host lacks a role, a host with the role admin gives it: vmkeep key list, \
+                     vmkeep key admit",
+                )
         }
         RepositoryErrorKind::Interrupted => {
             Failure::new(Exit::Interrupted, message).hint("the state is clean; run it again")
+        }
+        // Only what the ledger names is asked for by name.
+        RepositoryErrorKind::Storage(StorageErrorKind::NotFound) => {
+            Failure::new(Exit::DamageFound, message)
+                .hint("is all of the store there? then vmkeep verify --read-data shows what is concerned")
+                .hint("vmkeep backup --full VM stores anew what the VM still has of it")
         }
         RepositoryErrorKind::Storage(kind) => storage_failure(kind, message),
         RepositoryErrorKind::NotFound
@@ -504,7 +702,8 @@ fn failure_of(kind: RepositoryErrorKind, message: String) -> Failure {
 fn storage_failure(kind: StorageErrorKind, message: String) -> Failure {
     match kind {
         StorageErrorKind::Corrupt => {
-            Failure::new(Exit::DamageFound, message).hint("vmkeep verify shows what is concerned")
+            Failure::new(Exit::DamageFound, message)
+                .hint("vmkeep verify --read-data shows what is concerned")
         }
         StorageErrorKind::Full => Failure::new(Exit::Failed, message)
             .hint("restore points made earlier are safe; vmkeep prune makes room of what is over")
@@ -517,6 +716,9 @@ fn storage_failure(kind: StorageErrorKind, message: String) -> Failure {
         StorageErrorKind::Transient => Failure::new(Exit::Failed, message).hint(
             "look at the disk and its cables, or at the way to the server, then run it again",
         ),
+        StorageErrorKind::Unreadable => Failure::new(Exit::Failed, message)
+            .hint("look at the disk and its cables, then run it again: it may be whole")
+            .hint("vmkeep verify --read-data names all that cannot be read, and what to do about it"),
         StorageErrorKind::NotFound
         | StorageErrorKind::AlreadyExists
         | StorageErrorKind::Unsupported => Failure::new(Exit::Failed, message),
@@ -562,5 +764,24 @@ impl From<JobError> for Failure {
             JobErrorKind::Interrupted => Failure::new(Exit::Interrupted, error.message)
                 .hint("the state is clean; run it again"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_that_the_ledger_names_and_the_store_lacks_is_damage_with_what_to_do_about_it() {
+        let missing = StorageError::new(StorageErrorKind::NotFound, "customers/acme/packs/1", "");
+        let error = RepositoryError::from(missing.clone());
+        for failure in [Failure::from(JobError::from(error.clone())), error.into()] {
+            assert_eq!(failure.exit, Exit::DamageFound);
+            let hints = failure.hints.join(" ");
+            assert!(hints.contains("vmkeep verify --read-data"), "{hints}");
+            assert!(hints.contains("vmkeep backup --full VM"), "{hints}");
+        }
+        // A try of the store that it did not keep is none.
+        assert_eq!(Failure::from(missing).exit, Exit::Failed);
     }
 }

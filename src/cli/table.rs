@@ -63,9 +63,9 @@ impl Table {
         self.column(title, false, Some(Cut::Name))
     }
 
-    /// Text of which the end matters most; the beginning may be cut off.
+    /// Text of which the end matters most: the ends stand below each other, and the beginning may be cut off.
     pub fn latest(self, title: &'static str) -> Self {
-        self.column(title, false, Some(Cut::Start))
+        self.column(title, true, Some(Cut::Start))
     }
 
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
@@ -272,6 +272,19 @@ mod tests {
         assert!(text.contains(" …####"), "{text}");
         assert!(text.contains("##?X  2026-12-07\n"), "{text}");
         assert!(text.contains("/web01 "), "{text}");
+    }
+
+    #[test]
+    fn the_newest_nights_of_strips_of_different_lengths_stand_below_each_other() {
+        let mut table = Table::new().left("VM").latest("NIGHTS").left("EXPIRY");
+        table.row(["web01".into(), "#######?".into(), "2026-12-07".into()]);
+        table.row(["db01".into(), "#X".into(), "2026-12-08".into()]);
+        assert_eq!(
+            table.render(None),
+            "VM       NIGHTS  EXPIRY\n\
+             web01  #######?  2026-12-07\n\
+             db01         #X  2026-12-08\n"
+        );
     }
 
     #[test]

@@ -29,10 +29,33 @@ pub fn tell_all(receivers: &Receivers, site: &Site, overview: &Overview, answer:
         at,
         concerns: &overview.concerns,
         unseen: &overview.unseen(),
+        is_complete: overview.outside().is_complete,
         configured: &configured(site),
         report: is_reported.then(|| report(host, at, answer)),
     };
     tell_each(receivers, site.host.folder(), &site.config, &findings);
+}
+
+/// The alarms alone, of who looked beside a run that is under way: what that one will have met is not known, and
+/// nothing is known to be over.
+pub fn tell_alarms(receivers: &Receivers, site: &Site, overview: &Overview) {
+    let findings = Findings {
+        host: &site.config.host.name,
+        at: site.host.now(),
+        concerns: &overview.concerns,
+        unseen: &all_of(&site.config),
+        is_complete: false,
+        configured: &configured(site),
+        report: None,
+    };
+    tell_each(receivers, site.host.folder(), &site.config, &findings);
+}
+
+/// Every customer, and the store.
+fn all_of(config: &Config) -> BTreeSet<String> {
+    let customers = config.customers.iter();
+    let customers = customers.map(|customer| customer.name.to_string());
+    customers.chain([STORE.to_string()]).collect()
 }
 
 fn tell_each(
@@ -46,6 +69,7 @@ fn tell_each(
     }
     let remind_every = config.notify.remind_every;
     let remind_every = SignedDuration::try_from(remind_every).unwrap_or(SignedDuration::MAX);
+    let _lock = folder.lock_telling();
     for receiver in &receivers.notifiers {
         if let Err(error) = tell(&**receiver, folder, findings, remind_every) {
             tracing::error!("not everything was told: {error}");
@@ -76,13 +100,12 @@ pub fn tell_failure(
         customer: None,
         alarm,
     }];
-    let customers = config.customers.iter();
-    let customers = customers.map(|customer| customer.name.to_string());
     let findings = Findings {
         host: &config.host.name,
         at,
         concerns: &concerns,
-        unseen: &customers.chain([STORE.to_string()]).collect(),
+        unseen: &all_of(config),
+        is_complete: false,
         configured: &BTreeSet::new(),
         report: None,
     };
@@ -130,6 +153,8 @@ pub struct Findings<'a> {
     pub concerns: &'a [Concern],
     /// Customers, and [`STORE`], that could not be looked at: what was told of them may go on.
     pub unseen: &'a BTreeSet<String>,
+    /// Whether all customers outside of the configuration were looked at as well.
+    pub is_complete: bool,
     /// Customers, and VMs as `customer/vm`, of the configuration.
     pub configured: &'a BTreeSet<String>,
     /// Told to everybody as well.
@@ -144,6 +169,7 @@ impl Findings<'_> {
             AlarmKind::LastPoint,
             AlarmKind::OverMaximum,
             AlarmKind::BudgetHalfUsed,
+            AlarmKind::NotConfigured,
         ];
         let (kind, whom) = name.split_once(' ').unwrap_or((name, ""));
         whom.is_empty()
@@ -176,7 +202,13 @@ pub fn tell(
         sounding.text.push_str(&line);
         sounding.extent = sounding.extent.saturating_add(extent);
     }
-    let seen = |name: &str| !findings.unseen.contains(customer_in(name));
+    let seen = |name: &str| {
+        let customer = customer_in(name);
+        let is_outside = customer != STORE && !findings.configured.contains(customer);
+        // Of all that is beside the customers there is one alarm.
+        let is_beside = is_outside || name == AlarmKind::Unexplained.word();
+        !findings.unseen.contains(customer) && (findings.is_complete || !is_beside)
+    };
     let changes = announcements(&told, &current, seen, findings.at, remind_every);
     let mut messages: Vec<Message> = changes
         .iter()
@@ -330,6 +362,7 @@ mod tests {
             at: Timestamp::UNIX_EPOCH + SignedDuration::from_hours(hour),
             concerns,
             unseen: &unseen,
+            is_complete: true,
             configured: &BTreeSet::from(["acme/web01".to_string()]),
             report: None,
         };
@@ -407,6 +440,43 @@ mod tests {
         let heard = hear(&ear, &folder, 1, &[], &[]).unwrap();
         let gone = "no longer in the configuration: broken: globex: web01: hole";
         assert_eq!(heard, [(Event::Cleared, gone.to_string())]);
+    }
+
+    #[test]
+    fn what_was_told_of_what_is_not_configured_goes_on_while_nobody_could_look() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = StateFolder::create(folder.path()).unwrap();
+        let ear = Ear::default();
+        let stranger = Concern {
+            customer: None,
+            alarm: Alarm::of_customer(AlarmKind::Unexplained, "a copy"),
+        };
+        let holds = [concern(AlarmKind::NotConfigured, "beta"), stranger];
+        hear(&ear, &folder, 0, &holds, &[]).unwrap();
+        let none = BTreeSet::new();
+        let look = |is_complete| {
+            let findings = Findings {
+                host: "host1",
+                at: Timestamp::UNIX_EPOCH + SignedDuration::from_hours(1),
+                concerns: &[],
+                unseen: &none,
+                is_complete,
+                configured: &none,
+                report: None,
+            };
+            ear.heard.lock().unwrap().clear();
+            tell(&ear, &folder, &findings, SignedDuration::from_hours(24)).unwrap();
+            let heard = ear.heard.lock().unwrap().concat().into_iter();
+            heard.map(|one| one.subject).collect::<Vec<_>>()
+        };
+        assert_eq!(look(false), Vec::<String>::new());
+        let mut over = look(true);
+        over.sort();
+        let expected = [
+            "over: warning: beta: web01: not-configured",
+            "over: warning: store: a copy",
+        ];
+        assert_eq!(over, expected);
     }
 
     #[test]

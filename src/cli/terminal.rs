@@ -61,7 +61,10 @@ impl Terminal {
             // The reader has seen enough (`vmkeep points | head`): what was done is done.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => answer.exit,
             Err(error) => {
-                let failure = Failure::new(Exit::Failed, format!("writing to stdout: {error}"));
+                let mut failure = Failure::new(Exit::Failed, format!("writing to stdout: {error}"));
+                if answer.exit == Exit::Done {
+                    failure = failure.hint("the command itself is done; its answer alone is lost");
+                }
                 self.say(&failure.text());
                 answer.exit.max(Exit::Failed)
             }

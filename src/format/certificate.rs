@@ -19,6 +19,9 @@ pub struct CertifiedPoint {
     pub taken_at: Timestamp,
     pub deadline: Timestamp,
     pub erase_entry: u64,
+    /// The time of that entry; earlier versions did not tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erased_at: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +33,7 @@ pub struct Certificate {
     pub customer: String,
     #[serde(with = "text")]
     pub customer_uid: CustomerUid,
+    /// After the stores were listed, and not before anything that is named here.
     pub issued_at: Timestamp,
     #[serde(with = "text")]
     pub issued_by: HostId,
@@ -43,7 +47,8 @@ pub struct Certificate {
     /// Packs removed since the last certificate.
     #[serde(with = "text::list")]
     pub packs_deleted: Vec<PackName>,
-    /// Ciphertext without a key that is still there, and when the last of it must be gone.
+    /// Ciphertext without a key that is still there, and when the last of it must be gone; `None`: nothing
+    /// is left, or some of it is locked by the store.
     pub unreadable_bytes_left: u64,
     pub unreadable_bytes_deadline: Option<Timestamp>,
     /// The ledger's end when the stores had been listed.

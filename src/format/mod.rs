@@ -389,7 +389,7 @@
 //! | | `packs` | packs that were whole |
 //! | | `damaged` | list of objects `pack`, `tag`: frames that nothing may rely on |
 //! | `clock` | `event` | `refused` (a deletion was), `trusted` (an operator vouched), `void` |
-//! | | `seq`? | with `void`: the entry whose time is wrong |
+//! | | `seq`? | with `void`: the entry whose time is wrong; with `trusted`: the entry from which on the signer's clock went on as its uptime did |
 //! | | `text` | |
 //! | `seal` | `installation` | installation id of the process that wrote it: section 14.1 |
 //! | `checkpoint` | `state_hash` | reserved; no program of version 1 writes it and it has no effect |
@@ -431,7 +431,7 @@
 //! | `reclaimed` | prune | a session, if named, is open, of this host, purpose `prove`; a certificate needs a session; `deleted` were condemned; `destroyed` are erased, none twice | packs are deleted; `marks` are taken in (12.5); destroyed points are forgotten; the session is over |
 //! | `restore` | restore or admin | | |
 //! | `verify` | backup, restore or prune | | notes when packs were whole; damaged frames |
-//! | `clock` | `refused` any; `trusted` prune or admin; `void` admin | | `void`: the time of entry `seq` is not witnessed |
+//! | `clock` | `refused` any; `trusted` prune or admin; `void` admin | | `void`: the time of entry `seq` is not witnessed; `trusted` with `seq`: 12.4 |
 //! | `seal` | any | one host writes | the ledger is this installation's |
 //! | `checkpoint`, unknown | any | | |
 //!
@@ -458,6 +458,12 @@
 //! night is within the window and not within 24 h of `taken_at`. When a policy changes, `expires_at` becomes
 //! the earlier of the old and the new one, `deadline` the earlier of the old one and of the later of
 //! (`taken_at` + new maximum, time of the entry + *B* days). A reader needs none of this.
+//!
+//! A committer whose `begin` is `alone` counts from the last witnessed time before it instead of `taken_at`.
+//! `trusted` with `seq` says that the signer's clock was right from that entry on: points whose session it
+//! began there or later then have the later of what they had and what counts from `taken_at`. `void` counts
+//! those that are `alone` anew, from what was witnessed before their `begin` and still is; what was kept
+//! the longer for it goes as when a policy changes.
 //!
 //! ## 12.5 Marks
 //!
@@ -498,10 +504,13 @@
 //!
 //! `certificates/<id>.json` is JSON for people and programs; `<id>.json.minisig` its signature. Both count
 //! only if a `reclaimed` entry names their hashes. Fields: `vmkeep_deletion_certificate` (1), `id`,
-//! `repository`, `customer`, `customer_uid`, `issued_at`, `issued_by` (host id), `stores` (the places that
+//! `repository`, `customer`, `customer_uid`, `issued_at` (after the stores were listed, and not before
+//! anything that is named), `issued_by` (host id), `stores` (the places that
 //! were listed; nothing is said of others), `statement`, `erased` and `destroyed` (lists of objects `point`,
-//! `vm`, `taken_at`, `deadline`, `erase_entry`; records destroyed since the last certificate; points of which
-//! no byte is left), `packs_deleted`, `unreadable_bytes_left`, `unreadable_bytes_deadline` (or null),
+//! `vm`, `taken_at`, `deadline`, `erase_entry`, `erased_at`: the time of that entry, which may be absent;
+//! records destroyed since the last certificate; points of which
+//! no byte is left), `packs_deleted`, `unreadable_bytes_left`, `unreadable_bytes_deadline` (or null: nothing is
+//! left, or some of it is locked by the store),
 //! `ledger_seq`, `ledger_hash` (the ledger's end when the stores had been listed), `objects_listed`.
 //!
 //! The signature is in minisign's format, made with the host's Ed25519 key. *Key number*: the first 8 bytes
@@ -578,6 +587,11 @@
 //!
 //! Without any usable segment, list `packs/`, take the sessions that are born, and read the directories.
 //!
+//! Without a usable ledger, as the last means: of `key/` whatever opens, of `points/` whatever opens with that key (a
+//! record tells VM, kind, time, disks and roots), of `index/` whatever hashes to its name, and the directories of the
+//! packs of which that does not list every frame. What opens by section 16 is right; but no signature says who made
+//! it, and nothing says whether the point was expired, void or suspect.
+//!
 //! # 16. Restoring a disk from nothing
 //!
 //! Given a store and an age identity (a host's, or an escrow recipient's), the names of customer, VM and
@@ -647,6 +661,8 @@
 //!   copy of the whole store, from the present one; nor whether the first host of a customer is the right
 //!   one. Compare the genesis host id, and the number and hash of the last entry, with a copy kept elsewhere.
 //! - Who can delete in the store can destroy it. That is found, not prevented.
+//! - Who reads without the ledger has no signature: key file, record and all below may be of anybody who can write
+//!   to the store.
 //! - A frame's checksum and a pack's name show damage, not authorship: a pack planted by who can write to
 //!   the store fails only when it is opened with the key.
 //! - The signing key of a host lies in the same file as its reading key.

@@ -30,9 +30,22 @@ pub fn content_hash(name: &ObjectName) -> Option<ObjectHash> {
     }
 }
 
+/// Where all customers are.
+pub fn customers_prefix() -> &'static str {
+    CUSTOMERS.trim_end_matches('/')
+}
+
+/// Whose an object is, by its name.
+pub fn customer_of(name: &ObjectName) -> Option<CustomerName> {
+    let rest = name.as_str().strip_prefix(CUSTOMERS)?;
+    let (customer, _) = rest.split_once('/')?;
+    CustomerName::new(customer).ok()
+}
+
 /// The names below one customer's prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CustomerNames {
+    customer: CustomerName,
     prefix: String,
     /// Decides what the entries of its ledger are called.
     writers: Writers,
@@ -57,9 +70,16 @@ pub enum ObjectRole {
     Foreign,
 }
 
+/// Sixteen digits and nothing else: a sign would be another spelling.
+fn slot_number(digits: &str) -> Option<u64> {
+    let is_number = digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_digit());
+    is_number.then(|| digits.parse().ok()).flatten()
+}
+
 impl CustomerNames {
     pub fn new(customer: &CustomerName) -> Self {
         CustomerNames {
+            customer: customer.clone(),
             prefix: format!("{CUSTOMERS}{customer}"),
             writers: Writers::Many,
         }
@@ -71,6 +91,10 @@ impl CustomerNames {
 
     pub fn writers(&self) -> Writers {
         self.writers
+    }
+
+    pub fn customer(&self) -> &CustomerName {
+        &self.customer
     }
 
     pub fn prefix(&self) -> &str {
@@ -108,12 +132,20 @@ impl CustomerNames {
         object(format!("{}/packs/{pack}", self.prefix))
     }
 
+    pub fn packs_prefix(&self) -> String {
+        format!("{}/packs", self.prefix)
+    }
+
     pub fn session_packs(&self, session: &SessionId) -> String {
         format!("{}/packs/{session}", self.prefix)
     }
 
     pub fn segment(&self, segment: &SegmentName) -> ObjectName {
         object(format!("{}/index/{segment}", self.prefix))
+    }
+
+    pub fn segments_prefix(&self) -> String {
+        format!("{}/index", self.prefix)
     }
 
     pub fn session_segments(&self, session: &SessionId) -> String {
@@ -155,18 +187,19 @@ impl CustomerNames {
         let Some((folder, rest)) = rest.split_once('/') else {
             return ObjectRole::Foreign;
         };
+        // Numbers have one spelling: `key/01.age` is not `key/1.age`.
         let role = match folder {
             "key" => rest
                 .strip_suffix(".age")
                 .and_then(|number| number.parse().ok())
+                .filter(|number| self.key(*number) == *name)
                 .map(ObjectRole::Key),
             "ledger" => match rest.split_once('/') {
-                None if rest.len() == 16 => rest.parse().ok().map(ObjectRole::Ledger),
-                Some((seq, hash)) if seq.len() == 16 => match (seq.parse(), hash.parse()) {
-                    (Ok(seq), Ok(hash)) => Some(ObjectRole::Rival(seq, hash)),
+                None => slot_number(rest).map(ObjectRole::Ledger),
+                Some((seq, hash)) => match (slot_number(seq), hash.parse()) {
+                    (Some(seq), Ok(hash)) => Some(ObjectRole::Rival(seq, hash)),
                     _ => None,
                 },
-                _ => None,
             },
             "packs" => rest.parse().ok().map(ObjectRole::Pack),
             "index" => rest.parse().ok().map(ObjectRole::Segment),
@@ -178,18 +211,7 @@ impl CustomerNames {
             "probe" => Some(ObjectRole::Probe),
             _ => None,
         };
-        let role = role.unwrap_or(ObjectRole::Foreign);
-        // Numbers have one spelling: `key/01.age` is not `key/1.age`.
-        let spelled = match &role {
-            ObjectRole::Key(number) => self.key(*number) == *name,
-            ObjectRole::Ledger(seq) => self.ledger(*seq) == *name,
-            ObjectRole::Rival(seq, hash) => self.rival(*seq, hash) == *name,
-            _ => true,
-        };
-        match spelled {
-            true => role,
-            false => ObjectRole::Foreign,
-        }
+        role.unwrap_or(ObjectRole::Foreign)
     }
 }
 

@@ -21,8 +21,11 @@ use std::time::{Duration, Instant};
 
 /// Time for the server to open its image and listen.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// Time for the server to end after its last client has gone.
+/// Time for a server that only reads to end after its last client has gone.
 const END_LIMIT: Duration = Duration::from_secs(60);
+/// Time for one that writes to flush, and to end: the disk may be slow and have other work. One that dies meanwhile
+/// hangs up at once.
+const FLUSH_LIMIT: Duration = Duration::from_secs(60 * 60);
 const CONNECTIONS: usize = 8;
 /// The folders of servers.
 const KIND: &str = "nbd";
@@ -41,6 +44,7 @@ pub(super) struct QemuNbd {
     client: Option<NbdClient>,
     child: Child,
     folder: RuntimeFolder,
+    end_limit: Duration,
 }
 
 impl QemuNbd {
@@ -81,6 +85,10 @@ impl QemuNbd {
             client: None,
             child,
             folder,
+            end_limit: match access {
+                Access::ReadOnly => END_LIMIT,
+                Access::ReadWrite => FLUSH_LIMIT,
+            },
         };
         server.client = Some(server.first_client(contexts)?);
         Ok(server)
@@ -90,6 +98,7 @@ impl QemuNbd {
         let mut endpoint = Endpoint::new(self.folder.socket(), "");
         endpoint.contexts = contexts.iter().map(|name| name.to_string()).collect();
         endpoint.connections = CONNECTIONS;
+        endpoint.flush_timeout = FLUSH_LIMIT;
         let deadline = Instant::now() + START_LIMIT;
         loop {
             if let Some(status) = self.ended()? {
@@ -131,7 +140,7 @@ impl QemuNbd {
                 .disconnect()
                 .map_err(|error| error.into_capture(&self.name))?;
         }
-        let deadline = Instant::now() + END_LIMIT;
+        let deadline = Instant::now() + self.end_limit;
         loop {
             match self.ended()? {
                 Some(status) if status.success() => return Ok(()),
@@ -145,7 +154,7 @@ impl QemuNbd {
                 None => {
                     return Err(self.tool(format!(
                         "qemu-nbd did not end within {} s",
-                        END_LIMIT.as_secs()
+                        self.end_limit.as_secs()
                     )));
                 }
             }

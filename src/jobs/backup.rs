@@ -3,7 +3,7 @@
 //! Memory: a buffer of [`READ_BYTES`] and the compressor's a thread, two packs being filled, and
 //! the packs that wait for the store.
 
-use super::{JobError, JobErrorKind, Watch};
+use super::{JobError, Watch};
 use crate::format::entry::{AuditBody, AuditedDisk, Purpose, VerifyMethod};
 use crate::hypervisor::{Capture, CapturedDisk, Changes, Hypervisor, Outcome, Reading, SinceMark};
 use crate::model::{DiskName, Extent, PointId, PointKind, TreeShape, VmName};
@@ -104,16 +104,18 @@ fn backup_recovered(
                     Err(error) if error.is_superseded() => notes.push(format!(
                         "taken as a full: what the incremental stood on changed ({error})"
                     )),
-                    Err(error) if damaged(&error) => notes.push(format!(
-                        "taken as a full: the newest restore point cannot be built upon ({error})"
-                    )),
+                    Err(error) if error.is_of_one_object() => {
+                        customer.doubt_all_packs();
+                        notes.push(cannot_be_built_upon(&error));
+                    }
                     other => return other,
                 }
             }
             Ok(None) => notes.push("taken as a full: there is no point to build upon".to_string()),
-            Err(error) if error.is_damage() => notes.push(format!(
-                "taken as a full: the newest restore point cannot be built upon ({error})"
-            )),
+            Err(error) if error.is_of_one_object() => {
+                customer.doubt_all_packs();
+                notes.push(cannot_be_built_upon(&error));
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -195,13 +197,8 @@ fn audited(customer: &Customer, vm: &VmName, notes: &mut Vec<String>) -> Option<
     }
 }
 
-fn damaged(error: &JobError) -> bool {
-    use crate::repository::RepositoryErrorKind::{Damaged, Storage};
-    use crate::storage::StorageErrorKind::{Corrupt, NotFound};
-    matches!(
-        error.kind,
-        JobErrorKind::Repository(Damaged | Storage(NotFound | Corrupt))
-    )
+fn cannot_be_built_upon(error: &dyn std::fmt::Display) -> String {
+    format!("taken as a full: the newest restore point cannot be built upon ({error})")
 }
 
 fn base(customer: &Customer, vm: &VmName) -> Result<Option<PointReader>, RepositoryError> {

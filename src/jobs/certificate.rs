@@ -6,8 +6,8 @@ use crate::codec::minisign;
 use crate::codec::random_bytes;
 use crate::format::certificate::{Certificate, CertifiedPoint};
 use crate::format::entry::{Body, CertificateRef, Purpose, ReclaimedBody};
-use crate::model::{ObjectHash, ObjectName, PointId, PointState, SessionId};
-use crate::repository::{Customer, RepositoryError, RepositoryErrorKind, State};
+use crate::model::{ObjectHash, ObjectName, PointId, PointState};
+use crate::repository::{Begun, Customer, RepositoryError, RepositoryErrorKind, State, Swept};
 use jiff::Timestamp;
 
 /// A certificate that the ledger names.
@@ -24,41 +24,29 @@ pub struct Certified {
 
 const STATEMENT: &str = "The records of the restore points under \"erased\" were destroyed: what \
 only they reached has been unreadable since, because its keys existed nowhere else. Of those under \
-\"destroyed\" no byte, not even as ciphertext, is left in the stores named here, which were listed \
-and found to hold nothing that the ledger does not explain.";
+\"destroyed\" no byte, not even as ciphertext, is left in the stores named here. They were listed: of this \
+customer they hold nothing that its ledger does not explain, and beside it nothing but other customers of \
+the repository.";
 
 /// Signs a certificate for what was erased and destroyed since the last one; `None`: nothing was.
-/// The caller has listed the store (`objects_listed`) and found all of it explained.
-///
-/// `is_something_left`: what is over and locked is listed; then nothing is said of last bytes.
+/// The caller has listed the store (`swept`) and found all of it explained. Where something is over and
+/// locked, nothing is said of last bytes.
 ///
 /// The files come before the entry that names them, inside of a session that explains them: a
 /// crash between leaves files that the next prune removes.
 pub(super) fn certify(
     customer: &Customer,
     host: &LocalHost,
-    now: Timestamp,
-    objects_listed: u64,
-    is_something_left: bool,
+    swept: &Swept,
 ) -> Result<Option<Certified>, JobError> {
     let state = customer.state();
-    let destroyed = destroyed(&state, is_something_left);
+    let destroyed = destroyed(&state, swept);
     let erased = newly_erased(&state);
     if destroyed.is_empty() && erased.is_empty() {
         return Ok(None);
     }
     let begun = customer.begin(Purpose::Prove, None)?;
-    let written = write(
-        customer,
-        host,
-        now,
-        objects_listed,
-        &state,
-        &erased,
-        &destroyed,
-        is_something_left,
-        begun.id,
-    );
+    let written = write(customer, host, swept, &state, &erased, &destroyed, &begun);
     match written {
         Ok(certified) => Ok(certified),
         Err(error) if error.is_uncertain() => Err(error),
@@ -78,10 +66,10 @@ pub(super) fn is_due(state: &State) -> bool {
     !(state.destroyed().is_empty() && newly_erased(state).is_empty())
 }
 
-fn destroyed(state: &State, is_something_left: bool) -> Vec<PointId> {
-    match is_something_left {
-        true => Vec::new(),
-        false => state.destroyed(),
+fn destroyed(state: &State, swept: &Swept) -> Vec<PointId> {
+    match swept.locked.is_empty() {
+        true => state.destroyed(),
+        false => Vec::new(),
     }
 }
 
@@ -95,23 +83,36 @@ fn newly_erased(state: &State) -> Vec<PointId> {
         .collect()
 }
 
-#[expect(clippy::too_many_arguments)]
+/// When the certificate is issued: its session began after the last listing. It comes after all that it names, also
+/// where the clock of the host that did it is ahead of this one's.
+fn issued_at<'p>(
+    state: &State,
+    begun: &Begun,
+    points: impl Iterator<Item = &'p PointId>,
+) -> Timestamp {
+    let erasures = points.filter_map(|id| state.points.get(id)?.erased_at);
+    erasures
+        .chain(state.last_witnessed)
+        .fold(begun.begun_at, Ord::max)
+}
+
 fn write(
     customer: &Customer,
     host: &LocalHost,
-    now: Timestamp,
-    objects_listed: u64,
+    swept: &Swept,
     state: &State,
     erased: &[PointId],
     destroyed: &[PointId],
-    is_something_left: bool,
-    session: SessionId,
+    begun: &Begun,
 ) -> Result<Option<Certified>, JobError> {
     let refused = |detail: String| JobError::new(JobErrorKind::Refused, detail);
+    let issued_at = issued_at(state, begun, erased.iter().chain(destroyed));
+    let dead_bytes: u64 = state.marks.values().map(|mark| mark.dead_bytes).sum();
+    let locked_bytes: u64 = swept.locked.iter().map(|one| one.object.size_bytes).sum();
     let random: [u8; 8] = random_bytes();
     let id = format!(
         "{}-{:016x}",
-        now.strftime("%Y%m%dT%H%M%SZ"),
+        issued_at.strftime("%Y%m%dT%H%M%SZ"),
         u64::from_be_bytes(random)
     );
     let certificate = Certificate {
@@ -122,20 +123,24 @@ fn write(
             .ok_or_else(|| refused("the ledger names no repository".to_string()))?,
         customer: customer.name().to_string(),
         customer_uid: customer.uid(),
-        issued_at: now,
+        issued_at,
         issued_by: host.identity().host_id(),
         stores: vec![customer.storage().location()],
         statement: STATEMENT.to_string(),
         erased: certified_points(state, erased),
         destroyed: certified_points(state, destroyed),
         packs_deleted: state.uncertified_packs.clone(),
-        unreadable_bytes_left: state.marks.values().map(|mark| mark.dead_bytes).sum(),
-        unreadable_bytes_deadline: last_deadline(state),
+        unreadable_bytes_left: dead_bytes + locked_bytes,
+        // Of what is locked nobody can promise when it goes.
+        unreadable_bytes_deadline: match swept.locked.is_empty() {
+            true => last_deadline(state),
+            false => None,
+        },
         ledger_seq: state.seq,
         ledger_hash: state
             .hash
             .ok_or_else(|| refused("the ledger is empty".to_string()))?,
-        objects_listed,
+        objects_listed: swept.listed,
     };
     let bytes = certificate
         .to_bytes()
@@ -168,7 +173,7 @@ fn write(
             && end.marked_at == state.marked_at
             && end.uncertified_packs == state.uncertified_packs
             && newly_erased(end) == erased
-            && self::destroyed(end, is_something_left) == destroyed;
+            && self::destroyed(end, swept) == destroyed;
         if !same {
             return Err(RepositoryError::new(
                 RepositoryErrorKind::Superseded,
@@ -177,7 +182,7 @@ fn write(
             ));
         }
         Ok(Body::Reclaimed(ReclaimedBody {
-            session: Some(session),
+            session: Some(begun.id),
             marked_at: end.marked_at,
             deleted: Vec::new(),
             // None: the rows of the ledger stay as they are until a later mark says otherwise.
@@ -221,6 +226,7 @@ fn certified_points(state: &State, points: &[PointId]) -> Vec<CertifiedPoint> {
                 taken_at: point.taken_at,
                 deadline: point.deadline,
                 erase_entry: point.erase_seq?,
+                erased_at: point.erased_at,
             })
         })
         .collect()

@@ -55,6 +55,16 @@ impl JobError {
         }
     }
 
+    /// Whether it is about stored bytes that are wrong or missing.
+    pub fn is_damage(&self) -> bool {
+        matches!(self.kind, JobErrorKind::Repository(kind) if kind.is_damage())
+    }
+
+    /// Whether it says nothing of other stored objects.
+    pub(super) fn is_of_one_object(&self) -> bool {
+        matches!(self.kind, JobErrorKind::Repository(kind) if kind.is_of_one_object())
+    }
+
     /// Whether a session that met this may have been committed all the same.
     pub(super) fn is_uncertain(&self) -> bool {
         self.kind == JobErrorKind::Repository(RepositoryErrorKind::Uncertain)

@@ -1,14 +1,19 @@
-use super::state_folder::{Checkpoint, StateFolder};
+use super::state_folder::{AloneSince, Checkpoint, StateFolder};
 use super::turn::HeldTurn;
 use crate::codec::minisign::{self, MinisignError};
 use crate::codec::{HostIdentity, random_bytes};
 use crate::format::entry::{Attestation, ClockDeclaration, HostBody, Role};
-use crate::model::{Clock, ClockReading, CustomerUid, HostId, InstallationId, SessionId};
+use crate::model::{
+    Clock, ClockReading, CustomerName, CustomerUid, EntryHash, HostId, InstallationId,
+    RepositoryId, SessionId,
+};
 use crate::policy::{self, HostClock, Judgement, LocalMark, judge, next_mark};
 use crate::repository::{
-    Head, Host, HostMemory, RepositoryError, RepositoryErrorKind, Stamp, Turn,
+    Customer, Head, Host, HostMemory, LedgerClock, Neighbour, RepositoryError, RepositoryErrorKind,
+    Stamp, Turn, strangers,
 };
 use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -49,11 +54,14 @@ pub struct LocalHost {
     /// Tells this process from every other, also from a copy of it that goes on elsewhere.
     process: String,
     memory: Mutex<Memory>,
+    /// The customers whose first entry this process has read, by name.
+    met: Mutex<BTreeMap<String, CustomerUid>>,
 }
 
 #[derive(Default)]
 struct Memory {
     mark: Option<LocalMark>,
+    alone: Option<AloneSince>,
     judged: Option<(ClockReading, Judgement)>,
     /// The latest time this process has given an entry.
     latest: Option<Timestamp>,
@@ -71,6 +79,7 @@ impl LocalHost {
     ) -> Self {
         let memory = Memory {
             mark: folder.clock_mark(),
+            alone: folder.alone_since(),
             ..Memory::default()
         };
         LocalHost {
@@ -84,6 +93,7 @@ impl LocalHost {
             takes_over: AtomicBool::new(false),
             process: InstallationId::from_bytes(random_bytes()).to_string(),
             memory: Mutex::new(memory),
+            met: Mutex::default(),
         }
     }
 
@@ -145,8 +155,43 @@ impl LocalHost {
     }
 
     /// What is thought of the clock now.
-    pub fn judgement(&self, last_witnessed: Option<Timestamp>) -> Judgement {
-        self.judge(&self.clock.read(), last_witnessed)
+    pub fn judgement(&self, ledger: LedgerClock) -> Judgement {
+        self.judge(&self.clock.read(), ledger)
+    }
+
+    /// The entry of this customer's ledger from which on this host's clock, however alone, went on as its
+    /// uptime did until now.
+    pub(super) fn even_since(&self, customer: &CustomerUid) -> Option<u64> {
+        let reading = self.clock.read();
+        let memory = self.memory();
+        let alone = memory.alone.as_ref()?;
+        let seq = alone.first.get(customer).copied()?;
+        policy::goes_on(&reading, &alone.mark).then_some(seq)
+    }
+
+    /// Notes from which entry on the clock is even, so that an operator who vouches for it one day
+    /// vouches for all that it said meanwhile.
+    fn note_alone(&self, reading: &ClockReading, customer: &CustomerUid, seq: u64) {
+        let Some(boot) = &reading.boot else {
+            return;
+        };
+        let mut memory = self.memory();
+        let known = memory.alone.take();
+        let mut alone = known
+            .filter(|known| policy::goes_on(reading, &known.mark))
+            .unwrap_or_else(|| AloneSince {
+                mark: LocalMark {
+                    boot_id: boot.boot_id.clone(),
+                    since_boot_seconds: boot.since_boot_seconds,
+                    wall: reading.wall,
+                },
+                first: BTreeMap::new(),
+            });
+        if !alone.first.contains_key(customer) {
+            alone.first.insert(*customer, seq);
+            self.folder.remember_alone_since(&alone);
+        }
+        memory.alone = Some(alone);
     }
 
     /// How the ledger names this host.
@@ -171,14 +216,31 @@ impl LocalHost {
         minisign::sign(&self.identity, content, comment)
     }
 
-    fn judge(&self, reading: &ClockReading, last_witnessed: Option<Timestamp>) -> Judgement {
+    /// What is in the store beside this customer and is none of the repository.
+    pub(super) fn strangers_beside(
+        &self,
+        customer: &Customer,
+    ) -> Result<Vec<Neighbour>, RepositoryError> {
+        let met = || self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        // Others need not wait for what is read here.
+        let mut known = met().clone();
+        let strangers = strangers(customer, &mut known)?;
+        met().extend(known);
+        Ok(strangers)
+    }
+
+    fn judge(&self, reading: &ClockReading, ledger: LedgerClock) -> Judgement {
         let store_time = self.store_time(reading);
+        let mode = match ledger.declared {
+            Some(ClockDeclaration::Verified) => HostClock::Verified,
+            Some(ClockDeclaration::Trusted) | None => self.mode,
+        };
         judge(
             reading,
             self.memory().mark.as_ref(),
             store_time,
-            self.mode,
-            last_witnessed,
+            mode,
+            ledger.last_witnessed,
             self.vouched.load(Ordering::Relaxed),
         )
     }
@@ -202,12 +264,24 @@ impl HostMemory for LocalHost {
         self.folder.remember_head(customer, head);
     }
 
-    fn checkpoint(&self, customer: &CustomerUid) -> Option<Vec<u8>> {
+    fn origin(&self, repository: &RepositoryId, customer: &CustomerName) -> Option<EntryHash> {
+        self.folder.origin(repository, customer)
+    }
+
+    fn remember_origin(
+        &self,
+        repository: &RepositoryId,
+        customer: &CustomerName,
+        first: EntryHash,
+    ) {
+        self.folder.remember_origin(repository, customer, first);
+    }
+
+    fn checkpoint(&self, customer: &CustomerUid, however_old: bool) -> Option<Vec<u8>> {
         let kept = self.kept_by_this_program(customer)?;
         let age = self.now().duration_since(kept.replayed_at);
-        (SignedDuration::ZERO..=LONGEST_BELIEF)
-            .contains(&age)
-            .then_some(kept.content)
+        let is_young = (SignedDuration::ZERO..=LONGEST_BELIEF).contains(&age);
+        (is_young || however_old).then_some(kept.content)
     }
 
     fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &[u8], replayed: bool) {
@@ -236,7 +310,7 @@ impl Host for LocalHost {
         self.identity.sign(message)
     }
 
-    fn stamp(&self, last_witnessed: Option<Timestamp>) -> Stamp {
+    fn stamp(&self, ledger: LedgerClock) -> Stamp {
         let mut reading = self.clock.read();
         let mut memory = self.memory();
         if let Some(latest) = memory.latest {
@@ -248,7 +322,7 @@ impl Host for LocalHost {
         }
         memory.latest = Some(reading.wall);
         drop(memory);
-        let judgement = self.judge(&reading, last_witnessed);
+        let judgement = self.judge(&reading, ledger);
         let stamp = Stamp {
             time: reading.wall,
             attestation: match judgement.attestation {
@@ -260,7 +334,14 @@ impl Host for LocalHost {
         stamp
     }
 
-    fn noted(&self, _: &Stamp) {
+    fn noted(&self, stamp: &Stamp, customer: &CustomerUid, seq: u64) {
+        if stamp.attestation == Attestation::Alone {
+            let judged = self.memory().judged.clone();
+            if let Some((reading, _)) = judged {
+                self.note_alone(&reading, customer, seq);
+            }
+            return;
+        }
         let mut memory = self.memory();
         let Some(mark) = memory
             .judged
@@ -293,6 +374,10 @@ impl Host for LocalHost {
 
     fn session_is_dead(&self, session: &SessionId) -> bool {
         self.folder.session_is_free(session)
+    }
+
+    fn session_is_over(&self, session: &SessionId) {
+        self.folder.forget_session(session);
     }
 
     fn take_turn(&self, prefix: &str) -> Result<Box<dyn Turn>, RepositoryError> {
@@ -359,9 +444,13 @@ mod tests {
             HostClock::Verified,
         );
         let hour = SignedDuration::from_hours(1);
+        let ledger = LedgerClock {
+            last_witnessed: Some(start),
+            declared: None,
+        };
         let sources = |wall: Timestamp, since_boot_seconds| {
             *clock.0.lock().unwrap() = reading(wall, since_boot_seconds);
-            host.judgement(Some(start)).sources
+            host.judgement(ledger).sources
         };
         assert_eq!(sources(start, 1000), ["kernel"]);
         host.note_store_time(start);
@@ -392,7 +481,7 @@ mod tests {
         let customer = CustomerUid::from_bytes([1; 16]);
         let believed = |hours: i64| {
             *clock.0.lock().unwrap() = start + SignedDuration::from_hours(hours);
-            host.checkpoint(&customer)
+            host.checkpoint(&customer, false)
         };
         host.keep_checkpoint(&customer, b"no replay made this", false);
         assert_eq!(believed(0), None);

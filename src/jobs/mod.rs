@@ -37,16 +37,21 @@ mod turn;
 mod verify;
 mod watch;
 
-pub use admission::{Admission, admit, admit_host};
+pub use admission::{Admission, Admitted, admit, admit_host};
 pub use backup::{BackedUp, BackupSettings, READ_BYTES, backup_vm};
 pub use certificate::Certified;
 pub use error::{JobError, JobErrorKind};
 pub use host::LocalHost;
-pub use last_run::LastRun;
+pub use last_run::{LastRun, RunAlarm, UnderWay};
 pub use night::{Sizes, SpreadRate, Work, arrange, carry_out, look_ahead, spread_rate};
-pub use points::{Choice, choose, good_instead, listed};
-pub use prune::{PruneRequest, Pruned, plan_prune, prune, undo, why_not_prune};
-pub use report::{Alarm, AlarmKind, Looked, READ_AT_LEAST, Severity, VmStatus, alarms, status};
+pub use points::{Choice, choose, good_instead, hidden_by_clock, listed};
+pub use prune::{
+    PruneRequest, Pruned, foresee_prune, is_prune_due, plan_prune, prune, undo, why_not_delete,
+    why_not_prune,
+};
+pub use report::{
+    Alarm, AlarmKind, Looked, READ_AT_LEAST, Severity, VmStatus, alarms, not_configured, status,
+};
 pub use restore::{RestoreTarget, Restored, note_restore, restore};
 pub use run::{
     BegunRun, CustomerRun, Policies, RunSettings, VmOutcome, VmRun, VmTask, apply_policy,
@@ -54,5 +59,5 @@ pub use run::{
     run_customer, run_vm, verify_in_run,
 };
 pub use state_folder::{Lock, StateError, StateFolder};
-pub use verify::{Verified, VerifyRequest, verify, verify_sealed};
+pub use verify::{Verified, VerifyRequest, check_certificates, verify, verify_sealed};
 pub use watch::{Quiet, Watch};

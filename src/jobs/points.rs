@@ -19,6 +19,17 @@ pub fn listed(state: &State, now: Timestamp) -> Vec<(PointId, &Point)> {
     points
 }
 
+/// Of the points that are not listed at `now`, those that are for no other reason: nobody has expired them, and at the
+/// ledger's own last time they were not over. A clock that is wrong hides them, and nobody may delete them by it.
+pub fn hidden_by_clock(state: &State, now: Timestamp) -> Vec<&Point> {
+    let Some(last) = state.last_witnessed else {
+        return Vec::new();
+    };
+    let live = state.live().map(|(_, point)| point);
+    live.filter(|point| last < point.expires_at && point.expires_at <= now)
+        .collect()
+}
+
 /// The answer to "as it was at that time".
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {

@@ -9,13 +9,17 @@ use super::{JobError, JobErrorKind, LocalHost, Watch, lock};
 use crate::format::entry::{Body, ClockBody, ClockEvent, HostBody, PointReason, PointsBody, Role};
 use crate::format::names::ObjectRole;
 use crate::model::{ObjectName, PointId, PointState};
-use crate::policy::{Action, Decision, Deletion, PointFacts, next_prune_ends, plan};
+use crate::policy::{
+    Action, ClockRefusal, Decision, Deletion, PointFacts, Policy, Reason, next_prune_ends, plan,
+};
 use crate::repository::reclaim::{Reclaimed, merge_segments, reclaim};
 use crate::repository::{
-    Customer, Host, Locked, RecordFate, RepositoryError, RepositoryErrorKind, State, Swept, sweep,
+    Customer, Host, Locked, Neighbour, RecordFate, RepositoryError, RepositoryErrorKind, State,
+    Swept, sweep,
 };
 use crate::storage::{StorageError, StorageErrorKind};
 use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
 /// Points named in one entry: its body stays far below 1 MiB.
@@ -23,6 +27,8 @@ const POINTS_IN_ENTRY: usize = 2000;
 const MOST_MERGES: usize = 16;
 pub(super) const NO_CERTIFICATE_OF_COPIES: &str = "no deletion certificate was signed: the store is copied elsewhere, \
 or does not say whether it is, and copies stay there; end that, and the next prune signs it";
+const NO_CERTIFICATE_OF_UNEXPLAINED: &str =
+    "no deletion certificate was signed: the store holds what the ledger does not explain";
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PruneRequest {
@@ -57,20 +63,66 @@ pub struct Pruned {
     pub notes: Vec<String>,
 }
 
-/// What a prune would do with each point now.
+/// The next step of a prune with each point.
 pub fn plan_prune(state: &State, now: Timestamp, request: PruneRequest) -> Vec<Decision> {
-    let Some(policy) = &state.policy else {
-        return Vec::new();
-    };
-    let mut decisions = plan(&facts_with_void(state), policy, now);
-    if request.confirm {
-        for decision in &mut decisions {
-            if let Action::AwaitErase { .. } = decision.action {
-                decision.action = Action::Erase;
-            }
+    match &state.policy {
+        Some(policy) => plan_of(&facts_with_void(state), policy, now, request),
+        None => Vec::new(),
+    }
+}
+
+fn plan_of(
+    facts: &[PointFacts],
+    policy: &Policy,
+    now: Timestamp,
+    request: PruneRequest,
+) -> Vec<Decision> {
+    let mut decisions = plan(facts, policy, now);
+    for decision in &mut decisions {
+        if request.confirm && matches!(decision.action, Action::AwaitErase { .. }) {
+            decision.action = Action::Erase;
+            decision.reason = Reason::Confirmed;
         }
     }
     decisions
+}
+
+/// What a prune would do now, as [`Pruned::decisions`] has it afterwards, if its entries have a witness.
+pub fn foresee_prune(state: &State, now: Timestamp, request: PruneRequest) -> Vec<Decision> {
+    let Some(policy) = &state.policy else {
+        return Vec::new();
+    };
+    let mut facts = facts_with_void(state);
+    let mut foreseen = Vec::new();
+    for (action, becomes) in [
+        (Action::Expire, PointState::Expired),
+        (Action::Erase, PointState::Erased),
+    ] {
+        let mut due = plan_of(&facts, policy, now, request);
+        due.retain(|decision| decision.action == action);
+        let points: BTreeSet<PointId> = due.iter().map(|decision| decision.point).collect();
+        for point in facts.iter_mut().filter(|one| points.contains(&one.point)) {
+            point.state = becomes;
+            point.expired_at = point.expired_at.or(Some(now));
+        }
+        foreseen.append(&mut due);
+    }
+    foreseen.extend(plan_of(&facts, policy, now, request));
+    foreseen
+}
+
+/// Whether something is to go before another run may come.
+pub fn is_prune_due(state: &State, now: Timestamp) -> bool {
+    let Some(policy) = &state.policy else {
+        return false;
+    };
+    let plan = plan_prune(state, now, PruneRequest::default());
+    let budget = SignedDuration::from_hours(24 * i64::from(policy.effective().erase_budget_days));
+    // They are rewritten only when a quarter is left.
+    let is_near = |deadline: Timestamp| deadline.duration_since(now) <= budget / 4;
+    plan.iter()
+        .any(|one| matches!(one.action, Action::Expire | Action::Erase))
+        || earliest_deadline(state).is_some_and(is_near)
 }
 
 /// What the promises are held against. A void point fulfils none, however long it has to stay.
@@ -85,12 +137,39 @@ fn facts_with_void(state: &State) -> Vec<PointFacts> {
     points.map(|(id, point)| point.facts(id)).collect()
 }
 
-/// Whether the clock may delete. A refusal is written down.
-fn admit_clock(customer: &Customer, host: &LocalHost) -> Result<Timestamp, JobError> {
+/// Why this host's clock may not delete, unless nothing is there that it could.
+pub fn why_not_delete(state: &State, host: &LocalHost) -> Option<ClockRefusal> {
+    match deletion(state, host) {
+        Deletion::Allowed => None,
+        Deletion::Refused { .. } if holds_nothing(state) => None,
+        Deletion::Refused { reason } => Some(reason),
+    }
+}
+
+fn deletion(state: &State, host: &LocalHost) -> Deletion {
+    let clock = state.clock_of(&host.identity().host_id());
+    host.judgement(clock).deletion
+}
+
+/// Whether nothing of the customer can be due, whatever the time is.
+fn holds_nothing(state: &State) -> bool {
+    let is_left = state.condemned.values().any(|row| !row.deleted);
+    state.points.is_empty() && state.open.is_empty() && state.marks.is_empty() && !is_left
+}
+
+/// The time, if the clock may delete; `None` if it may not, and need not. A refusal is written down.
+fn admit_clock(
+    customer: &Customer,
+    host: &LocalHost,
+    request: PruneRequest,
+) -> Result<Option<Timestamp>, JobError> {
     customer.refresh()?;
-    let last_witnessed = customer.with_state(|state| state.last_witnessed);
-    match host.judgement(last_witnessed).deletion {
-        Deletion::Allowed => Ok(host.now()),
+    let (deletion, holds_nothing) =
+        customer.with_state(|state| (deletion(state, host), holds_nothing(state)));
+    match deletion {
+        Deletion::Allowed => Ok(Some(host.now())),
+        // Who confirms means what is beside it in the store.
+        Deletion::Refused { .. } if holds_nothing && !request.confirm => Ok(None),
         Deletion::Refused { reason } => {
             customer.append(|_| {
                 Ok(Body::Clock(ClockBody {
@@ -99,18 +178,21 @@ fn admit_clock(customer: &Customer, host: &LocalHost) -> Result<Timestamp, JobEr
                     text: reason.to_string(),
                 }))
             })?;
-            let text = format!("nothing was deleted: {reason}");
+            let name = customer.name();
+            let text = format!("customer {name}: nothing was deleted: {reason}");
             Err(JobError::new(JobErrorKind::Clock(reason), text))
         }
     }
 }
 
-/// Writes down that an operator vouches for the clock, which moves the ledger's clock.
-fn trust_clock(customer: &Customer) -> Result<(), JobError> {
+/// Writes down that an operator vouches for the clock, which moves the ledger's clock, and from which entry
+/// on the host's uptime bears it out.
+fn trust_clock(customer: &Customer, host: &LocalHost) -> Result<(), JobError> {
+    let seq = host.even_since(&customer.uid());
     customer.append(|_| {
         Ok(Body::Clock(ClockBody {
             event: ClockEvent::Trusted,
-            seq: None,
+            seq,
             text: "an operator vouched for this host's clock (--trust-clock)".to_string(),
         }))
     })?;
@@ -204,9 +286,11 @@ fn pass(
 ) -> Result<(), JobError> {
     let go_on = || JobError::unless_stopped(stop);
     if vouched {
-        trust_clock(customer)?;
+        trust_clock(customer, host)?;
     }
-    let now = admit_clock(customer, host)?;
+    let Some(now) = admit_clock(customer, host, request)? else {
+        return Ok(());
+    };
     customer.settle()?;
     destroy_erased_records(customer, &mut pruned.notes)?;
     pruned.aborted_sessions += customer.abort_dead_sessions(now)?;
@@ -253,7 +337,7 @@ fn pass(
     }
     lock::renew(customer, host, now, pruned)?;
     go_on()?;
-    prove(customer, host, now, request, pruned)?;
+    prove(customer, host, request, pruned)?;
     // Only then the reserve may help.
     match &pruned.reclaimed.refused {
         Some(refused) if refused.kind == StorageErrorKind::Full => {
@@ -387,7 +471,6 @@ fn destroy_erased_records(customer: &Customer, notes: &mut Vec<String>) -> Resul
 fn prove(
     customer: &Customer,
     host: &LocalHost,
-    now: Timestamp,
     request: PruneRequest,
     pruned: &mut Pruned,
 ) -> Result<(), JobError> {
@@ -407,18 +490,13 @@ fn prove(
         pruned.swept.leftovers_removed.extend(leftovers);
     }
     for problem in &pruned.swept.unexplained {
-        pruned
-            .notes
-            .push(format!("not explained by the ledger: {problem}"));
+        pruned.notes.push(note_of_unexplained(problem));
     }
     if let Some(note) = note_of_locked(&pruned.swept.locked) {
         pruned.notes.push(note);
     }
     if !clean {
-        pruned.notes.push(
-            "no deletion certificate was signed: the store holds what the ledger does not explain"
-                .to_string(),
-        );
+        pruned.notes.push(NO_CERTIFICATE_OF_UNEXPLAINED.to_string());
         return Ok(());
     }
     if let Some(leftover) = pruned.swept.leftovers.first() {
@@ -466,9 +544,32 @@ fn prove(
         );
         return Ok(());
     }
-    let is_left = !pruned.swept.locked.is_empty();
-    pruned.certificate = certify(customer, host, now, pruned.swept.listed, is_left)?;
+    // Last: it is asked of the whole store, and nothing but a certificate needs it.
+    if is_due(&customer.state()) {
+        for stranger in host.strangers_beside(customer)? {
+            let problem = match stranger {
+                Neighbour::Stranger(what) => {
+                    format!("{what}: remove it or move it away, as no prune does")
+                }
+                Neighbour::Unknown(error) => {
+                    format!("{error}: what is there, nobody can tell")
+                }
+                Neighbour::Customer { .. } | Neighbour::Unmade => continue,
+            };
+            pruned.notes.push(note_of_unexplained(&problem));
+            pruned.swept.unexplained.push(problem);
+        }
+        if !pruned.swept.unexplained.is_empty() {
+            pruned.notes.push(NO_CERTIFICATE_OF_UNEXPLAINED.to_string());
+            return Ok(());
+        }
+    }
+    pruned.certificate = certify(customer, host, &pruned.swept)?;
     Ok(())
+}
+
+fn note_of_unexplained(problem: &str) -> String {
+    format!("not explained by the ledger: {problem}")
 }
 
 /// What is over and waits for its lock.

@@ -2,12 +2,13 @@
 
 use super::points::listed;
 use super::prune::{earliest_deadline, facts};
-use crate::model::{DiskName, PointKind, VmName};
+use crate::format::entry::Role;
+use crate::model::{DiskName, HostId, PointKind, VmName};
 use crate::policy::{
     Coverage, NightState, PointFacts, coverage, last_point_warnings, next_prune_ends, night_of,
     window_of,
 };
-use crate::repository::State;
+use crate::repository::{Point, State};
 use jiff::{SignedDuration, Timestamp};
 
 /// One VM, as `status` shows it.
@@ -44,6 +45,10 @@ pub enum AlarmKind {
     Newer,
     /// The configured policy is not the one in force.
     PolicyWaits,
+    /// No host may do what must be done now and then.
+    RoleMissing,
+    /// The store holds a customer that is not in the configuration.
+    NotConfigured,
     /// Packs that nobody has read for too long.
     VerificationOverdue,
     AlmostFull,
@@ -74,7 +79,7 @@ pub enum AlarmKind {
     Damage,
     /// Nothing can be said of the customer.
     Unreachable,
-    /// A run of this host ended before it had begun with anything, or was cut short.
+    /// A run of this host ended before it had begun with anything, was cut short, or does not end.
     RunFailed,
 }
 
@@ -91,10 +96,12 @@ pub enum Severity {
 }
 
 impl AlarmKind {
-    pub const ALL: [AlarmKind; 20] = [
+    pub const ALL: [AlarmKind; 22] = [
         AlarmKind::NoEscrow,
         AlarmKind::Newer,
         AlarmKind::PolicyWaits,
+        AlarmKind::RoleMissing,
+        AlarmKind::NotConfigured,
         AlarmKind::VerificationOverdue,
         AlarmKind::AlmostFull,
         AlarmKind::LastPoint,
@@ -120,6 +127,8 @@ impl AlarmKind {
             AlarmKind::NoEscrow => "no-escrow",
             AlarmKind::Newer => "newer",
             AlarmKind::PolicyWaits => "policy-waits",
+            AlarmKind::RoleMissing => "role-missing",
+            AlarmKind::NotConfigured => "not-configured",
             AlarmKind::VerificationOverdue => "verification-overdue",
             AlarmKind::AlmostFull => "almost-full",
             AlarmKind::LastPoint => "last-point",
@@ -194,6 +203,8 @@ pub struct Looked {
 pub const READ_AT_LEAST: SignedDuration = SignedDuration::from_hours(24 * 15);
 /// After this long without a restore point, a night was missed.
 const STALE_AFTER: SignedDuration = SignedDuration::from_hours(26);
+/// A host that backs up each night has begun a point by then.
+const CARED_FOR: SignedDuration = SignedDuration::from_hours(48);
 
 /// Each VM that is configured or has points, by name.
 pub fn status(state: &State, configured: &[VmName], now: Timestamp) -> Vec<VmStatus> {
@@ -218,7 +229,7 @@ pub fn status(state: &State, configured: &[VmName], now: Timestamp) -> Vec<VmSta
                 coverage: state
                     .policy
                     .as_ref()
-                    .map(|policy| coverage(&own, policy, now, first)),
+                    .map(|policy| coverage(&own, policy, now, first, &state.promised)),
                 next_expiry: mine.iter().map(|(_, point)| point.expires_at).min(),
                 stored_bytes: mine.iter().map(|(_, point)| point.stored_bytes).sum(),
                 distrusted: state
@@ -249,18 +260,24 @@ pub fn alarms(state: &State, vms: &[VmStatus], looked: &Looked, now: Timestamp) 
         alarms.push(Alarm::of_vm(AlarmKind::LastPoint, &warning.vm, text));
     }
     if looked.unhealed > 0 {
+        let pieces = match looked.unhealed {
+            1 => "1 stored piece is".to_string(),
+            several => format!("{several} stored pieces are"),
+        };
         let text = format!(
-            "{} stored pieces are known to be damaged; a full backup of the VMs heals what it still \
-             meets: vmkeep backup --full VM",
-            looked.unhealed
+            "{pieces} known to be damaged; a full backup of the VMs heals what it still meets: vmkeep \
+             backup --full VM"
         );
         alarms.push(Alarm::of_customer(AlarmKind::Damage, text).of_so_many(looked.unhealed));
     }
     if looked.unread_packs > 0 {
+        let objects = match looked.unread_packs {
+            1 => "1 stored object was".to_string(),
+            several => format!("{several} stored objects were"),
+        };
         let text = format!(
-            "{} stored objects were not read for more than 14 days, so damage to them would not be \
-             known: vmkeep verify --read-data",
-            looked.unread_packs
+            "{objects} not read for more than 14 days, so damage there would not be known: vmkeep \
+             verify --read-data"
         );
         alarms.push(Alarm::of_customer(AlarmKind::VerificationOverdue, text));
     }
@@ -274,6 +291,9 @@ pub fn alarms(state: &State, vms: &[VmStatus], looked: &Looked, now: Timestamp) 
         );
         alarms.push(Alarm::of_customer(AlarmKind::Newer, text));
     }
+    if let Some(text) = missing_role(state) {
+        alarms.push(Alarm::of_customer(AlarmKind::RoleMissing, text));
+    }
     if state
         .keys
         .last()
@@ -285,6 +305,72 @@ pub fn alarms(state: &State, vms: &[VmStatus], looked: &Looked, now: Timestamp) 
     }
     alarms.sort();
     alarms
+}
+
+/// What the host that is to prune a customer must know of it while the customer is not in its configuration,
+/// where nothing is done for it. Of one that is empty there is nothing to know, and of one that another host, which
+/// is to prune it as well, works for, that one tells.
+pub fn not_configured(state: &State, host: &HostId, now: Timestamp) -> Vec<Alarm> {
+    let own = state.hosts.get(host);
+    if own.is_none_or(|row| !row.roles.contains(&Role::Prune)) {
+        return Vec::new();
+    }
+    let may_prune = |other: &HostId| {
+        let row = state.hosts.get(other).filter(|_| other != host);
+        row.is_some_and(|row| row.roles.contains(&Role::Prune))
+    };
+    let mut works = state.backed_up_by();
+    if works.any(|(by, at)| may_prune(by) && now.duration_since(at).abs() <= CARED_FOR) {
+        return Vec::new();
+    }
+    let of_points = state.roots().map(|(_, point)| point.deadline);
+    // The record of a session that nobody ended may be in the store.
+    let of_sessions = state.open.values().filter_map(|open| open.deadline);
+    let rest = earliest_deadline(state);
+    let Some(nearest) = of_points.chain(of_sessions).chain(rest).min() else {
+        return Vec::new();
+    };
+    let what = match state.roots().count() {
+        0 => "what erased restore points have left".to_string(),
+        1 => "1 restore point".to_string(),
+        count => format!("{count} restore points"),
+    };
+    let text = format!(
+        "in the store and not in the configuration, so that nothing of it is backed up, verified or \
+         deleted: {what}, and something of that must be gone by {nearest}; put back [[customer]] id = {:?}, \
+         without VMs if its contract is over, and runs delete everything in its time{}",
+        state.customer_name,
+        match state.hosts.keys().any(may_prune) {
+            true =>
+                "; or, if another host prunes it, take the role prune from this one there: vmkeep key admit",
+            false => "",
+        }
+    );
+    let mut alarms = Vec::new();
+    over_maximum(state, now, &mut alarms);
+    // A prune, which the others ask for, passes it by.
+    alarms.retain(|alarm| alarm.kind == AlarmKind::OverMaximum);
+    alarms.push(Alarm::of_customer(AlarmKind::NotConfigured, text));
+    alarms.sort();
+    alarms
+}
+
+/// What no host of the ledger may do. Without an administrator nobody can be given a role any more.
+fn missing_role(state: &State) -> Option<&'static str> {
+    let is_held = |role| state.hosts.values().any(|host| host.roles.contains(&role));
+    match (is_held(Role::Admin), is_held(Role::Prune)) {
+        (true, true) => None,
+        (true, false) => Some(
+            "no host has the role prune: nothing is ever deleted until one has it (vmkeep key admit)",
+        ),
+        (false, true) => Some(
+            "no host has the role admin, and none can be given it: hosts, keys and policy stay as they are",
+        ),
+        (false, false) => Some(
+            "no host has the role prune or admin, and none can be given them: nothing is ever deleted; go \
+             on under another customer name, and remove this one's objects when their time is over",
+        ),
+    }
 }
 
 /// Nights without a point, and a VM without any.
@@ -366,13 +452,15 @@ fn over_maximum(state: &State, now: Timestamp, alarms: &mut Vec<Alarm>) {
     let too_late = policy
         .filter(|policy| now >= window_of(night_of(now, policy), policy).1)
         .map_or(now, |policy| next_prune_ends(policy, now));
+    // Each has what was left between its own expiry and deadline: a longer policy changes neither.
+    let own = |point: &Point| point.deadline.duration_since(point.expires_at).min(budget);
     for (id, point) in state.roots() {
         let what = format!("{} of {} (restore point {id})", point.vm, point.taken_at);
         let left = point.deadline.duration_since(now);
         if !left.is_positive() {
             let text = format!("{what} is kept over its maximum since {}", point.deadline);
             alarms.push(Alarm::of_vm(AlarmKind::OverMaximum, &point.vm, text));
-        } else if left <= budget / 2 || point.deadline < too_late {
+        } else if left <= own(point) / 2 || point.deadline < too_late {
             let text = format!(
                 "{what} must be gone by {}, and no prune has erased it: run vmkeep prune",
                 point.deadline
@@ -382,6 +470,9 @@ fn over_maximum(state: &State, now: Timestamp, alarms: &mut Vec<Alarm>) {
     }
     if let Some(deadline) = earliest_deadline(state) {
         let left = deadline.duration_since(now);
+        let points = state.points.values();
+        let of_it = points.filter(|point| point.deadline == deadline);
+        let budget = of_it.map(own).min().unwrap_or(budget);
         if !left.is_positive() {
             let text =
                 format!("unreadable bytes are still stored, and should be gone since {deadline}");

@@ -1,10 +1,13 @@
 //! Writing a restore point's disks into targets, each chunk checked on its way.
 
 use super::{JobError, JobErrorKind, Watch};
-use crate::format::entry::{Body, RestoreBody};
+use crate::format::entry::{Body, RestoreBody, VerifyMethod};
 use crate::hypervisor::target::{ImageTarget, SyncedTarget};
-use crate::model::{DiskName, Extent, FAN_OUT};
-use crate::repository::{Customer, DiskView, PointReader, ReadScratch, Reader, span_extent};
+use crate::model::{DiskName, Extent, FAN_OUT, PackName};
+use crate::repository::{
+    Customer, DiskView, PointReader, ReadScratch, Reader, scrub_packs, span_extent,
+};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,7 +49,8 @@ pub fn note_restore(
 
 /// Writes the disks. `Ok` means that every byte of every target was checked against its id, up to
 /// the root that the point record names, and is on stable storage. On an error no target has
-/// its name, except a device, which is then not to be used.
+/// its name, except a device, which is then not to be used. What was damaged stands in the ledger
+/// either way, so that the next full stores it anew.
 pub fn restore(
     customer: &Customer,
     point: &PointReader,
@@ -58,8 +62,34 @@ pub fn restore(
     let reader = Reader::new(customer)?.from_copies();
     // Those that read from a far store wait most of their time.
     let threads = threads.max(customer.storage().reads_at_once());
+    let written = write_disks(customer, &reader, point, &targets, threads, watch, stop);
+    let restored = match (written, note_damage(customer, &reader, threads, stop)) {
+        (Err(error), Err(unnoted)) => {
+            return Err(error.and(format!("what is damaged is not noted: {unnoted}")));
+        }
+        // The bytes are right: whoever reads the same frame next finds the damage again.
+        (written, _) => written?,
+    };
+    JobError::unless_stopped(stop)?;
+    // Names are given only when all disks are whole: half a VM must not look like one.
+    let synced = targets
+        .into_iter()
+        .map(|RestoreTarget { target, .. }| target.sync());
+    SyncedTarget::give_names(synced.collect::<Result<_, _>>()?)?;
+    Ok(restored)
+}
+
+fn write_disks(
+    customer: &Customer,
+    reader: &Reader<'_>,
+    point: &PointReader,
+    targets: &[RestoreTarget],
+    threads: usize,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<Restored, JobError> {
     let mut restored = Restored::default();
-    for RestoreTarget { disk, target } in &targets {
+    for RestoreTarget { disk, target } in targets {
         let record = point
             .disks
             .iter()
@@ -70,7 +100,7 @@ pub fn restore(
                     format!("{}: the restore point has no disk {disk}", point.vm),
                 )
             })?;
-        let view = record.view(&reader, &mut ReadScratch::new()?)?;
+        let view = record.view(reader, &mut ReadScratch::new()?)?;
         let writing = DiskWriting {
             customer,
             point,
@@ -88,13 +118,30 @@ pub fn restore(
         restored.data_bytes += writing.write(threads)?;
         restored.disks_bytes += view.shape().size_bytes;
     }
-    JobError::unless_stopped(stop)?;
-    // Names are given only when all disks are whole: half a VM must not look like one.
-    let synced = targets
-        .into_iter()
-        .map(|RestoreTarget { target, .. }| target.sync());
-    SyncedTarget::give_names(synced.collect::<Result<_, _>>()?)?;
     Ok(restored)
+}
+
+/// A full believes a pack that was written of late. What did not open must not be believed, nor the rest of its
+/// pack unread: a restore ends at the first frame, where a whole pack may be lost.
+fn note_damage(
+    customer: &Customer,
+    reader: &Reader<'_>,
+    threads: usize,
+    stop: &AtomicBool,
+) -> Result<(), JobError> {
+    let failed = reader.failed_frames();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let packs: BTreeSet<PackName> = failed.iter().map(|(pack, _)| *pack).collect();
+    let packs: Vec<PackName> = packs.into_iter().collect();
+    // One that cannot be read for now keeps nobody from noting what is known.
+    let scrubbed = scrub_packs(customer, &packs, threads, stop, &|_| {}).unwrap_or_default();
+    let mut damaged: BTreeSet<_> = failed.into_iter().collect();
+    damaged.extend(scrubbed.damaged);
+    let damaged: Vec<_> = damaged.into_iter().collect();
+    customer.note_verification(VerifyMethod::Opened, &[], &damaged)?;
+    Ok(())
 }
 
 struct DiskWriting<'a> {

@@ -4,7 +4,7 @@ use super::backup::{BackedUp, BackupSettings, backup_vm};
 use super::prune::{PruneRequest, Pruned, facts, prune, why_not_prune};
 use super::verify::{Verified, VerifyRequest, verify};
 use super::{JobError, JobErrorKind, LocalHost, Watch};
-use crate::format::entry::{Body, PolicyBody};
+use crate::format::entry::{Body, HostBody, PolicyBody, Role};
 use crate::hypervisor::Hypervisor;
 use crate::model::{PointKind, VmName};
 use crate::policy::{
@@ -51,9 +51,16 @@ pub enum VmOutcome {
 pub enum Policies {
     Same,
     Applied,
+    /// Only a host with the role admin changes the one in the ledger, by which this one works.
+    NotOurs,
     /// It would expire more than one night of these VMs at once: somebody must say so.
     NeedsConfirmation {
         nights: BTreeMap<VmName, u32>,
+    },
+    /// Another host, of this name, has replaced it since this one wrote it: which of the two is meant, somebody must
+    /// say. Else each would undo the other's night after night, and what the shorter one takes is gone.
+    Overruled {
+        by: String,
     },
     /// By a clock that may not delete it is neither known what it would expire, nor from when on the erase budget
     /// that it leaves is to be counted.
@@ -72,6 +79,8 @@ pub struct RunSettings {
 /// What the beginning of a run found for one customer.
 pub struct BegunRun {
     pub policies: Policies,
+    /// How this host would be entered, where the ledger has it otherwise and only another one may enter it.
+    pub unentered: Option<HostBody>,
     pub aborted_sessions: usize,
 }
 
@@ -97,8 +106,9 @@ pub(super) fn tracking_of(state: &State, vm: &VmName) -> Tracking {
     }
 }
 
-/// Brings the configured policy into the ledger. A shortening that would expire more than one
-/// night of a VM at once waits for `confirm`; any change waits for a clock that may delete.
+/// Brings the configured policy into the ledger, if this host may. A shortening that would expire more than one
+/// night of a VM at once waits for `confirm`, and so does one that another host has replaced; any change waits for a
+/// clock that may delete.
 pub fn apply_policy(
     customer: &Customer,
     host: &LocalHost,
@@ -151,7 +161,18 @@ fn decide_policy(state: &State, host: &LocalHost, new: &Policy, confirm: bool) -
     if state.terms.as_ref() == Some(new.terms()) {
         return Policies::Same;
     }
-    if let Deletion::Refused { reason } = host.judgement(state.last_witnessed).deletion {
+    let id = host.identity().host_id();
+    let own = state.hosts.get(&id);
+    if own.is_none_or(|row| !row.roles.contains(&Role::Admin)) {
+        return Policies::NotOurs;
+    }
+    if !confirm && let Some(by) = state.overruled_by(&id, new.terms()) {
+        let by = state.hosts.get(&by).map(|row| row.name.clone());
+        return Policies::Overruled {
+            by: by.unwrap_or_default(),
+        };
+    }
+    if let Deletion::Refused { reason } = host.judgement(state.clock_of(&id)).deletion {
         return Policies::ClockRefused { reason };
     }
     let nights = state.policy.as_ref().map_or_else(BTreeMap::new, |old| {
@@ -180,13 +201,14 @@ pub fn begin_run(
     host: &LocalHost,
     terms: &PolicyTerms,
 ) -> Result<BegunRun, JobError> {
-    super::admission::update_host(customer, host)?;
+    let unentered = super::admission::update_host(customer, host)?;
     // Only those of this host, whose death the kernel tells: at a time before all others no session
     // is too old, and what a clock says is first judged by the prune.
     let aborted_sessions = customer.abort_dead_sessions(Timestamp::UNIX_EPOCH)?;
     let policies = apply_policy(customer, host, terms, false)?;
     Ok(BegunRun {
         policies,
+        unentered,
         aborted_sessions,
     })
 }

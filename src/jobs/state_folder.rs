@@ -5,11 +5,12 @@
 
 use crate::codec::{HostIdentity, random_bytes};
 use crate::format::repository_file::RepositoryFile;
-use crate::model::{CustomerUid, InstallationId, RepositoryId, SessionId};
+use crate::model::{CustomerName, CustomerUid, EntryHash, InstallationId, RepositoryId, SessionId};
 use crate::policy::LocalMark;
 use crate::repository::{Head, HostMemory};
 use jiff::Timestamp;
 use rustix::fs::FlockOperation;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -20,6 +21,7 @@ use zeroize::Zeroizing;
 const IDENTITY: &str = "identity";
 const REPOSITORY: &str = "repository";
 const CLOCK: &str = "clock";
+const CLOCK_ALONE: &str = "clock-alone";
 const PLANNED: &str = "planned.json";
 const INSTALLATION: &str = "installation";
 const RESTORES: &str = "restores.log";
@@ -63,19 +65,7 @@ impl From<StateError> for super::JobError {
 /// A lock on a file of the folder; the kernel drops it with its holder, however that ends.
 #[derive(Debug)]
 pub struct Lock {
-    path: PathBuf,
     _file: File,
-    /// Its file is of no use to anybody afterwards.
-    once: bool,
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        if self.once {
-            // While the lock is held: whoever finds no file knows that the holder has ended.
-            let _gone = fs::remove_file(&self.path);
-        }
-    }
 }
 
 /// A state of a ledger as bytes.
@@ -87,18 +77,27 @@ pub(super) struct Checkpoint {
     pub content: Vec<u8>,
 }
 
+/// Since when the host's clock, which nothing else confirms, is even: it went on as the uptime did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AloneSince {
+    pub mark: LocalMark,
+    /// The first entry of each customer's ledger that it dated.
+    pub first: BTreeMap<CustomerUid, u64>,
+}
+
 #[derive(Debug, Clone)]
 pub struct StateFolder {
     path: PathBuf,
 }
 
 impl StateFolder {
-    /// Makes what is missing, of mode 0700.
+    /// Makes what is missing, of mode 0700, and refuses what others could have filled or can change.
     pub fn create(path: &Path) -> Result<Self, StateError> {
         for folder in [
             path.to_path_buf(),
             path.join("sessions"),
             path.join("heads"),
+            path.join("origins"),
             path.join("checkpoints"),
             path.join("locks"),
             path.join("run"),
@@ -108,6 +107,20 @@ impl StateFolder {
                 .mode(0o700)
                 .create(&folder)
                 .map_err(|error| StateError::new(&folder, error))?;
+        }
+        let facts = fs::metadata(path).map_err(|error| StateError::new(path, error))?;
+        refuse_a_strangers(path, &facts)?;
+        if facts.mode() & 0o022 != 0 {
+            let detail = format!(
+                "others can write into the host's state folder (mode {:o}); look what is in it, then \
+                 chmod 700 it",
+                facts.mode() & 0o7777
+            );
+            return Err(StateError {
+                path: path.to_path_buf(),
+                kind: io::ErrorKind::InvalidData,
+                detail,
+            });
         }
         Ok(StateFolder {
             path: path.to_path_buf(),
@@ -127,27 +140,40 @@ impl StateFolder {
         self.path.join(IDENTITY)
     }
 
-    /// The identity, which nobody else may be able to read. `NotFound` if there is none.
+    /// The identity, which nobody else may be able to read. `NotFound` if there is none, `InvalidInput` if what
+    /// is there is none.
     pub fn identity(&self) -> Result<HostIdentity, StateError> {
         let path = self.identity_path();
-        let metadata = fs::metadata(&path).map_err(|error| StateError::new(&path, error))?;
-        if metadata.mode() & 0o077 != 0 {
+        let failed = |error| StateError::new(&path, error);
+        let file = File::open(&path).map_err(failed)?;
+        // Of the file that is read: another one may have its name by now.
+        let facts = file.metadata().map_err(failed)?;
+        refuse_a_strangers(&path, &facts)?;
+        if facts.mode() & 0o077 != 0 {
             return Err(StateError {
                 detail: format!(
                     "others can read the host's secret (mode {:o}); chmod 600 it, and make a new \
                      identity if somebody may have read it",
-                    metadata.mode() & 0o777
+                    facts.mode() & 0o777
                 ),
-                kind: io::ErrorKind::PermissionDenied,
+                kind: io::ErrorKind::InvalidData,
                 path,
             });
         }
-        let text = Zeroizing::new(read_small(&path)?);
-        HostIdentity::from_file_text(&text).map_err(|error| StateError {
-            path,
-            kind: io::ErrorKind::InvalidData,
-            detail: error.to_string(),
-        })
+        let no_identity = |detail: String| StateError {
+            path: path.clone(),
+            kind: io::ErrorKind::InvalidInput,
+            detail,
+        };
+        let mut text = Zeroizing::new(String::new());
+        let read = io::Read::read_to_string(&mut io::Read::take(file, MAX_FILE_BYTES), &mut text);
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(no_identity(format!("not a host identity: {error}")));
+            }
+            read => read.map_err(failed)?,
+        };
+        HostIdentity::from_file_text(&text).map_err(|error| no_identity(error.to_string()))
     }
 
     /// Makes an identity, of mode 0600, unless there is one. Says whether it was made.
@@ -258,33 +284,48 @@ impl StateFolder {
 
     /// `None` if somebody holds it.
     pub fn lock(&self, name: &str) -> Result<Option<Lock>, StateError> {
-        take_lock(self.path.join("locks").join(name), false)
+        take_lock(&self.path.join("locks").join(name))
+    }
+
+    /// Whether somebody holds it. Who takes it at this very moment finds it taken.
+    pub(super) fn is_locked(&self, name: &str) -> bool {
+        let Ok(file) = File::open(self.path.join("locks").join(name)) else {
+            return false;
+        };
+        let tried = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
+        tried == Err(rustix::io::Errno::WOULDBLOCK)
     }
 
     pub(super) fn hold_session(&self, session: &SessionId) -> Result<Lock, StateError> {
         let path = self.session_path(session);
-        take_lock(path.clone(), true)?.ok_or_else(|| StateError {
+        let lock = take_lock(&path)?.ok_or_else(|| StateError {
             path,
             kind: io::ErrorKind::AlreadyExists,
             detail: "is held by another process".to_string(),
+        })?;
+        // Before its `begin`: after a power cut the session must still be known as one of this folder's.
+        let folder = self.path.join("sessions");
+        File::open(&folder)
+            .and_then(|opened| opened.sync_all())
+            .map_err(|error| StateError::new(&folder, error))?;
+        Ok(lock)
+    }
+
+    /// Whether the session was begun from this folder and no living process holds it. Without a file it may
+    /// be one of a copy of this folder: only who began it makes the file, and it stays until the session is
+    /// over.
+    pub(super) fn session_is_free(&self, session: &SessionId) -> bool {
+        let opened = OpenOptions::new()
+            .read(true)
+            .open(self.session_path(session));
+        opened.is_ok_and(|file| {
+            rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
         })
     }
 
-    /// Whether no living process of this host holds the session.
-    pub(super) fn session_is_free(&self, session: &SessionId) -> bool {
-        let path = self.session_path(session);
-        match OpenOptions::new().read(true).open(&path) {
-            // A holder makes the file before its `begin` and removes it at its end.
-            Err(error) => error.kind() == io::ErrorKind::NotFound,
-            Ok(file) => {
-                let free =
-                    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
-                if free {
-                    let _gone = fs::remove_file(&path);
-                }
-                free
-            }
-        }
+    /// A crash before this leaves an empty file that nobody asks for again.
+    pub(super) fn forget_session(&self, session: &SessionId) {
+        let _gone = fs::remove_file(self.session_path(session));
     }
 
     fn session_path(&self, session: &SessionId) -> PathBuf {
@@ -333,6 +374,10 @@ impl StateFolder {
         self.path.join("heads").join(customer.to_string())
     }
 
+    fn origin_path(&self, repository: &RepositoryId, customer: &CustomerName) -> PathBuf {
+        self.path.join("origins").join(origin(repository, customer))
+    }
+
     pub(super) fn locks_renewed_at(&self, customer: &CustomerUid) -> Option<Timestamp> {
         let text = read_small(&self.path.join(renewed(customer))).ok()?;
         text.trim().parse().ok()
@@ -344,21 +389,34 @@ impl StateFolder {
     }
 
     pub(super) fn clock_mark(&self) -> Option<LocalMark> {
-        let text = read_small(&self.path.join(CLOCK)).ok()?;
-        let mut fields = text.trim().split(' ');
-        Some(LocalMark {
-            boot_id: fields.next()?.to_string(),
-            since_boot_seconds: fields.next()?.parse().ok()?,
-            wall: fields.next()?.parse().ok()?,
-        })
+        parse_mark(&read_small(&self.path.join(CLOCK)).ok()?)
     }
 
     pub(super) fn remember_clock_mark(&self, mark: &LocalMark) {
-        let text = format!(
-            "{} {} {}\n",
-            mark.boot_id, mark.since_boot_seconds, mark.wall
-        );
-        let _kept = replace(&self.path, CLOCK, text.as_bytes());
+        let _kept = replace(&self.path, CLOCK, mark_text(mark).as_bytes());
+    }
+
+    pub(super) fn alone_since(&self) -> Option<AloneSince> {
+        let text = read_small(&self.path.join(CLOCK_ALONE)).ok()?;
+        // What was read in part ends in a number that may be another one.
+        let text = text.ends_with('\n').then_some(text)?;
+        let (mark, rows) = text.split_once('\n')?;
+        let row = |row: &str| {
+            let (customer, seq) = row.split_once(' ')?;
+            Some((customer.parse().ok()?, seq.parse().ok()?))
+        };
+        Some(AloneSince {
+            mark: parse_mark(mark)?,
+            first: rows.lines().map(row).collect::<Option<_>>()?,
+        })
+    }
+
+    pub(super) fn remember_alone_since(&self, alone: &AloneSince) {
+        let rows = alone.first.iter();
+        let rows: String = rows.map(|(uid, seq)| format!("{uid} {seq}\n")).collect();
+        let text = mark_text(&alone.mark) + &rows;
+        // Without it the times meanwhile stay nobody's word but this clock's.
+        let _kept = replace(&self.path, CLOCK_ALONE, text.as_bytes());
     }
 
     /// For a restore that the ledger could not take down.
@@ -397,12 +455,48 @@ impl HostMemory for StateFolder {
         }
     }
 
+    fn origin(&self, repository: &RepositoryId, customer: &CustomerName) -> Option<EntryHash> {
+        let text = read_small(&self.origin_path(repository, customer)).ok()?;
+        text.trim().parse().ok()
+    }
+
+    /// Of several processes the first is believed; which is as well as any, as they read the same.
+    fn remember_origin(
+        &self,
+        repository: &RepositoryId,
+        customer: &CustomerName,
+        first: EntryHash,
+    ) {
+        let (folder, name) = (self.path.join("origins"), origin(repository, customer));
+        // A memory that cannot be kept is no reason to stop a backup.
+        let _kept = write_new(&folder, &name, format!("{first}\n").as_bytes());
+    }
+
     /// Whoever has no clock cannot tell how old one is.
-    fn checkpoint(&self, _: &CustomerUid) -> Option<Vec<u8>> {
+    fn checkpoint(&self, _: &CustomerUid, _: bool) -> Option<Vec<u8>> {
         None
     }
 
     fn keep_checkpoint(&self, _: &CustomerUid, _: &[u8], _: bool) {}
+}
+
+fn mark_text(mark: &LocalMark) -> String {
+    let (boot, uptime) = (&mark.boot_id, mark.since_boot_seconds);
+    format!("{boot} {uptime} {}\n", mark.wall)
+}
+
+fn parse_mark(text: &str) -> Option<LocalMark> {
+    let mut fields = text.trim().split(' ');
+    Some(LocalMark {
+        boot_id: fields.next()?.to_string(),
+        since_boot_seconds: fields.next()?.parse().ok()?,
+        wall: fields.next()?.parse().ok()?,
+    })
+}
+
+/// The name of the file that keeps the first entry of a customer's ledger.
+fn origin(repository: &RepositoryId, customer: &CustomerName) -> String {
+    format!("{repository}-{customer}")
 }
 
 fn read_small(path: &Path) -> Result<String, StateError> {
@@ -417,22 +511,39 @@ pub(super) fn read_up_to(path: &Path, max_bytes: u64) -> Result<String, StateErr
     Ok(text)
 }
 
-fn take_lock(path: PathBuf, once: bool) -> Result<Option<Lock>, StateError> {
+/// What somebody else owns, he can change or read whatever its mode says. Root looks into the folder of the user
+/// that vmkeep runs as: to give that folder to root would lock this user out.
+fn is_a_strangers(owner: u32, own: u32) -> bool {
+    own != 0 && owner != own && owner != 0
+}
+
+fn refuse_a_strangers(path: &Path, facts: &fs::Metadata) -> Result<(), StateError> {
+    let own = rustix::process::geteuid().as_raw();
+    match is_a_strangers(facts.uid(), own) {
+        false => Ok(()),
+        true => Err(StateError {
+            path: path.to_path_buf(),
+            kind: io::ErrorKind::InvalidData,
+            detail: format!(
+                "belongs to another user (uid {}, and vmkeep runs as {own}); chown it if its content is yours",
+                facts.uid()
+            ),
+        }),
+    }
+}
+
+fn take_lock(path: &Path) -> Result<Option<Lock>, StateError> {
     let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .open(&path)
-        .map_err(|error| StateError::new(&path, error))?;
+        .open(path)
+        .map_err(|error| StateError::new(path, error))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(Lock {
-            path,
-            _file: file,
-            once,
-        })),
+        Ok(()) => Ok(Some(Lock { _file: file })),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(StateError::new(&path, error.into())),
+        Err(error) => Err(StateError::new(path, error.into())),
     }
 }
 
@@ -512,18 +623,68 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_free_when_its_holder_has_ended() {
+    fn a_session_is_free_from_the_end_of_its_holder_until_it_is_over() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateFolder::create(folder.path()).unwrap();
         let session = SessionId::from_bytes([7; 16]);
+        // Of one that a copy of this folder began, nothing is known.
+        assert!(!state.session_is_free(&session));
         let held = state.hold_session(&session).unwrap();
         assert!(!state.session_is_free(&session));
         drop(held);
+        // However often that is asked: giving it up may fail.
         assert!(state.session_is_free(&session));
-        // A file that nobody locks was left by a process that was killed.
-        fs::write(state.session_path(&session), "").unwrap();
         assert!(state.session_is_free(&session));
-        assert!(!state.session_path(&session).exists());
+        state.forget_session(&session);
+        assert!(!state.session_is_free(&session));
+    }
+
+    #[test]
+    fn a_state_folder_into_which_others_can_write_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        fs::create_dir(&path).unwrap();
+        for (mode, is_fit) in [
+            (0o700, true),
+            (0o755, true),
+            (0o770, false),
+            (0o703, false),
+            (0o1777, false),
+        ] {
+            let permissions: fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs::set_permissions(&path, permissions).unwrap();
+            let created = StateFolder::create(&path);
+            assert_eq!(created.is_ok(), is_fit, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn what_another_user_owns_is_no_state_of_this_host_but_for_root() {
+        for (owner, own, is_refused) in [
+            (4711, 4711, false),
+            (0, 4711, false),
+            (4712, 4711, true),
+            (4711, 0, false),
+            (0, 0, false),
+        ] {
+            assert_eq!(is_a_strangers(owner, own), is_refused, "{owner} {own}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::create(folder.path()).unwrap();
+        state.ensure_identity("now").unwrap();
+        if !rustix::process::geteuid().is_root() {
+            // Only root can give files away.
+            return;
+        }
+        let give_to = |path: &Path, uid| std::os::unix::fs::chown(path, Some(uid), None).unwrap();
+        give_to(&state.identity_path(), 4711);
+        give_to(folder.path(), 4711);
+        assert!(StateFolder::create(folder.path()).is_ok());
+        assert!(state.identity().is_ok());
+        // The admin trusts its owner, and nobody else.
+        let open: fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o770);
+        fs::set_permissions(folder.path(), open).unwrap();
+        assert!(StateFolder::create(folder.path()).is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::format::entry::Body;
+use crate::format::repository_file::RepositoryFile;
 use crate::model::{Clock, ClockReading, PointId, Writers};
 use crate::policy::{HostClock, PolicyTerms};
 use crate::repository::testing::{CHUNK, Time, customer_name};
@@ -10,6 +11,7 @@ use crate::repository::{
 };
 use crate::storage::Storage;
 use jiff::SignedDuration;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -25,13 +27,27 @@ impl Clock for SetClock {
     }
 }
 
+/// The host of a state folder.
+fn host_of(folder: &Path, name: &str, time: &Time) -> LocalHost {
+    let folder = StateFolder::create(folder).unwrap();
+    let (identity, _) = folder.ensure_identity("a test").unwrap();
+    let clock = Arc::new(SetClock(time.clone()));
+    LocalHost::new(
+        identity,
+        name.to_string(),
+        folder,
+        clock,
+        HostClock::Trusted,
+    )
+}
+
 /// A store with one customer, `acme`, and the two hosts that use it.
 pub struct Lab {
     pub storage: Arc<dyn Storage>,
     pub time: Time,
     pub host: Arc<LocalHost>,
     pub second: Arc<LocalHost>,
-    repository: crate::model::RepositoryId,
+    pub file: RepositoryFile,
     _folders: [tempfile::TempDir; 2],
 }
 
@@ -44,13 +60,8 @@ impl Lab {
         )
         .unwrap();
         let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
-        let [host, second] = [0, 1].map(|at: usize| {
-            let folder = StateFolder::create(folders[at].path()).unwrap();
-            let (identity, _) = folder.ensure_identity("a test").unwrap();
-            let clock = Arc::new(SetClock(time.clone()));
-            let name = format!("host{at}");
-            LocalHost::new(identity, name, folder, clock, HostClock::Trusted)
-        });
+        let [host, second] =
+            [0, 1].map(|at: usize| host_of(folders[at].path(), &format!("host{at}"), &time));
         let new = NewCustomer {
             repository: file.repository,
             name: &customer_name(),
@@ -60,16 +71,7 @@ impl Lab {
             writers: Writers::Many,
         };
         // The operator confirms the time at `init`; the host that goes on is another process.
-        let folder = StateFolder::create(folders[0].path()).unwrap();
-        let (identity, _) = folder.ensure_identity("a test").unwrap();
-        let clock = Arc::new(SetClock(time.clone()));
-        let init = LocalHost::new(
-            identity,
-            "host0".to_string(),
-            folder,
-            clock,
-            HostClock::Trusted,
-        );
+        let init = host_of(folders[0].path(), "host0", &time);
         init.vouch_for_clock();
         Customer::create(&storage, &new, &init).unwrap();
         let lab = Lab {
@@ -77,7 +79,7 @@ impl Lab {
             time,
             host: Arc::new(host),
             second: Arc::new(second),
-            repository: file.repository,
+            file,
             _folders: folders,
         };
         let body = lab.second.body();
@@ -104,12 +106,29 @@ impl Lab {
         Customer::open(
             storage,
             &customer_name(),
-            self.repository,
+            self.file.repository,
             host.identity(),
             host_of_customer,
             settings,
         )
         .unwrap()
+    }
+
+    /// A host that nobody has let in, with what its state lives in.
+    pub fn stranger(&self, name: &str) -> (Arc<LocalHost>, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        (Arc::new(host_of(folder.path(), name, &self.time)), folder)
+    }
+
+    /// The identity of the first host in a state folder of its own: that of a machine that was cloned.
+    pub fn copy_of_host(&self) -> (Arc<LocalHost>, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = folder.path().join("identity");
+        std::fs::copy(self.host.folder().identity_path(), identity).unwrap();
+        (
+            Arc::new(host_of(folder.path(), "host0", &self.time)),
+            folder,
+        )
     }
 
     /// The second host deletes nothing from now on.

@@ -1,15 +1,32 @@
 //! What each receiver of alarms was told, so that it hears of each once.
 
-use super::state_folder::{StateError, StateFolder, read_up_to, replace};
+use super::state_folder::{Lock, StateError, StateFolder, read_up_to, replace};
 use crate::policy::ToldAlarm;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
+const LOCK: &str = "telling";
+/// A minute: whoever takes longer waits for a receiver that hangs.
+const ATTEMPTS: u32 = 600;
+const PAUSE: Duration = Duration::from_millis(100);
 /// That of some ten thousand alarms.
 const MAX_TOLD_BYTES: u64 = 8 << 20;
 
 impl StateFolder {
+    /// For as long as receivers are told: of two processes that tell at once the second one then knows what the
+    /// first has told. `None` if it cannot be had: told twice is better than not at all.
+    pub fn lock_telling(&self) -> Option<Lock> {
+        for _ in 0..ATTEMPTS {
+            match self.lock(LOCK) {
+                Ok(None) => std::thread::sleep(PAUSE),
+                locked => return locked.ok().flatten(),
+            }
+        }
+        None
+    }
+
     /// What a receiver was told of alarms. What cannot be read was told nothing, and is told again.
     pub fn told_alarms(&self, receiver: &str) -> BTreeMap<String, ToldAlarm> {
         let Ok(text) = read_up_to(&self.path().join(told_file(receiver)), MAX_TOLD_BYTES) else {
@@ -74,6 +91,19 @@ impl ToldRow {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_tells_waits_until_another_one_has_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::create(folder.path()).unwrap();
+        let first = state.lock_telling().expect("nobody else tells");
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| state.lock_telling().is_some());
+            std::thread::sleep(2 * PAUSE);
+            drop(first);
+            assert!(second.join().unwrap());
+        });
+    }
 
     #[test]
     fn what_a_receiver_was_told_is_its_own_and_what_is_torn_is_told_again() {

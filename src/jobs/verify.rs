@@ -1,14 +1,15 @@
 //! Ledger, index, trees, and, if asked, every stored byte.
 
-use super::{JobError, Watch};
+use super::{JobError, JobErrorKind, Watch};
+use crate::format::certificate::MAX_CERTIFICATE_BYTES;
 use crate::format::entry::VerifyMethod;
-use crate::model::{PackName, PointId, PointState, Tag};
-use crate::repository::reclaim::mark_now;
+use crate::format::names::CustomerNames;
+use crate::model::{ObjectHash, ObjectName, PackName, PointId, PointState, Tag};
 use crate::repository::{
-    Customer, Index, RepositoryErrorKind, Scrubbed, SealedCustomer, State, Unreachable, open_live,
-    scrub_packs,
+    Customer, Index, Mark, RepositoryError, RepositoryErrorKind, Scrubbed, SealedCustomer, State,
+    Unreachable, open_live, scrub_packs,
 };
-use crate::storage::{Listed, StorageErrorKind};
+use crate::storage::{Storage, StorageErrorKind};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -36,8 +37,61 @@ pub struct Verified {
     pub read_bytes: u64,
     /// Everything that is wrong, a sentence each, with the restore points concerned.
     pub damage: Vec<String>,
+    /// Of the damage, what the ledger and the index tell by themselves from then on, until it is healed.
+    pub noted: Vec<String>,
+    /// Deletion certificates that are lost or altered, a sentence each. No restore point needs one.
+    pub certificates: Vec<String>,
+    /// What could not be read now, a sentence each: it may be whole.
+    pub unread: Vec<String>,
     /// What is odd and harms nothing.
     pub notes: Vec<String>,
+    /// Why it broke off, or why what was found is not noted in the ledger. What was found until then is right.
+    pub failure: Option<JobError>,
+}
+
+impl Verified {
+    /// Why it does not vouch for everything that was to be looked at, whatever else it found.
+    pub fn incomplete(&self) -> Option<JobError> {
+        let unread = || {
+            let message = match self.unread.as_slice() {
+                [] => return None,
+                [one] => one.clone(),
+                [first, ..] => format!(
+                    "{} things could not be read, such as {first}",
+                    self.unread.len()
+                ),
+            };
+            let kind = RepositoryErrorKind::Storage(StorageErrorKind::Unreadable);
+            Some(JobError::new(JobErrorKind::Repository(kind), message))
+        };
+        self.failure.clone().or_else(unread)
+    }
+
+    /// What broke off is told with what was found before. Where nothing was, only that.
+    fn ended(mut self, ended: Result<(), JobError>) -> Result<Self, JobError> {
+        let found_nothing = self.damage.is_empty()
+            && self.certificates.is_empty()
+            && self.unread.is_empty()
+            && self.packs_read == 0;
+        match ended {
+            Err(error) if found_nothing || error.kind == JobErrorKind::Interrupted => {
+                return Err(error);
+            }
+            Err(error) => self.failure = self.failure.or(Some(error)),
+            Ok(()) => {}
+        }
+        Ok(self)
+    }
+
+    /// Takes in why an object could not be looked at, unless that says something of others too.
+    fn take_in(&mut self, error: RepositoryError) -> Result<(), JobError> {
+        match (error.is_damage(), error.is_unread()) {
+            (true, _) => self.damage.push(error.to_string()),
+            (_, true) => self.unread.push(error.to_string()),
+            _ => return Err(error.into()),
+        }
+        Ok(())
+    }
 }
 
 /// Verifies one customer. The ledger's chain and signatures were checked when it was opened; with
@@ -48,40 +102,73 @@ pub fn verify(
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<Verified, JobError> {
-    if request.trees {
-        customer.check_ledger()?;
+    let mut verified = Verified::default();
+    check_ledger(customer, request.trees, &mut verified)?;
+    let ended = look_through(customer, request, &mut verified, watch, stop);
+    verified.ended(ended)
+}
+
+/// An entry that this host can do without, because it has read it before, is damage like any other.
+fn check_ledger(
+    customer: &SealedCustomer,
+    from_genesis: bool,
+    verified: &mut Verified,
+) -> Result<(), JobError> {
+    match customer.broken_entry() {
+        Some(error) => verified.damage.push(format!(
+            "{error}; this host goes by what it has read of it before: put the object back from a copy of \
+             the store, and until then keep the state folder and this version of vmkeep, as no other can"
+        )),
+        None if from_genesis => {
+            if let Err(error) = customer.check_ledger() {
+                verified.take_in(error)?;
+            }
+        }
+        None => {}
     }
-    let (mut verified, index) = check_objects(customer)?;
+    Ok(())
+}
+
+fn look_through(
+    customer: &Customer,
+    request: VerifyRequest,
+    verified: &mut Verified,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<(), JobError> {
+    let index = check_objects(customer, request.trees, verified)?;
     if request.trees && request.read_percent != Some(100) {
         watch.stage(&format!("{} trees", customer.name()), 0);
-        check_trees(customer, &mut verified.damage)?;
+        check_trees(customer, verified)?;
     }
     JobError::unless_stopped(stop)?;
     match request.read_percent {
-        None => {}
+        None => Ok(()),
         // All of it: what is live is opened with the key, which finds what checksums find and more.
-        Some(100) if request.trees => {
-            open_everything(customer, request, &mut verified, watch, stop)?;
-        }
+        Some(100) if request.trees => open_everything(customer, request, verified, watch, stop),
         Some(percent) => {
             let packs = share_of(customer, &index, percent, request.unread_since);
+            let before = verified.damage.len();
             let scrubbed = read_each(
                 customer,
                 &packs,
                 &HashSet::new(),
                 request.threads,
-                &mut verified,
+                verified,
                 watch,
                 stop,
             )?;
-            note(customer, &scrubbed)?;
-            JobError::unless_stopped(stop)?;
+            let (whole, damaged) = (&scrubbed.whole, &scrubbed.damaged);
+            if note(customer, VerifyMethod::Checksum, whole, damaged, verified) {
+                let found = verified.damage.iter().skip(before);
+                verified.noted.extend(found.cloned());
+            }
+            JobError::unless_stopped(stop)
         }
     }
-    Ok(verified)
 }
 
-/// Verifies one customer without its key, and writes nothing: the ledger, the index, that every
+/// Verifies one customer without its key, and writes nothing in the store: the ledger, the index, that every
 /// object stands as the ledger names it, and, if asked, the checksums of this share of the packs.
 pub fn verify_sealed(
     customer: &SealedCustomer,
@@ -90,9 +177,22 @@ pub fn verify_sealed(
     watch: &dyn Watch,
     stop: &AtomicBool,
 ) -> Result<Verified, JobError> {
-    customer.check_ledger()?;
-    let (mut verified, index) = check_objects(customer)?;
-    check_records(customer, &mut verified.damage)?;
+    let mut verified = Verified::default();
+    check_ledger(customer, true, &mut verified)?;
+    let ended = look_through_sealed(customer, read_percent, threads, &mut verified, watch, stop);
+    verified.ended(ended)
+}
+
+fn look_through_sealed(
+    customer: &SealedCustomer,
+    read_percent: Option<u8>,
+    threads: usize,
+    verified: &mut Verified,
+    watch: &dyn Watch,
+    stop: &AtomicBool,
+) -> Result<(), JobError> {
+    let index = check_objects(customer, true, verified)?;
+    check_records(customer, verified)?;
     if let Some(percent) = read_percent {
         let packs = share_of(customer, &index, percent, None);
         read_each(
@@ -100,18 +200,21 @@ pub fn verify_sealed(
             &packs,
             &HashSet::new(),
             threads,
-            &mut verified,
+            verified,
             watch,
             stop,
         )?;
     }
-    JobError::unless_stopped(stop)?;
-    Ok(verified)
+    JobError::unless_stopped(stop)
 }
 
-/// What is checked with a key and without.
-fn check_objects(customer: &SealedCustomer) -> Result<(Verified, Arc<Index>), JobError> {
-    let mut verified = Verified::default();
+/// What is checked with a key and without. Certificates, of which years make thousands, are read only for whoever
+/// reads the whole ledger for it; every night it is seen whether they are there.
+fn check_objects(
+    customer: &SealedCustomer,
+    reads_certificates: bool,
+    verified: &mut Verified,
+) -> Result<Arc<Index>, JobError> {
     // Listed before the ledger is read: what the ledger then names and the list lacks, and is
     // still not there when asked for by name, is missing.
     let listed = customer.storage().list(customer.names().prefix())?;
@@ -128,10 +231,59 @@ fn check_objects(customer: &SealedCustomer) -> Result<(Verified, Arc<Index>), Jo
             "ledger entry {seq} is of a later version of vmkeep ({what})"
         ));
     }
-    verified.packs = check_packs(customer, &index, &listed, &mut verified.damage)?;
-    check_segments(customer, &state, &listed, &mut verified.damage)?;
-    check_key_files(customer, &state, &mut verified)?;
-    Ok((verified, index))
+    let sizes: BTreeMap<&str, u64> = listed
+        .iter()
+        .map(|object| (object.name.as_str(), object.size_bytes))
+        .collect();
+    check_packs(customer, &index, &sizes, verified)?;
+    check_segments(customer, &state, &sizes, verified)?;
+    check_key_files(customer, &state, verified)?;
+    let is_seen = |name: &ObjectName| !reads_certificates && sizes.contains_key(name.as_str());
+    let (storage, names) = (&**customer.storage(), customer.names());
+    check_certificates(storage, names, &state, &is_seen, verified)?;
+    Ok(index)
+}
+
+/// Every certificate that the ledger names must be the one that it names, and so must its signature. What `is_seen` to
+/// be there is not read.
+pub fn check_certificates(
+    storage: &dyn Storage,
+    names: &CustomerNames,
+    state: &State,
+    is_seen: &dyn Fn(&ObjectName) -> bool,
+    verified: &mut Verified,
+) -> Result<(), JobError> {
+    let check = |file: String, hash: &ObjectHash| -> Result<(), RepositoryError> {
+        let name = names
+            .certificate(&file)
+            .map_err(|error| RepositoryError::damaged(file.escape_debug(), error))?;
+        if is_seen(&name) {
+            return Ok(());
+        }
+        let stored = storage.read(&name, MAX_CERTIFICATE_BYTES)?;
+        match blake3::hash(&stored).as_bytes() == hash.as_bytes() {
+            true => Ok(()),
+            false => Err(RepositoryError::damaged(
+                name,
+                "is not the one the ledger names",
+            )),
+        }
+    };
+    for row in &state.certificates {
+        for (file, hash) in [
+            (format!("{}.json", row.id), &row.hash),
+            (format!("{}.json.minisig", row.id), &row.signature_hash),
+        ] {
+            match check(file, hash) {
+                Ok(()) => {}
+                Err(error) if error.is_damage() => verified.certificates.push(format!(
+                    "{error} (a deletion certificate: put it back from a copy; nothing else can make it)"
+                )),
+                Err(error) => verified.take_in(error)?,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Every key file that the ledger names must be there, or a later one for the same recipients:
@@ -157,14 +309,14 @@ fn check_key_files(
                     )),
                 }
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => verified.take_in(error)?,
         }
     }
     Ok(())
 }
 
 /// The record of every point that is live or expired must be the one that the ledger names.
-fn check_records(customer: &SealedCustomer, damage: &mut Vec<String>) -> Result<(), JobError> {
+fn check_records(customer: &SealedCustomer, verified: &mut Verified) -> Result<(), JobError> {
     let points: Vec<PointId> =
         customer.with_state(|state| state.roots().map(|(id, _)| *id).collect());
     for point in points {
@@ -176,8 +328,11 @@ fn check_records(customer: &SealedCustomer, damage: &mut Vec<String>) -> Result<
                 // Erased meanwhile, or damage.
                 customer.refresh()?;
                 if customer.with_state(|state| state.roots().any(|(id, _)| *id == point)) {
-                    tell_unreadable(customer, &[Unreachable { point, error }], damage);
+                    tell_of_points(customer, vec![Unreachable { point, error }], verified);
                 }
+            }
+            Err(error) if error.is_unread() => {
+                tell_of_points(customer, vec![Unreachable { point, error }], verified);
             }
             Err(error) => return Err(error.into()),
         }
@@ -206,9 +361,18 @@ fn open_everything(
             "{} (tag {tag}): a frame does not open",
             customer.names().pack(pack)
         );
-        known.tell(pack, tag, what, verified)?;
+        known.tell(pack, tag, what, verified);
     }
-    tell_unreadable(customer, &opened.unreadable, &mut verified.damage);
+    tell_of_points(customer, opened.unreadable, verified);
+    for (pack, tag) in &opened.unsettled {
+        verified.unread.push(format!(
+            "{} (tag {tag}): a frame did not open, and could not be looked for again",
+            customer.names().pack(pack)
+        ));
+    }
+    if let Some(error) = opened.failure {
+        return Err(error.into());
+    }
     // What nothing reaches, and what is below a node that does not open: by its checksum, or a
     // later backup would rely on it.
     let whole: HashSet<PackName> = opened.whole.iter().copied().collect();
@@ -228,18 +392,18 @@ fn open_everything(
         watch,
         stop,
     )?;
-    note(customer, &scrubbed)?;
+    let (whole, damaged) = (&scrubbed.whole, &scrubbed.damaged);
+    note(customer, VerifyMethod::Checksum, whole, damaged, verified);
     JobError::unless_stopped(stop)?;
-    if !(opened.whole.is_empty() && opened.damaged.is_empty()) {
-        customer.note_verification(VerifyMethod::Opened, &opened.whole, &opened.damaged)?;
-    }
+    let (whole, damaged) = (&opened.whole, &opened.damaged);
+    note(customer, VerifyMethod::Opened, whole, damaged, verified);
     Ok(())
 }
 
 /// Every node of every point must open, and every chunk must have a place.
-fn check_trees(customer: &Customer, damage: &mut Vec<String>) -> Result<(), JobError> {
-    let mark = mark_now(customer, true)?;
-    tell_unreadable(customer, &mark.damage, damage);
+fn check_trees(customer: &Customer, verified: &mut Verified) -> Result<(), JobError> {
+    let mark = Mark::at_end_to_look(customer)?;
+    tell_of_points(customer, mark.damage, verified);
     Ok(())
 }
 
@@ -257,26 +421,32 @@ impl Known {
 
     /// Tells of a damaged frame. One that was known before and whose content stands elsewhere by
     /// now harms nobody: its pack loses it when it is rewritten.
-    fn tell(
-        &self,
-        pack: &PackName,
-        tag: &Tag,
-        what: String,
-        verified: &mut Verified,
-    ) -> Result<(), JobError> {
+    fn tell(&self, pack: &PackName, tag: &Tag, what: String, verified: &mut Verified) {
         let known = self.state.damaged.contains(&(*pack, *tag));
-        let healed = known && !self.index.sound_places(tag)?.is_empty();
-        match healed {
+        // Where the index cannot tell, it is not known to be healed.
+        let stands = || {
+            self.index
+                .sound_places(tag)
+                .is_ok_and(|places| !places.is_empty())
+        };
+        match known && stands() {
             true => verified
                 .notes
                 .push(format!("{what}; known, and healed by a later backup")),
             false => verified.damage.push(what),
         }
-        Ok(())
     }
 }
 
-/// What cannot be read, with the restore point that needs it.
+/// What is damaged, and what cannot be read now.
+fn tell_of_points(customer: &SealedCustomer, found: Vec<Unreachable>, verified: &mut Verified) {
+    let is_unread = |one: &Unreachable| one.error.is_unread();
+    let (unread, damaged): (Vec<_>, Vec<_>) = found.into_iter().partition(is_unread);
+    tell_unreadable(customer, &damaged, &mut verified.damage);
+    tell_unreadable(customer, &unread, &mut verified.unread);
+}
+
+/// What cannot be read, with a restore point that needs it. What points share was walked below one of them.
 pub(super) fn tell_unreadable(
     customer: &SealedCustomer,
     unreadable: &[Unreachable],
@@ -292,8 +462,12 @@ pub(super) fn tell_unreadable(
                 format!("{} of {}{expired}", point.vm, point.taken_at)
             })
         });
+        let others = match found.error.name == customer.names().point(&found.point).as_str() {
+            true => "",
+            false => ", and perhaps others",
+        };
         damage.push(format!(
-            "restore point {} ({}): {}",
+            "restore point {} ({}){others}: {}",
             found.point,
             what.unwrap_or_default(),
             found.error
@@ -305,40 +479,38 @@ pub(super) fn tell_unreadable(
 fn check_packs(
     customer: &SealedCustomer,
     index: &Index,
-    listed: &[Listed],
-    damage: &mut Vec<String>,
-) -> Result<usize, JobError> {
-    let sizes: BTreeMap<&str, u64> = listed
-        .iter()
-        .map(|object| (object.name.as_str(), object.size_bytes))
-        .collect();
-    let mut packs = 0;
+    sizes: &BTreeMap<&str, u64>,
+    verified: &mut Verified,
+) -> Result<(), JobError> {
     for info in index.packs().iter().filter(|info| !info.condemned) {
-        packs += 1;
+        verified.packs += 1;
         let name = customer.names().pack(&info.row.name);
         let size = match sizes.get(name.as_str()) {
             Some(size) => Some(*size),
             None => match customer.storage().size_bytes(&name) {
                 Ok(size) => Some(size),
                 Err(error) if error.kind == StorageErrorKind::NotFound => None,
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    verified.take_in(error.into())?;
+                    continue;
+                }
             },
         };
         match size {
             Some(size) if size == info.row.size_bytes => {}
-            Some(size) => damage.push(format!(
+            Some(size) => verified.damage.push(format!(
                 "{name}: has {size} bytes instead of {}",
                 info.row.size_bytes
             )),
             None => {
                 // Another prune may have condemned, deleted and forgotten it since.
                 if customer.load_index()?.is_current(&info.row.name) {
-                    damage.push(format!("{name}: is missing"));
+                    verified.damage.push(format!("{name}: is missing"));
                 }
             }
         }
     }
-    Ok(packs)
+    Ok(())
 }
 
 /// Every current segment must be there: an index that is read from this host's copies does not show that the
@@ -346,24 +518,26 @@ fn check_packs(
 fn check_segments(
     customer: &SealedCustomer,
     state: &State,
-    listed: &[Listed],
-    damage: &mut Vec<String>,
+    sizes: &BTreeMap<&str, u64>,
+    verified: &mut Verified,
 ) -> Result<(), JobError> {
-    let names: HashSet<&str> = listed.iter().map(|object| object.name.as_str()).collect();
     for segment in state.segments.keys() {
         let name = customer.names().segment(segment);
-        if names.contains(name.as_str()) {
+        if sizes.contains_key(name.as_str()) {
             continue;
         }
         match customer.storage().size_bytes(&name) {
             Ok(_) => continue,
             Err(error) if error.kind == StorageErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                verified.take_in(error.into())?;
+                continue;
+            }
         }
         // A merge may have replaced it since.
         customer.refresh()?;
         if customer.with_state(|state| state.segments.contains_key(segment)) {
-            damage.push(format!("{name}: is missing"));
+            verified.damage.push(format!("{name}: is missing"));
         }
     }
     Ok(())
@@ -436,20 +610,48 @@ fn read_each(
             "{} (tag {tag}): a frame does not match its checksum",
             customer.names().pack(pack)
         );
-        known.tell(pack, tag, what, verified)?;
+        known.tell(pack, tag, what, verified);
     }
     for (pack, reason) in &scrubbed.broken {
         verified
             .damage
             .push(format!("{}: {reason}", customer.names().pack(pack)));
     }
+    let unread = scrubbed.unread.iter().map(|(_, reason)| reason.clone());
+    verified.unread.extend(unread);
+    if let Some(error) = &scrubbed.failure {
+        verified.failure = Some(error.clone().into());
+    }
     Ok(scrubbed)
 }
 
-/// What was read and found damaged goes into the ledger.
-fn note(customer: &Customer, scrubbed: &Scrubbed) -> Result<(), JobError> {
-    if !(scrubbed.whole.is_empty() && scrubbed.damaged.is_empty()) {
-        customer.note_verification(VerifyMethod::Checksum, &scrubbed.whole, &scrubbed.damaged)?;
+/// What was read and found damaged goes into the ledger: whether it is there. Where it cannot, what was found is told
+/// all the same.
+fn note(
+    customer: &Customer,
+    method: VerifyMethod,
+    whole: &[PackName],
+    damaged: &[(PackName, Tag)],
+    verified: &mut Verified,
+) -> bool {
+    // A store that does not answer any more is not waited for again.
+    if (whole.is_empty() && damaged.is_empty()) || verified.failure.is_some() {
+        return false;
     }
-    Ok(())
+    let Err(error) = customer.note_verification(method, whole, damaged) else {
+        return true;
+    };
+    let host = customer.host().id();
+    let only_reads = customer.with_state(|state| !state.hosts.contains_key(&host));
+    let message = format!("what was found could not be noted in the ledger: {error}");
+    match only_reads || error.kind == RepositoryErrorKind::Superseded {
+        // An escrow recipient reads everything and is no host of the ledger; the ledger refuses others by their roles.
+        true if verified.notes.contains(&message) => {}
+        true => verified.notes.push(message),
+        false => {
+            let kind = JobErrorKind::Repository(error.kind);
+            verified.failure = Some(JobError::new(kind, message));
+        }
+    }
+    false
 }

@@ -93,8 +93,9 @@ impl fmt::Display for ClockRefusal {
             } => write!(
                 f,
                 "the clock says {wall}, which is before {last_witnessed}, a time that was already witnessed; \
-                 set the clock right and run again; if the clock is right, --trust-clock accepts it once, \
-                 and an administrator's clock entry voids the wrong time"
+                 set the clock right and run again; if the clock is right, vmkeep ledger void takes the wrong \
+                 time out of the reckoning (vmkeep ledger show has its number), and \
+                 vmkeep prune --trust-clock accepts the clock once"
             ),
             ClockRefusal::JumpedAhead {
                 wall,
@@ -102,8 +103,10 @@ impl fmt::Display for ClockRefusal {
             } => write!(
                 f,
                 "the clock says {wall}, which is {} hours past {last_witnessed}, the last witnessed time, \
-                 and no second source agrees; let the host's clock be synchronised (NTP) and run again, \
-                 or check it by hand and use --trust-clock once",
+                 and no second source agrees; look at the clock, and if it is right say so once: \
+                 vmkeep prune --trust-clock; until then new restore points count, and leave, as if taken at \
+                 that time; after a reboot NTP alone is one source, and is enough only where \
+                 [host] clock = \"trusted\" says so",
                 wall.as_second().saturating_sub(last_witnessed.as_second()) / 3600
             ),
             ClockRefusal::Contradicted {
@@ -115,13 +118,13 @@ impl fmt::Display for ClockRefusal {
                 "the clock says {wall}, which differs by {minutes} minutes from what another source \
                  ({source}) says, and too few agree \
                  with it; let the host's clock be synchronised (NTP) and run again, \
-                 or check it by hand and use --trust-clock once"
+                 or check it by hand and use vmkeep prune --trust-clock once"
             ),
             ClockRefusal::NothingWitnessed { wall } => write!(
                 f,
                 "the clock says {wall}, and no time was ever witnessed here to compare it with; \
                  let the host's clock be synchronised (NTP) and run again, \
-                 or check it by hand and use --trust-clock once"
+                 or check it by hand and use vmkeep prune --trust-clock once"
             ),
         }
     }
@@ -257,6 +260,12 @@ pub fn next_mark(reading: &ClockReading, judgement: &Judgement) -> Option<LocalM
         since_boot_seconds: boot.since_boot_seconds,
         wall: reading.wall,
     })
+}
+
+/// Whether the clock went on since `mark` as the uptime did: whoever knows that it is right at one of the two
+/// moments knows that it was at the other.
+pub fn goes_on(reading: &ClockReading, mark: &LocalMark) -> bool {
+    by_uptime(reading, Some(mark)).is_some_and(|says| agree(says, reading.wall.as_second()))
 }
 
 /// How long no time had been witnessed when `at` was. Negative by what clocks that agree may differ.

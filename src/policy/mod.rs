@@ -32,8 +32,8 @@ mod terms;
 pub use announce::{Announcement, Change, Sounding, ToldAlarm, announcements, remember};
 pub use bucket::{BucketRefusal, judge_bucket};
 pub use clock::{
-    Attestation, ClockRefusal, Deletion, HostClock, Judgement, LocalMark, judge, next_mark,
-    silence_before,
+    Attestation, ClockRefusal, Deletion, HostClock, Judgement, LocalMark, goes_on, judge,
+    next_mark, silence_before,
 };
 pub use lock::{LockTerm, lock_term};
 pub use night::{IsoWeek, night_of, window_of};
@@ -44,7 +44,8 @@ pub use retention::{
     next_prune_ends, plan, prune_needs_confirmation, shortening_impact,
 };
 pub use schedule::{
-    Coverage, Due, DueReason, Night, NightState, Tracking, What, coverage, due, nights_since_full,
+    Coverage, Due, DueReason, Night, NightState, PromisedWindows, Tracking, What, coverage, due,
+    nights_since_full,
 };
 pub use spread::{
     FULL_AFTER_NIGHTS, FULL_WITHIN_NIGHTS, NextFull, Tonight, fulls_tonight, spread_until,

@@ -129,6 +129,10 @@ pub enum Reason {
         week: IsoWeek,
         until: Date,
     },
+    /// The time of one of its week's points is not sure; thinning waits for that one.
+    WeekWaits {
+        week: IsoWeek,
+    },
     KeptForWeek {
         week: IsoWeek,
         chosen: ChosenAs,
@@ -166,6 +170,8 @@ pub enum Reason {
     WaitsForHold {
         until: Timestamp,
     },
+    /// Somebody has said that it is not to wait. No plan has it by itself.
+    Confirmed,
     /// Expired, and all waiting is over.
     ExpiredAt {
         expired_at: Timestamp,
@@ -193,6 +199,10 @@ impl fmt::Display for Reason {
             Reason::WeekUndecided { week, until } => write!(
                 f,
                 "ISO week {week} is inside the restore window until {until}; then one of its points stays"
+            ),
+            Reason::WeekWaits { week } => write!(
+                f,
+                "ISO week {week} has a point whose time is not sure yet; until it is, all of them stay"
             ),
             Reason::KeptForWeek { week, chosen } => write!(
                 f,
@@ -237,6 +247,7 @@ impl fmt::Display for Reason {
             Reason::WaitsForHold { until } => {
                 write!(f, "expired early, but held; waits until {until}")
             }
+            Reason::Confirmed => f.write_str("confirmed: erased now, for good"),
             Reason::ExpiredAt { expired_at, maximum } => {
                 write!(f, "expired at {expired_at}, maximum {maximum}")
             }
@@ -401,9 +412,10 @@ impl<'a> Planner<'a> {
         let night = night_of(point.taken_at, self.policy);
         let until = self.protected_until(point);
         if self.now < until {
+            let leaves = self.thinned_from(night);
             let reason = match point.clock_alone {
-                _ if self.now < self.thinned_from(night) => Reason::InsideRestoreWindow {
-                    until: self.local(until.min(expires_at)),
+                _ if self.now < leaves => Reason::InsideRestoreWindow {
+                    until: self.local(leaves.min(expires_at)),
                 },
                 true => Reason::ClockWasAlone,
                 false => Reason::SilenceSince {
@@ -424,13 +436,17 @@ impl<'a> Planner<'a> {
             KeepAfterWindow::Weekly => {
                 let name = IsoWeek::of(night);
                 match self.weeks.get(&(&point.vm, name)) {
-                    Some(week) if self.now < week.decided_at => (
-                        Action::Keep,
-                        Reason::WeekUndecided {
-                            week: name,
-                            until: self.local(week.decided_at),
-                        },
-                    ),
+                    Some(week) if self.now < week.decided_at => {
+                        let leaves = self.thinned_from(sunday_of(night));
+                        let reason = match self.now < leaves {
+                            true => Reason::WeekUndecided {
+                                week: name,
+                                until: self.local(leaves.min(expires_at)),
+                            },
+                            false => Reason::WeekWaits { week: name },
+                        };
+                        (Action::Keep, reason)
+                    }
                     Some(week) if week.best.point != point.point => thin(Reason::ThinnedForWeek {
                         week: name,
                         kept: week.best.point,
@@ -1094,6 +1110,26 @@ mod tests {
         let mut points = week(&policy);
         points[4].clock_alone = true;
         assert_eq!(kept(&points, &policy, "2026-11-30T22:00:00Z").len(), 7);
+        let reasons = |now: &str| -> Vec<String> {
+            let decisions = plan(&points, &policy, at(now));
+            let reason = |number: usize| decisions[number].reason.to_string();
+            [0, 4].map(reason).into()
+        };
+        // None is said to be in the window for as long as nobody knows.
+        assert_eq!(
+            reasons("2026-11-22T21:59:00Z"),
+            [
+                "ISO week 2026-W45 is inside the restore window until 2026-11-25; then one of its points stays",
+                "inside the restore window until 2026-11-23",
+            ]
+        );
+        assert_eq!(
+            reasons("2026-11-30T22:00:00Z"),
+            [
+                "ISO week 2026-W45 has a point whose time is not sure yet; until it is, all of them stay",
+                "its host's clock was alone; not thinned before the restore window has passed in witnessed time",
+            ]
+        );
         points[4].witnessed_since = Some(at("2026-11-12T22:00:00Z"));
         assert_eq!(kept(&points, &policy, "2026-11-29T21:59:00Z").len(), 7);
         assert_eq!(kept(&points, &policy, "2026-11-29T22:00:00Z"), [4]);

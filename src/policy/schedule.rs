@@ -8,6 +8,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
+use serde::{Deserialize, Serialize};
 
 use crate::model::{PointKind, PointState, VmName};
 
@@ -118,18 +119,29 @@ fn full_since(points: &[(&PointFacts, Date)], policy: &Policy, night: Date) -> O
     (since <= night && newest.is_none_or(|newest| newest < since)).then_some(since)
 }
 
-/// The points of a VM with their nights. One of a night to come was taken by a wrong clock: it promises nothing, and
-/// nothing is decided by it.
+/// The points of a VM with their nights. One of a night to come, or that was dated ahead, was taken by a wrong clock:
+/// it promises nothing, and nothing is decided by it.
 fn until_night<'a>(
     vm: &VmName,
     points: &'a [PointFacts],
     policy: &Policy,
-    night: Date,
+    now: Timestamp,
 ) -> Vec<(&'a PointFacts, Date)> {
+    let night = night_of(now, policy);
     let mine = points.iter().filter(|point| point.vm == *vm);
-    mine.map(|point| (point, night_of(point.taken_at, policy)))
+    mine.filter(|point| !is_dated_ahead(point, policy, now))
+        .map(|point| (point, night_of(point.taken_at, policy)))
         .filter(|(_, of)| *of <= night)
         .collect()
+}
+
+/// Whether a lone clock gave the point a date that it cannot have: one that is still to come, or of a later night than
+/// a time that was witnessed after it. Of which night it is, nobody knows then. A lone clock that nothing speaks
+/// against may be right, for weeks.
+fn is_dated_ahead(point: &PointFacts, policy: &Policy, now: Timestamp) -> bool {
+    let night = night_of(point.taken_at, policy);
+    let is_before = |since| night_of(since, policy) < night;
+    point.clock_alone && (now < point.taken_at || point.witnessed_since.is_some_and(is_before))
 }
 
 /// The night of the last good full.
@@ -153,7 +165,7 @@ pub fn nights_since_full(
         return None;
     }
     let night = night_of(now, policy);
-    let newest = newest_full(&until_night(vm, points, policy, night));
+    let newest = newest_full(&until_night(vm, points, policy, now));
     let nights = newest.map_or(i64::MAX, |newest| {
         night.duration_since(newest).as_hours() / 24
     });
@@ -183,7 +195,7 @@ pub fn due(
         return full(DueReason::Asked);
     }
     let night = night_of(now, policy);
-    let mine = until_night(vm, points, policy, night);
+    let mine = until_night(vm, points, policy, now);
     let has_point = mine.iter().any(|(point, of)| {
         // A suspect full counts: another one in the same night would most likely be suspect again.
         *of == night && (!point.suspect || point.kind == PointKind::Full)
@@ -246,7 +258,7 @@ pub enum NightState {
     Missing,
     /// Its window has not ended.
     NotYet,
-    /// Before the first point of the VM: nothing was owed.
+    /// Nothing is owed: before the first point of the VM, or it was over when a longer window was promised.
     BeforeFirst,
 }
 
@@ -267,13 +279,43 @@ pub struct Coverage {
     pub suspect: usize,
 }
 
+/// The restore windows that a customer was promised, each with the time since when. A longer one brings nothing back:
+/// each night is owed for as long as the shortest that was promised since. So they ascend, and one that is shorter
+/// than those before it takes their place.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromisedWindows(Vec<(Timestamp, u32)>);
+
+impl PromisedWindows {
+    /// From then on so many nights can be gone back to.
+    pub fn promise(&mut self, at: Timestamp, nights: u32) {
+        let mut since = at;
+        while let Some((earlier, _)) = self.0.pop_if(|(_, before)| *before >= nights) {
+            since = earlier;
+        }
+        self.0.push((since, nights));
+    }
+
+    /// For how many nights the points of a night are owed. What was promised during the night holds from the next one
+    /// on: its point may have been taken before. What is of a time to come a wrong clock dated, and it may have held
+    /// for long.
+    fn nights_owed(&self, night: Date, tonight: Date, policy: &Policy) -> Option<u32> {
+        let holds = |(since, _): &&(Timestamp, u32)| {
+            let since = night_of(*since, policy);
+            since < night || tonight < since
+        };
+        let promised = self.0.iter().rev().find(holds);
+        promised.or(self.0.first()).map(|(_, nights)| *nights)
+    }
+}
+
 /// Which nights of the effective restore window one VM can be restored from. `points` are those of the VM;
-/// `first_point` is when its first point ever was taken, which may have expired long ago.
+/// `first_point` is when the first one was taken since it last had none, which may have expired long ago.
 pub fn coverage(
     points: &[PointFacts],
     policy: &Policy,
     now: Timestamp,
     first_point: Option<Timestamp>,
+    promised: &PromisedWindows,
 ) -> Coverage {
     let tonight = night_of(now, policy);
     // Where that is a night to come, a wrong clock took it: every night may have been owed.
@@ -284,7 +326,8 @@ pub fn coverage(
     let mut suspect = BTreeSet::new();
     for point in points {
         // Past its time a point cannot be read, whether or not a prune has said so.
-        if point.state == PointState::Live && now < point.expires_at {
+        let is_listed = point.state == PointState::Live && now < point.expires_at;
+        if is_listed && !is_dated_ahead(point, policy, now) {
             let of = match point.suspect {
                 true => &mut suspect,
                 false => &mut good,
@@ -296,11 +339,13 @@ pub fn coverage(
     let nights: Vec<Night> = (-window..=0)
         .map(|offset| {
             let date = days_after(tonight, offset);
+            let owed = promised.nights_owed(date, tonight, policy);
+            let is_over = owed.is_some_and(|nights| i64::from(nights) < -offset);
             let state = if good.contains(&date) {
                 NightState::Covered
             } else if suspect.contains(&date) {
                 NightState::Suspect
-            } else if is_before(date) {
+            } else if is_before(date) || is_over {
                 NightState::BeforeFirst
             } else if date == tonight && !window_ended {
                 NightState::NotYet
@@ -563,15 +608,43 @@ mod tests {
     }
 
     #[test]
+    fn a_point_that_a_lone_clock_dated_ahead_does_not_take_the_place_of_a_later_nights() {
+        // The second in truth of the 9th, which is caught up in the morning, by a right clock.
+        let mut points = vec![
+            point("2026-11-08T22:30", PointKind::Full),
+            point("2026-11-10T22:30", PointKind::Incremental),
+            point("2026-11-10T06:30", PointKind::Incremental),
+        ];
+        points[1].clock_alone = true;
+        let seen = |points: &[PointFacts]| {
+            let found = covered(points, at("2026-11-11T07:00"), Some("2026-11-08T22:30"));
+            (what(points, "2026-11-10T22:31").0, found.missing)
+        };
+        points[1].witnessed_since = Some(at("2026-11-10T06:30"));
+        assert_eq!(seen(&points), (What::Incremental, 1));
+        // Nothing speaks against it: weeks without a witness, or one of the same night.
+        for since in [None, Some("2026-12-10T22:30"), Some("2026-11-10T22:10")] {
+            points[1].witnessed_since = since.map(at);
+            assert_eq!(seen(&points), (What::Nothing, 0), "{since:?}");
+        }
+        // It is still to come.
+        assert_eq!(what(&points, "2026-11-10T22:29").0, What::Incremental);
+    }
+
+    fn covered(points: &[PointFacts], now: Timestamp, first: Option<&str>) -> Coverage {
+        let promised = PromisedWindows::default();
+        coverage(points, &policy("sunday"), now, first.map(at), &promised)
+    }
+
+    #[test]
     fn coverage_counts_the_holes_of_the_window() {
-        let policy = policy("sunday");
         let mut points: Vec<PointFacts> = (1..=20)
             .map(|day| point(&format!("2026-11-{day:02}T23:00"), PointKind::Incremental))
             .collect();
         points.remove(14); // the 15th
         points[11].suspect = true; // the 12th
         let now = at("2026-11-21T23:00");
-        let found = coverage(&points, &policy, now, Some(at("2026-11-01T23:00")));
+        let found = covered(&points, now, Some("2026-11-01T23:00"));
         assert_eq!(found.nights.len(), 15);
         assert_eq!(found.nights[0].date, date(2026, 11, 7));
         assert_eq!((found.covered, found.missing, found.suspect), (12, 1, 1));
@@ -579,33 +652,71 @@ mod tests {
         assert_eq!(found.nights[14].state, NightState::NotYet);
         // After the end of the window tonight is a hole too; caught up, it is none.
         let morning = at("2026-11-22T06:00");
-        let found = coverage(&points, &policy, morning, Some(at("2026-11-01T23:00")));
+        let found = covered(&points, morning, Some("2026-11-01T23:00"));
         assert_eq!(found.missing, 2);
         points.push(point("2026-11-22T09:00", PointKind::Incremental));
-        let found = coverage(
-            &points,
-            &policy,
-            at("2026-11-22T09:01"),
-            Some(at("2026-11-01T23:00")),
-        );
+        let later = at("2026-11-22T09:01");
+        let found = covered(&points, later, Some("2026-11-01T23:00"));
         assert_eq!(found.missing, 1);
     }
 
     #[test]
     fn nothing_was_owed_before_the_first_point() {
-        let policy = policy("sunday");
         let points = [point("2026-11-20T23:00", PointKind::Full)];
         let now = at("2026-11-21T12:00");
-        let found = coverage(&points, &policy, now, Some(points[0].taken_at));
+        let found = covered(&points, now, Some("2026-11-20T23:00"));
         assert_eq!((found.covered, found.missing), (1, 0));
         assert_eq!(found.nights[0].state, NightState::BeforeFirst);
-        assert_eq!(coverage(&[], &policy, now, None).missing, 0);
+        assert_eq!(covered(&[], now, None).missing, 0);
+    }
+
+    #[test]
+    fn a_longer_window_makes_no_holes_of_nights_that_were_over_and_hides_none_that_were_not() {
+        let mut promised = PromisedWindows::default();
+        promised.promise(at("2026-01-01T12:00"), 5);
+        promised.promise(at("2026-11-15T22:05"), 14);
+        let policy = policy("sunday");
+        let owed = |promised: &PromisedWindows, now: &str| -> Vec<i8> {
+            let first = Some(at("2026-01-01T23:00"));
+            let found = coverage(&[], &policy, at(now), first, promised);
+            let missing = found
+                .nights
+                .iter()
+                .filter(|night| night.state == NightState::Missing);
+            missing.map(|night| night.date.day()).collect()
+        };
+        // Tonight's window is over.
+        assert_eq!(
+            owed(&promised, "2026-11-16T12:00"),
+            [10, 11, 12, 13, 14, 15]
+        );
+        assert_eq!(
+            owed(&promised, "2026-11-19T12:00"),
+            [13, 14, 15, 16, 17, 18]
+        );
+        assert_eq!(
+            owed(&promised, "2026-11-22T12:00"),
+            [16, 17, 18, 19, 20, 21]
+        );
+        assert_eq!(owed(&promised, "2026-11-24T12:00").len(), 8);
+        assert_eq!(owed(&promised, "2026-12-05T12:00").len(), 15);
+        // A shorter one in between holds for all nights before it.
+        promised.promise(at("2026-11-20T22:05"), 3);
+        promised.promise(at("2026-11-21T22:05"), 14);
+        assert_eq!(owed(&promised, "2026-11-22T12:00"), [18, 19, 20, 21]);
+        assert_eq!(owed(&promised, "2026-11-24T12:00"), [20, 21, 22, 23]);
+        // The same once more changes nothing.
+        let before = promised.clone();
+        promised.promise(at("2026-11-23T22:05"), 14);
+        assert_eq!(promised, before);
+        // A clock that was years ahead hides no hole.
+        promised.promise(at("2036-11-23T22:05"), 15);
+        assert_eq!(owed(&promised, "2026-12-05T12:00").len(), 15);
     }
 
     #[test]
     fn a_first_point_of_the_future_hides_no_hole() {
         let now = at("2026-11-21T12:00");
-        let first = Some(at("2036-11-01T23:00"));
-        assert_eq!(coverage(&[], &policy("sunday"), now, first).missing, 15);
+        assert_eq!(covered(&[], now, Some("2036-11-01T23:00")).missing, 15);
     }
 }

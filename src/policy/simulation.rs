@@ -260,7 +260,9 @@ impl Simulation {
                 .filter(|point| point.vm == *vm)
                 .cloned()
                 .collect();
-            let found = coverage(&mine, &self.policy, at, self.first.get(vm).copied());
+            let first = self.first.get(vm).copied();
+            let promised = PromisedWindows::default();
+            let found = coverage(&mine, &self.policy, at, first, &promised);
             let window =
                 usize::try_from(self.policy.effective().restore_window_days).expect("small");
             assert_eq!(found.nights.len(), window + 1);

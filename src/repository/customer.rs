@@ -3,7 +3,7 @@
 use super::index::{Index, PackNumber};
 use super::ledger::{Ledger, OpenSession, State};
 use super::rule::{Rule, stands};
-use super::sealed::{SealedCustomer, hash_of};
+use super::sealed::{SealedCustomer, hash_of, no_ledger};
 use super::writer::{Session, Trust, session_objects, upload};
 use super::{Host, HostMemory, RepositoryError, RepositoryErrorKind, Stamp};
 use crate::codec::age::{self, AgeRecipient};
@@ -12,11 +12,13 @@ use crate::codec::{
 };
 use crate::format::entry::{
     AbortBody, Attestation, BeginBody, Body, GenesisBody, HostBody, KeyBody, PolicyBody, Purpose,
+    Role,
 };
 use crate::format::names::CustomerNames;
 use crate::format::repository_file::FORMAT_VERSION;
 use crate::model::{
-    CustomerName, CustomerUid, ObjectHash, PointId, RepositoryId, SessionId, VmName, Writers,
+    CustomerName, CustomerUid, ObjectHash, ObjectName, PointId, RepositoryId, SessionId, VmName,
+    Writers,
 };
 use crate::policy::{PolicyTerms, expiry};
 use crate::storage::{Storage, gone_or_locked};
@@ -24,6 +26,7 @@ use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How packs and index segments are written, and with how much of the machine the index is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +70,8 @@ pub struct Customer {
     keys: Keys,
     host: Arc<dyn Host>,
     settings: WriteSettings,
+    /// See [`Customer::doubt_all_packs`].
+    doubts_all_packs: AtomicBool,
 }
 
 /// Whoever has the key sees what everybody sees, too.
@@ -107,7 +112,23 @@ impl Customer {
             keys: Keys::derive(&key),
             host,
             settings,
+            doubts_all_packs: AtomicBool::new(false),
         })
+    }
+
+    pub(super) fn of(
+        sealed: SealedCustomer,
+        keys: Keys,
+        host: Arc<dyn Host>,
+        settings: WriteSettings,
+    ) -> Self {
+        Customer {
+            sealed,
+            keys,
+            host,
+            settings,
+            doubts_all_packs: AtomicBool::new(false),
+        }
     }
 
     /// Makes a customer: genesis, key, policy. Of several hosts at once one makes the genesis;
@@ -121,6 +142,10 @@ impl Customer {
         let mut ledger = match Ledger::load(storage.clone(), names.clone(), host)? {
             Some(ledger) => ledger,
             None => {
+                let why = no_ledger(&**storage, &names, &new.repository, host);
+                if why.kind != RepositoryErrorKind::NotFound {
+                    return Err(why);
+                }
                 let uid = CustomerUid::from_bytes(random_bytes());
                 let mut ledger = Ledger::empty(storage.clone(), names.clone());
                 let genesis = |state: &State, _: &_| match state.seq {
@@ -202,17 +227,44 @@ impl Customer {
         identity: &HostIdentity,
         recipients: &[AgeRecipient],
     ) -> Result<(), RepositoryError> {
+        // Asked before the file is written: one that no entry names is nobody's.
+        if !self.has_role(Role::Admin) {
+            return Err(RepositoryError::new(
+                RepositoryErrorKind::Refused,
+                self.names().keys_prefix(),
+                "this host has no role to wrap the key for others: that is for one with the role admin",
+            ));
+        }
         let key = read_key(&self.sealed, identity)?;
         let (object, hash) = write_key(&**self.storage(), self.names(), &key, recipients)?;
-        self.append(|_| {
+        let named = self.append(|_| {
             Ok(Body::Key(KeyBody {
                 generation: key.generation(),
                 object,
                 hash,
                 recipients: recipients.iter().map(ToString::to_string).collect(),
             }))
-        })?;
-        Ok(())
+        });
+        match named {
+            Ok(_) => Ok(()),
+            // The entry may stand, and name it.
+            Err(error) if error.kind == RepositoryErrorKind::Uncertain => Err(error),
+            Err(error) => {
+                if self.host.may_delete() {
+                    gone_or_locked(self.storage().destroy(&self.names().key(object)))?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// What the ledger, as last read, lets this host do.
+    pub fn has_role(&self, role: Role) -> bool {
+        let id = self.host.id();
+        self.with_state(|state| {
+            let own = state.hosts.get(&id);
+            own.is_some_and(|row| row.roles.contains(&role))
+        })
     }
 
     pub fn settings(&self) -> &WriteSettings {
@@ -241,16 +293,32 @@ impl Customer {
         &self,
         mut build: impl FnMut(&State) -> Result<Body, RepositoryError>,
     ) -> Result<u64, RepositoryError> {
-        self.ledger()
-            .append(&*self.host, self.uid(), |state, _| build(state))
+        self.append_stamped(|state, _| build(state))
     }
 
     /// As [`Customer::append`], for entries that hold a time: `build` gets the entry's own.
     pub fn append_stamped(
         &self,
-        build: impl FnMut(&State, &Stamp) -> Result<Body, RepositoryError>,
+        mut build: impl FnMut(&State, &Stamp) -> Result<Body, RepositoryError>,
     ) -> Result<u64, RepositoryError> {
-        self.ledger().append(&*self.host, self.uid(), build)
+        let mut closed = None;
+        let seq = self
+            .ledger()
+            .append(&*self.host, self.uid(), |state, stamp| {
+                let body = build(state, stamp)?;
+                closed = closed_by(&body);
+                Ok(body)
+            })?;
+        // Only once the entry stands: a session that stays open must still be known as this host's.
+        if let Some(session) = closed {
+            self.host.session_is_over(&session);
+        }
+        Ok(seq)
+    }
+
+    /// Something could not be read that passed for whole: from now on a full reads each pack that it is to rely on.
+    pub fn doubt_all_packs(&self) {
+        self.doubts_all_packs.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn packs_not_checked_since(
@@ -258,6 +326,9 @@ impl Customer {
         index: &Index,
         since: Timestamp,
     ) -> Vec<PackNumber> {
+        if self.doubts_all_packs.load(Ordering::Relaxed) {
+            return (0..).zip(index.packs()).map(|(number, _)| number).collect();
+        }
         self.with_state(|state| {
             index
                 .packs()
@@ -283,7 +354,7 @@ impl Customer {
         // The guard first: a `begin` without a living guard would look like a dead session.
         let alive = self.host.hold_session(&id)?;
         let mut witnessed_before = None;
-        let seq = self.append_stamped(|state, stamp| {
+        let appended = self.append_stamped(|state, stamp| {
             witnessed_before = state.last_witnessed;
             // Its record may be written before the outcome is known: from the begin on the ledger
             // says when it must be gone.
@@ -303,6 +374,15 @@ impl Customer {
                 expires_at: expiry.map(|expiry| expiry.expires_at),
                 deadline: expiry.map(|expiry| expiry.deadline),
             }))
+        });
+        let seq = appended.inspect_err(|error| {
+            // Whatever else went wrong, the entry may stand, and the session must still be known as this host's.
+            if matches!(
+                error.kind,
+                RepositoryErrorKind::Superseded | RepositoryErrorKind::Refused
+            ) {
+                self.host.session_is_over(&id);
+            }
         })?;
         let open = self.with_state(|state| state.open.get(&id).cloned());
         let open = open.ok_or_else(|| {
@@ -322,7 +402,7 @@ impl Customer {
 
     /// The writing end of a session that has begun.
     pub fn session(&self, begun: &Begun, trust: Trust) -> Result<Session<'_>, RepositoryError> {
-        Ok(Session::new(self, begun.id, self.load_index()?, trust))
+        Session::new(self, begun.id, self.load_index()?, trust)
     }
 
     /// Gives a session up: first in the ledger, then its objects go, the point record first.
@@ -437,6 +517,18 @@ impl Customer {
     }
 }
 
+/// The session that is over once this entry stands.
+fn closed_by(body: &Body) -> Option<SessionId> {
+    match body {
+        Body::Commit(body) => Some(body.session),
+        Body::Merge(body) => Some(body.session),
+        Body::Condemn(body) => Some(body.session),
+        Body::Abort(body) => Some(body.session),
+        Body::Reclaimed(body) => body.session,
+        _ => None,
+    }
+}
+
 /// From when a restore point's time counts. A lone clock's word is enough neither to keep anything
 /// longer nor to erase it earlier: it may be years ahead, or back in 1970. Then it is the last time
 /// before it that two sources agreed on, which is never later than the true one.
@@ -534,18 +626,25 @@ fn open_key(
 ) -> Result<CustomerKey, RepositoryError> {
     let stored = sealed.sealed_key(row)?;
     let name = sealed.names().key(row.object);
-    match identity.decrypt(&stored) {
-        Ok(plain) => {
-            let key = CustomerKey::from_key_file(&plain)
-                .map_err(|error| RepositoryError::damaged(&name, error.0))?;
-            match key.uid() == sealed.uid() {
-                true => Ok(key),
-                false => Err(RepositoryError::damaged(
-                    name,
-                    "the key file holds the key of another customer",
-                )),
-            }
-        }
+    let key = key_in(&name, &stored, identity)?;
+    match key.uid() == sealed.uid() {
+        true => Ok(key),
+        false => Err(RepositoryError::damaged(
+            name,
+            "the key file holds the key of another customer",
+        )),
+    }
+}
+
+/// The key in the stored bytes of a key file.
+pub(super) fn key_in(
+    name: &ObjectName,
+    stored: &[u8],
+    identity: &HostIdentity,
+) -> Result<CustomerKey, RepositoryError> {
+    match identity.decrypt(stored) {
+        Ok(plain) => CustomerKey::from_key_file(&plain)
+            .map_err(|error| RepositoryError::damaged(name, error.0)),
         Err(age::AgeError::WrongKey) => Err(RepositoryError::new(
             RepositoryErrorKind::WrongKey,
             name,

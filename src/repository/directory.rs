@@ -2,9 +2,9 @@
 
 use super::sealed::SealedCustomer;
 use super::{RepositoryError, RepositoryErrorKind};
-use crate::format::pack::{self, DirectoryEntry};
-use crate::model::PackName;
-use crate::storage::StorageErrorKind;
+use crate::format::pack::{self, DirectoryEntry, PackKind};
+use crate::model::{ObjectName, PackName};
+use crate::storage::{Storage, StorageErrorKind};
 
 /// What a pack holds.
 pub(super) enum Directory {
@@ -33,18 +33,32 @@ pub(super) fn read_directory(
     name: &PackName,
 ) -> Result<Vec<DirectoryEntry>, RepositoryError> {
     let object = customer.names().pack(name);
-    let storage = customer.storage();
-    let size = storage.size_bytes(&object)?;
+    let size_bytes = customer.storage().size_bytes(&object)?;
+    let (_, entries) = directory_of(&**customer.storage(), &object, size_bytes)?;
+    Ok(entries)
+}
+
+/// What a pack of this size is and holds.
+pub(super) fn directory_of(
+    storage: &dyn Storage,
+    object: &ObjectName,
+    size_bytes: u64,
+) -> Result<(PackKind, Vec<DirectoryEntry>), RepositoryError> {
     let mut trailer = [0; pack::TRAILER_BYTES];
-    let at = size.saturating_sub(pack::TRAILER_BYTES as u64);
-    storage.read_range(&object, at, &mut trailer)?;
-    let damaged = |detail: &dyn std::fmt::Display| RepositoryError::damaged(&object, detail);
-    let range = pack::directory_range(&trailer, size).map_err(|error| damaged(&error))?;
+    let at = size_bytes.saturating_sub(pack::TRAILER_BYTES as u64);
+    storage.read_range(object, at, &mut trailer)?;
+    let damaged = |detail: &dyn std::fmt::Display| RepositoryError::damaged(object, detail);
+    let range = pack::directory_range(&trailer, size_bytes).map_err(|error| damaged(&error))?;
     let mut header = [0; pack::HEADER_BYTES];
-    storage.read_range(&object, 0, &mut header)?;
+    storage.read_range(object, 0, &mut header)?;
     let length =
         usize::try_from(range.end - range.start).map_err(|_| damaged(&"impossible directory"))?;
     let mut bytes = vec![0; length];
-    storage.read_range(&object, range.start, &mut bytes)?;
-    pack::parse_directory(&header, &bytes, range.start).map_err(|error| damaged(&error))
+    storage.read_range(object, range.start, &mut bytes)?;
+    let entries =
+        pack::parse_directory(&header, &bytes, range.start).map_err(|error| damaged(&error))?;
+    let kind = pack::parse_header(&header)
+        .map_err(|error| damaged(&error))?
+        .kind;
+    Ok((kind, entries))
 }

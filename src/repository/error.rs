@@ -21,6 +21,8 @@ pub enum RepositoryErrorKind {
     WrongKey,
     /// Bytes are not what they must be: a frame, record, segment, entry, or the chain of entries.
     Damaged,
+    /// The ledger is sound, and is not the one that this host has seen, or no longer holds all of it.
+    Replaced,
     /// Written by a later version; may be read, not written.
     Newer,
     /// The ledger says no: what this session stands on changed. Nothing of it stays; the caller
@@ -53,15 +55,40 @@ impl RepositoryError {
         Self::new(RepositoryErrorKind::Damaged, name, detail)
     }
 
-    /// Whether it is about bytes that are wrong or missing, not about a store out of reach.
     pub fn is_damage(&self) -> bool {
+        self.kind.is_damage()
+    }
+
+    pub fn is_unread(&self) -> bool {
+        self.kind.is_unread()
+    }
+
+    /// Whether it says nothing of other objects: who looks through many goes on.
+    pub fn is_of_one_object(&self) -> bool {
+        self.kind.is_of_one_object()
+    }
+}
+
+impl RepositoryErrorKind {
+    /// Whether it is about bytes that are wrong or missing, not about a store out of reach.
+    pub fn is_damage(self) -> bool {
         matches!(
-            self.kind,
+            self,
             RepositoryErrorKind::Damaged
+                | RepositoryErrorKind::Replaced
                 | RepositoryErrorKind::Storage(
                     StorageErrorKind::NotFound | StorageErrorKind::Corrupt
                 )
         )
+    }
+
+    /// Whether an object could not be read that may be whole.
+    pub fn is_unread(self) -> bool {
+        self == RepositoryErrorKind::Storage(StorageErrorKind::Unreadable)
+    }
+
+    pub fn is_of_one_object(self) -> bool {
+        self.is_damage() || self.is_unread()
     }
 }
 

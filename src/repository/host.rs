@@ -1,6 +1,8 @@
 use super::RepositoryError;
-use crate::format::entry::Attestation;
-use crate::model::{CustomerUid, EntryHash, HostId, InstallationId, SessionId};
+use crate::format::entry::{Attestation, ClockDeclaration};
+use crate::model::{
+    CustomerName, CustomerUid, EntryHash, HostId, InstallationId, RepositoryId, SessionId,
+};
 use jiff::Timestamp;
 
 /// The time of a new entry, and whether two sources agreed on it.
@@ -8,6 +10,15 @@ use jiff::Timestamp;
 pub struct Stamp {
     pub time: Timestamp,
     pub attestation: Attestation,
+}
+
+/// What a ledger says of time to a host that is about to write in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LedgerClock {
+    pub last_witnessed: Option<Timestamp>,
+    /// What an administrator has let stand there of the host's clock. What its own configuration says goes
+    /// for nothing beyond that.
+    pub declared: Option<ClockDeclaration>,
 }
 
 /// The end of a ledger as this host last saw it: what a rolled back or forked store betrays.
@@ -21,9 +32,14 @@ pub struct Head {
 pub trait HostMemory: Send + Sync {
     fn head(&self, customer: &CustomerUid) -> Option<Head>;
     fn remember_head(&self, customer: &CustomerUid, head: Head);
-    /// What this very program once made of a ledger, read from genesis not long ago. Another
-    /// program, or another version of it, may make something else of the same entries.
-    fn checkpoint(&self, customer: &CustomerUid) -> Option<Vec<u8>>;
+    /// The first entry of the customer that this host knows under this name in this repository.
+    fn origin(&self, repository: &RepositoryId, customer: &CustomerName) -> Option<EntryHash>;
+    /// Kept for good: whoever swaps a ledger for another one under the same name also picks its uid, so
+    /// that no [`HostMemory::head`] would speak against it.
+    fn remember_origin(&self, repository: &RepositoryId, customer: &CustomerName, first: EntryHash);
+    /// What this very program once made of a ledger, read from genesis not long ago (or `however_old`).
+    /// Another program, or another version of it, may make something else of the same entries.
+    fn checkpoint(&self, customer: &CustomerUid, however_old: bool) -> Option<Vec<u8>>;
     /// `replayed`: it was made of a ledger that was read from genesis, not of the checkpoint before.
     fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &[u8], replayed: bool);
 }
@@ -32,15 +48,19 @@ pub trait HostMemory: Send + Sync {
 pub trait Host: HostMemory {
     fn id(&self) -> HostId;
     fn sign(&self, message: &[u8]) -> [u8; 64];
-    /// The time of an entry about to be written; `last_witnessed` is the ledger's clock.
-    fn stamp(&self, last_witnessed: Option<Timestamp>) -> Stamp;
-    /// An entry with this stamp stands.
-    fn noted(&self, stamp: &Stamp);
+    /// The time of an entry about to be written.
+    fn stamp(&self, ledger: LedgerClock) -> Stamp;
+    /// The entry `seq` of this customer's ledger, with this stamp, stands.
+    fn noted(&self, stamp: &Stamp, customer: &CustomerUid, seq: u64);
     /// Marks a session of this host as alive for as long as the returned guard lives, also to
-    /// other processes, and ends with the process however it dies.
+    /// other processes, and ends with the process however it dies. That it was begun here is kept,
+    /// durably, until [`Host::session_is_over`].
     fn hold_session(&self, session: &SessionId) -> Result<Box<dyn Send + Sync>, RepositoryError>;
-    /// Whether a session of this host is known to have no living process.
+    /// Whether a session was begun here and has no living process any more. Of one that was not,
+    /// nothing is known: a copy of this host's identity may be at it elsewhere.
     fn session_is_dead(&self, session: &SessionId) -> bool;
+    /// Nobody will ask after it any more: the ledger has closed it, or it never began.
+    fn session_is_over(&self, _session: &SessionId) {}
     /// Whether this host deletes in the store at all. What one that does not leaves there, the sweep of
     /// one that does removes: it goes by the ledger, and needs no word from whoever left it.
     fn may_delete(&self) -> bool {

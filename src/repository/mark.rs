@@ -42,7 +42,8 @@ pub struct Mark {
     /// The ledger's end before the first root was looked for: what was erased later may still be
     /// marked as live.
     began_at: u64,
-    /// Pieces without any place in the index, and nodes or records that do not open.
+    /// Pieces without any place in the index, and nodes or records that do not open. Of whoever only looks, also
+    /// those that cannot be read now.
     pub damage: Vec<Unreachable>,
     /// Frames that did not open on the way.
     pub damaged_frames: BTreeSet<(PackName, Tag)>,
@@ -50,6 +51,9 @@ pub struct Mark {
     wanted: Option<Wanted>,
     /// When the point that is walked expires.
     walked_until: Timestamp,
+    /// Goes on where something cannot be read. Never where anything is deleted by it: what is below such a node
+    /// would pass for dead.
+    only_looks: bool,
 }
 
 /// What a mark, and a plan made from it, rests on. Entries that leave it as it is (a `begin`, an
@@ -85,6 +89,7 @@ impl Mark {
             damaged_frames: BTreeSet::new(),
             wanted: None,
             walked_until: Timestamp::MAX,
+            only_looks: false,
         }
     }
 
@@ -102,12 +107,23 @@ impl Mark {
         Self::complete(customer, Mark::new)
     }
 
+    /// The same for whoever only looks.
+    pub fn at_end_to_look(customer: &Customer) -> Result<Self, RepositoryError> {
+        Self::complete(customer, |index| Mark {
+            only_looks: true,
+            ..Mark::new(index)
+        })
+    }
+
     /// The same, with the ids of `tags`. What is found is needed by a root that is there at the end.
     pub(super) fn at_end_collecting(
         customer: &Customer,
         tags: &HashSet<Tag>,
     ) -> Result<Self, RepositoryError> {
-        Self::complete(customer, |index| Mark::collecting(index, tags.clone()))
+        Self::complete(customer, |index| Mark {
+            only_looks: true,
+            ..Mark::collecting(index, tags.clone())
+        })
     }
 
     fn complete(
@@ -152,6 +168,11 @@ impl Mark {
     fn stands_in(&self, state: &State) -> bool {
         let now: BTreeSet<PointId> = state.roots().map(|(id, _)| *id).collect();
         self.roots.is_subset(&now)
+    }
+
+    /// Whether the walk goes on without what could not be had for this reason.
+    fn goes_past(&self, error: &RepositoryError) -> bool {
+        error.is_damage() || (self.only_looks && error.is_unread())
     }
 
     pub fn live(&self) -> &LiveRecords {
@@ -208,7 +229,7 @@ impl Mark {
             self.walked_until = expires_at;
             match self.add_root(customer, &reader, &point, &mut scratch) {
                 Ok(()) => {}
-                Err(error) if error.is_damage() => {
+                Err(error) if self.goes_past(&error) => {
                     customer.refresh()?;
                     let still_there =
                         customer.with_state(|state| state.roots().any(|(id, _)| *id == point));
@@ -265,7 +286,7 @@ impl Mark {
                 let count = shape.children_of(height, at);
                 let children = match children(reader, height, &id, count, scratch) {
                     Ok(children) => children,
-                    Err(error) if error.is_damage() => {
+                    Err(error) if self.goes_past(&error) => {
                         let point = *point;
                         self.damage.push(Unreachable { point, error });
                         continue;

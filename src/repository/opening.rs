@@ -26,8 +26,12 @@ pub struct Opened {
     pub whole: Vec<PackName>,
     /// Places whose frame does not open; another place may have the piece.
     pub damaged: Vec<(PackName, Tag)>,
-    /// Pieces that open nowhere, with a restore point that needs them.
+    /// Pieces that open nowhere, or cannot be read now, with one of the restore points that need them.
     pub unreadable: Vec<Unreachable>,
+    /// Why it broke off, where something was found before that.
+    pub failure: Option<RepositoryError>,
+    /// Places whose frame did not open before that. Nobody looked again: whether it is damage, is not known.
+    pub unsettled: Vec<(PackName, Tag)>,
 }
 
 const CHUNK: PieceKind = PieceKind::Chunk;
@@ -65,7 +69,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Opens every node and chunk that a live or expired point reaches, each once. `progress` hears of
-/// plain bytes. What it found is not complete if it was stopped.
+/// plain bytes. What it found is not complete if it was stopped, or has a failure. An error: nothing was found.
 pub fn open_live(
     customer: &Customer,
     threads: usize,
@@ -74,8 +78,6 @@ pub fn open_live(
 ) -> Result<Opened, RepositoryError> {
     let index = customer.load_index()?;
     let reader = Reader::with_index(customer, index.clone());
-    let points: Vec<PointId> =
-        customer.with_state(|state| state.roots().map(|(id, _)| *id).collect());
     let opening = Opening {
         customer,
         index: &index,
@@ -84,60 +86,23 @@ pub fn open_live(
         opened: Mutex::default(),
         progress,
     };
-    let mut nodes = Nodes::default();
-    for point in points {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        match customer.record(&point) {
-            Ok(record) => {
-                for disk in &record.disks {
-                    opening.walk(disk, &mut nodes)?;
-                }
-            }
-            // Erased, as the ledger says by now.
-            Err(error) if error.kind == RepositoryErrorKind::NotFound => {}
-            Err(error) if error.is_damage() => lock(&opening.opened).records_lost = true,
-            Err(error) => return Err(error),
-        }
-    }
-    // All of them together: of a night's tree there is too little to keep the threads busy.
-    on_threads(threads, &nodes.lowest, stop, |node, scratch| {
-        opening.open_below(node, scratch)
-    })?;
-    let uses = count_uses(&index, &opening.claimed)?;
-    let mut tally = opening
-        .opened
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
+    let opened = opening.open_all(threads, stop);
+    let mut tally = std::mem::take(&mut *lock(&opening.opened));
+    tally.failed.sort_unstable();
+    tally.failed.dedup();
     let mut result = Opened {
         frames: tally.frames,
         bytes: tally.bytes,
         ..Opened::default()
     };
-    // A frame that nothing reaches was not opened: such a pack has not been seen whole. Nor has one
-    // whose directory is damaged, which no frame tells.
-    let all_opened: Vec<PackNumber> = (0..)
-        .zip(&uses)
-        .filter(|(number, usage)| tally.by_pack.get(number) == Some(&usage.known_frames))
-        .map(|(number, _)| number)
-        .collect();
-    let whole = Mutex::new(Vec::new());
-    on_threads(threads, &all_opened, stop, |number, _| {
-        if let Some(info) = index.pack(*number)
-            && lists_what_it_holds(customer, &index, *number, &info.row)?
-        {
-            lock(&whole).push(info.row.name);
+    let settled = opened.and_then(|()| opening.settle(threads, stop, &tally, &mut result));
+    match settled {
+        Err(error) if tally.frames == 0 && tally.failed.is_empty() => return Err(error),
+        Err(error) => {
+            result.failure = Some(error);
+            result.unsettled = tally.failed;
         }
-        Ok(())
-    })?;
-    result.whole = whole.into_inner().unwrap_or_else(PoisonError::into_inner);
-    result.whole.sort_unstable();
-    tally.failed.sort_unstable();
-    tally.failed.dedup();
-    let is_sound = tally.failed.is_empty() && tally.lost.is_empty() && !tally.records_lost;
-    if !is_sound && !stop.load(Ordering::Relaxed) {
-        look_again(customer, threads, stop, &tally, &mut result)?;
+        Ok(()) => {}
     }
     Ok(result)
 }
@@ -151,7 +116,7 @@ fn lists_what_it_holds(
 ) -> Result<bool, RepositoryError> {
     let entries = match read_directory(customer, &row.name) {
         Ok(entries) => entries,
-        Err(error) if error.is_damage() => return Ok(false),
+        Err(error) if error.is_of_one_object() => return Ok(false),
         Err(error) => return Err(error),
     };
     for entry in &entries {
@@ -188,7 +153,7 @@ fn look_again(
                 return Ok(());
             };
             match reader.try_places(CHUNK, &found.id, tag, scratch) {
-                Err(error) if error.is_damage() => {
+                Err(error) if error.is_of_one_object() => {
                     let point = found.point;
                     lock(&unreadable).push((*tag, Unreachable { point, error }));
                     Ok(())
@@ -302,6 +267,68 @@ struct Opening<'a> {
 }
 
 impl Opening<'_> {
+    fn open_all(&self, threads: usize, stop: &AtomicBool) -> Result<(), RepositoryError> {
+        let customer = self.customer;
+        let points: Vec<PointId> =
+            customer.with_state(|state| state.roots().map(|(id, _)| *id).collect());
+        let mut nodes = Nodes::default();
+        for point in points {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            match customer.record(&point) {
+                Ok(record) => {
+                    for disk in &record.disks {
+                        self.walk(disk, &mut nodes)?;
+                    }
+                }
+                // Erased, as the ledger says by now.
+                Err(error) if error.kind == RepositoryErrorKind::NotFound => {}
+                Err(error) if error.is_of_one_object() => lock(&self.opened).records_lost = true,
+                Err(error) => return Err(error),
+            }
+        }
+        // All of them together: of a night's tree there is too little to keep the threads busy.
+        on_threads(threads, &nodes.lowest, stop, |node, scratch| {
+            self.open_below(node, scratch)
+        })
+    }
+
+    /// Which packs are whole, and what of all that did not open is damage.
+    fn settle(
+        &self,
+        threads: usize,
+        stop: &AtomicBool,
+        tally: &Tally,
+        result: &mut Opened,
+    ) -> Result<(), RepositoryError> {
+        let (customer, index) = (self.customer, self.index);
+        let uses = count_uses(index, &self.claimed)?;
+        // A frame that nothing reaches was not opened: such a pack has not been seen whole. Nor has one
+        // whose directory is damaged, which no frame tells.
+        let all_opened: Vec<PackNumber> = (0..)
+            .zip(&uses)
+            .filter(|(number, usage)| tally.by_pack.get(number) == Some(&usage.known_frames))
+            .map(|(number, _)| number)
+            .collect();
+        let whole = Mutex::new(Vec::new());
+        on_threads(threads, &all_opened, stop, |number, _| {
+            if let Some(info) = index.pack(*number)
+                && lists_what_it_holds(customer, index, *number, &info.row)?
+            {
+                lock(&whole).push(info.row.name);
+            }
+            Ok(())
+        })?;
+        result.whole = whole.into_inner().unwrap_or_else(PoisonError::into_inner);
+        result.whole.sort_unstable();
+        let is_sound = tally.failed.is_empty() && tally.lost.is_empty() && !tally.records_lost;
+        if !is_sound && !stop.load(Ordering::Relaxed) {
+            look_again(customer, threads, stop, tally, result)?;
+        }
+        Ok(())
+    }
+
     /// Opens the upper nodes of a disk that were not met yet, and notes the lowest ones.
     fn walk(&self, disk: &DiskRecord, nodes: &mut Nodes) -> Result<(), RepositoryError> {
         let Some(root) = disk.root else {
@@ -410,7 +437,7 @@ impl Opening<'_> {
         buffer.resize(places().map(|place| place.length_bytes as usize).sum(), 0);
         match (self.reader).read_range(&pack.row.name, u64::from(first.offset), buffer) {
             Ok(()) => Ok(true),
-            Err(error) if error.is_damage() => Ok(false),
+            Err(error) if error.is_of_one_object() => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -440,7 +467,7 @@ impl Opening<'_> {
             // Moved by a prune meanwhile: what is below it must be opened all the same.
             is_open = match self.reader.open(kind, id, scratch) {
                 Ok(()) => true,
-                Err(error) if error.is_damage() => false,
+                Err(error) if error.is_of_one_object() => false,
                 Err(error) => return Err(error),
             };
         }
@@ -479,6 +506,8 @@ impl Opening<'_> {
                             .map(|pack| (pack.row.name, *tag)),
                     );
                 }
+                // It may be whole: the pack is no whole one, and whoever reads it as such tells of it.
+                Err(error) if error.is_unread() => {}
                 Err(error) => return Err(error),
             }
         }

@@ -8,7 +8,7 @@ use crate::format::pack::{self, MAX_PACK_BYTES, PackKind};
 use crate::format::segment::PackRow;
 use crate::model::{Id, PackName, PieceKind, Tag};
 use crate::storage::{OpenObject, StorageErrorKind};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -68,6 +68,8 @@ struct NodeCache {
     open_copies: usize,
     /// Bytes asked for of packs that are not cached.
     asked: HashMap<PackName, u64>,
+    /// Packs of which the medium does not give all: no piece waits for that again.
+    unread: HashSet<PackName>,
     uses: u64,
 }
 
@@ -121,6 +123,9 @@ impl NodeCache {
     }
 
     fn is_worth_reading(&mut self, pack: &PackName, size_bytes: u64, piece_bytes: u64) -> bool {
+        if self.unread.contains(pack) {
+            return false;
+        }
         let asked = self.asked.entry(*pack).or_default();
         *asked = asked.saturating_add(piece_bytes);
         size_bytes <= SMALL_NODE_PACK_BYTES || asked.saturating_mul(WHOLE_AFTER_SHARE) >= size_bytes
@@ -426,6 +431,11 @@ impl<'a> Reader<'a> {
                 Ok(Some(bytes))
             }
             Err(error) if error.kind == StorageErrorKind::Corrupt => Ok(None),
+            // One bad place takes no other piece with it.
+            Err(error) if error.kind == StorageErrorKind::Unreadable => {
+                lock(&self.nodes).unread.insert(row.name);
+                Ok(None)
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -1,17 +1,16 @@
 //! Reading packs in full, without a key: the checksums of every frame.
 
-use super::RepositoryError;
 use super::customer::Customer;
 use super::index::PackNumber;
 use super::sealed::SealedCustomer;
+use super::{RepositoryError, RepositoryErrorKind};
 use crate::format::entry::{Body, DamagedFrame, VerifyBody, VerifyMethod};
 use crate::format::pack::{self, MAX_PACK_BYTES};
 use crate::model::{ObjectHash, PackName, Tag};
 use crate::storage::StorageErrorKind;
 use std::collections::{BTreeSet, HashSet};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What reading packs showed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,13 +23,25 @@ pub struct Scrubbed {
     pub broken: Vec<(PackName, String)>,
     /// Of those, what is not there.
     pub missing: BTreeSet<PackName>,
+    /// Packs that cannot be read now, and why: they may be whole.
+    pub unread: Vec<(PackName, String)>,
+    /// Why not all of them were read, where something was found before that.
+    pub failure: Option<RepositoryError>,
     pub read_bytes: u64,
 }
 
 /// Names in one `verify` entry: its body stays far below 1 MiB.
 const NAMES_IN_ENTRY: usize = 4000;
 
-/// Reads `packs` with `threads` threads. `progress` hears of the bytes of each pack.
+/// A disk has a bad place here and there. A store that fails over and over is lost for now, and each failure takes
+/// its time.
+const UNREAD_IN_A_ROW: usize = 8;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads `packs` with `threads` threads. `progress` hears of the bytes of each pack. An error: nothing was found.
 pub fn scrub_packs(
     customer: &SealedCustomer,
     packs: &[PackName],
@@ -40,41 +51,66 @@ pub fn scrub_packs(
 ) -> Result<Scrubbed, RepositoryError> {
     let next = AtomicUsize::new(0);
     let result = Mutex::new(Scrubbed::default());
-    let failed: Mutex<Option<RepositoryError>> = Mutex::new(None);
+    let unread_in_a_row = AtomicUsize::new(0);
+    // A store that does not answer is waited for once and not once a pack.
+    let goes_on = || !stop.load(Ordering::Relaxed) && lock(&result).failure.is_none();
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
+                while goes_on() {
                     let Some(name) = packs.get(next.fetch_add(1, Ordering::Relaxed)) else {
                         return;
                     };
                     match scrub_one(customer, name) {
                         Ok(one) => {
                             progress(one.read_bytes);
-                            let mut all = result.lock().unwrap_or_else(PoisonError::into_inner);
+                            let row = match one.unread.first() {
+                                None => {
+                                    unread_in_a_row.store(0, Ordering::Relaxed);
+                                    0
+                                }
+                                Some(_) => unread_in_a_row.fetch_add(1, Ordering::Relaxed),
+                            };
+                            let mut all = lock(&result);
+                            if let Some((name, error)) = one.unread.first()
+                                && row >= UNREAD_IN_A_ROW
+                            {
+                                let kind = StorageErrorKind::Unreadable;
+                                let kind = RepositoryErrorKind::Storage(kind);
+                                let error = RepositoryError::new(kind, name, error);
+                                all.failure.get_or_insert(error);
+                            }
                             all.whole.extend(one.whole);
                             all.damaged.extend(one.damaged);
                             all.broken.extend(one.broken);
                             all.missing.extend(one.missing);
+                            all.unread.extend(one.unread);
                             all.read_bytes += one.read_bytes;
                         }
                         Err(error) => {
-                            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                            return;
+                            lock(&result).failure.get_or_insert(error);
                         }
                     }
                 }
             });
         }
     });
-    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
-    }
     let mut result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
-    frames_of_broken(customer, &mut result, stop)?;
+    let failure = match result.failure.take() {
+        None => frames_of_broken(customer, &mut result, stop).err(),
+        failure => failure,
+    };
+    if let Some(error) = failure {
+        if result == Scrubbed::default() {
+            return Err(error);
+        }
+        result.failure = Some(error);
+    }
     result.whole.sort_unstable();
     result.damaged.sort_unstable();
     result.broken.sort_unstable();
+    result.unread.sort_unstable();
+    result.unread.dedup_by_key(|(name, _)| *name);
     Ok(result)
 }
 
@@ -109,7 +145,15 @@ fn frames_of_broken(
         if !is_lost && stop.load(Ordering::Relaxed) {
             continue;
         }
-        if is_lost || !customer.frame_is_whole(&name, &place, &tag)? {
+        let is_damaged = is_lost
+            || match customer.frame_is_whole(&name, &place, &tag) {
+                Err(error) if error.is_unread() => {
+                    result.unread.push((name, error.to_string()));
+                    false
+                }
+                whole => !whole?,
+            };
+        if is_damaged {
             result.damaged.push((name, tag));
         }
     }
@@ -134,6 +178,10 @@ fn scrub_one(customer: &SealedCustomer, name: &PackName) -> Result<Scrubbed, Rep
                     one.missing.insert(*name);
                 }
             }
+            return Ok(one);
+        }
+        Err(error) if error.kind == StorageErrorKind::Unreadable => {
+            one.unread.push((*name, error.to_string()));
             return Ok(one);
         }
         Err(error) => return Err(error.into()),

@@ -11,13 +11,43 @@ use crate::format::entry::KeyBody;
 use crate::format::names::CustomerNames;
 use crate::format::pack::parse_frame;
 use crate::model::{
-    CustomerName, CustomerUid, ObjectHash, PackName, PointId, PointState, RepositoryId, Tag,
+    CustomerName, CustomerUid, EntryHash, ObjectHash, ObjectName, PackName, PointId, PointState,
+    RepositoryId, Tag,
 };
 use crate::storage::Storage;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How often the index is loaded anew because the ledger went on meanwhile.
 pub(super) const LOAD_ATTEMPTS: usize = 4;
+
+/// What it means that there is no ledger. `NotFound`: the customer is new. If the whole ledger is gone, nobody may
+/// begin another one in silence, as if nothing had been promised.
+pub(super) fn no_ledger(
+    storage: &dyn Storage,
+    names: &CustomerNames,
+    repository: &RepositoryId,
+    memory: &dyn HostMemory,
+) -> RepositoryError {
+    if memory.origin(repository, names.customer()).is_some() {
+        return RepositoryError::new(
+            RepositoryErrorKind::Replaced,
+            names.ledger_prefix(),
+            "the ledger of this customer is gone from the store: this host has read it before",
+        );
+    }
+    match storage.list(&names.points_prefix()) {
+        Ok(points) if points.is_empty() => RepositoryError::new(
+            RepositoryErrorKind::NotFound,
+            names.prefix(),
+            "this customer is not in the repository yet",
+        ),
+        Ok(_) => RepositoryError::damaged(
+            names.ledger_prefix(),
+            "the ledger of this customer is gone from the store: its restore points are there",
+        ),
+        Err(error) => error.into(),
+    }
+}
 
 /// One customer's part of a repository, open as far as that goes without its key.
 pub struct SealedCustomer {
@@ -41,13 +71,8 @@ impl SealedCustomer {
         index_threads: usize,
     ) -> Result<Self, RepositoryError> {
         let names = CustomerNames::new(name);
-        let ledger = Ledger::load(storage.clone(), names.clone(), &*memory)?.ok_or_else(|| {
-            RepositoryError::new(
-                RepositoryErrorKind::NotFound,
-                names.prefix(),
-                "this customer is not in the repository yet",
-            )
-        })?;
+        let ledger = Ledger::load(storage.clone(), names.clone(), &*memory)?
+            .ok_or_else(|| no_ledger(&*storage, &names, &repository, &*memory))?;
         let state = ledger.state();
         let uid = state.uid.unwrap_or(CustomerUid::from_bytes([0; 16]));
         if state.repository != Some(repository) {
@@ -75,6 +100,27 @@ impl SealedCustomer {
             index: Mutex::new(None),
             index_threads,
         })
+    }
+
+    /// One whose ledger is not asked: `state` is what it would say, and `index` what the store holds.
+    pub(super) fn without_ledger(
+        storage: Arc<dyn Storage>,
+        name: &CustomerName,
+        memory: Arc<dyn HostMemory>,
+        state: State,
+        index: Index,
+    ) -> Self {
+        let names = CustomerNames::new(name);
+        SealedCustomer {
+            name: name.clone(),
+            uid: state.uid.unwrap_or(CustomerUid::from_bytes([0; 16])),
+            names: names.clone(),
+            storage: storage.clone(),
+            memory,
+            ledger: Mutex::new(Ledger::set_aside(storage, names, state)),
+            index: Mutex::new(Some(Arc::new(index))),
+            index_threads: 1,
+        }
     }
 
     pub fn name(&self) -> &CustomerName {
@@ -105,6 +151,16 @@ impl SealedCustomer {
     /// Reads what this host's checkpoint of the ledger was believed for, from genesis.
     pub fn check_ledger(&self) -> Result<(), RepositoryError> {
         self.ledger().check_believed(&*self.memory)
+    }
+
+    /// The ledger's first entry: where it stands, and its hash.
+    pub(super) fn first_entry(&self) -> Option<(ObjectName, EntryHash)> {
+        self.ledger().first_entry()
+    }
+
+    /// The entry of the ledger that cannot be read, where the state is known all the same.
+    pub fn broken_entry(&self) -> Option<RepositoryError> {
+        self.ledger().broken().cloned()
     }
 
     /// Looks at the state as last read.

@@ -15,6 +15,9 @@ use crate::storage::{
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// Of what no prune removes.
+const MOVE_IT_AWAY: &str = "move it away, as no prune removes it";
+
 /// What the ledger says of one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Explained {
@@ -42,7 +45,7 @@ pub struct Swept {
     pub leftovers: Vec<Leftover>,
     /// What is over and stays until its lock has ended.
     pub locked: Vec<Locked>,
-    /// What is left and could not be explained or removed.
+    /// What is left and could not be explained or removed, each with what to do about it.
     pub unexplained: Vec<String>,
     /// Records that are gone and were perhaps not overwritten, and why.
     pub only_deleted: Vec<StorageError>,
@@ -140,7 +143,7 @@ pub fn explain(role: &ObjectRole, state: &State, packs: &BTreeSet<PackName>) -> 
             state.keys.iter().any(|row| row.object == *object)
                 // A customer being made: its key is named in a moment.
                 || state.keys.is_empty(),
-            "a key file the ledger does not name: unless an init is under way, move it away",
+            "a key file the ledger does not name",
         ),
         ObjectRole::Pack(pack) if state.open.contains_key(&pack.session) => Explained::Yes,
         ObjectRole::Pack(pack) => match state.condemned.get(pack) {
@@ -241,9 +244,10 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
     let mut over = Vec::new();
     for leftover in survey.leftovers {
         match leftover.place.starts_with(&own) {
-            true => swept
-                .unexplained
-                .push(format!("{} (cannot be an object)", leftover.place)),
+            true => swept.unexplained.push(format!(
+                "{} (cannot be an object): {MOVE_IT_AWAY}",
+                leftover.place
+            )),
             false => swept.leftovers.push(leftover),
         }
     }
@@ -274,16 +278,21 @@ pub fn sweep(customer: &Customer, remove_foreign: bool) -> Result<Swept, Reposit
                     .push(format!("{} (condemned, not deleted yet)", object.name)),
             },
             Explained::No(reason) => match role {
-                // Evidence: a person must look at it. A key file may be named by its maker's entry
-                // in a moment, and no session says so: removed, it would lock out whom it is for.
-                ObjectRole::Ledger(_) | ObjectRole::Rival(..) | ObjectRole::Key(_) => swept
-                    .unexplained
-                    .push(format!("{} ({reason})", object.name)),
-                ObjectRole::Foreign if !remove_foreign => {
-                    swept
-                        .unexplained
-                        .push(format!("{} ({reason})", object.name));
-                }
+                ObjectRole::Ledger(_) | ObjectRole::Rival(..) => swept.unexplained.push(format!(
+                    "{} ({reason}): it is evidence; look what it is, then {MOVE_IT_AWAY}",
+                    object.name
+                )),
+                // Its maker's entry may name it at any later moment, and no session says whether one is
+                // still at it: removed, it would lock out whom it is for.
+                ObjectRole::Key(_) => swept.unexplained.push(format!(
+                    "{} ({reason}): if no init or key admit is under way, {MOVE_IT_AWAY}",
+                    object.name
+                )),
+                ObjectRole::Foreign if !remove_foreign => swept.unexplained.push(format!(
+                    "{} ({reason}): vmkeep prune --confirm --customer {} removes it",
+                    object.name,
+                    customer.name()
+                )),
                 ObjectRole::Point(_) => match customer.destroy_record(&object.name)? {
                     RecordFate::Destroyed => swept.note(object, reason, None, true),
                     RecordFate::OnlyDeleted(error) => {

@@ -9,7 +9,7 @@ use crate::format::entry::{
 };
 use crate::model::{
     CustomerName, CustomerUid, DiskName, EntryHash, FAN_OUT, HostId, InstallationId, ObjectName,
-    PointId, PointKind, PointState, SessionId, TreeShape, VmName, Writers,
+    PointId, PointKind, PointState, RepositoryId, SessionId, TreeShape, VmName, Writers,
 };
 use crate::policy::PolicyTerms;
 use crate::storage::{Faulty, Memory, Snapshot, Storage};
@@ -56,8 +56,11 @@ pub struct TestHost {
     /// Added to the world's time: this machine's clock is wrong by so much.
     pub wrong_by: Mutex<SignedDuration>,
     heads: Mutex<BTreeMap<CustomerUid, Head>>,
+    origins: Mutex<BTreeMap<(RepositoryId, CustomerName), EntryHash>>,
     /// With whether they were read from genesis.
     checkpoints: Mutex<BTreeMap<CustomerUid, (Vec<u8>, bool)>>,
+    /// More time has gone by since they were made than they are believed for.
+    pub is_checkpoint_old: Mutex<bool>,
     held: Arc<Mutex<BTreeSet<SessionId>>>,
     turns: Turns,
 }
@@ -78,7 +81,9 @@ impl TestHost {
             attestation: Mutex::new(Attestation::Witnessed),
             wrong_by: Mutex::new(SignedDuration::ZERO),
             heads: Mutex::default(),
+            origins: Mutex::default(),
             checkpoints: Mutex::default(),
+            is_checkpoint_old: Mutex::default(),
             held: Arc::default(),
             turns: Turns {
                 installation: Mutex::new(InstallationId::from_bytes(random_bytes())),
@@ -111,6 +116,7 @@ impl TestHost {
     /// As a machine that has seen nothing of the store yet.
     pub fn forget(&self) {
         lock(&self.heads).clear();
+        lock(&self.origins).clear();
         lock(&self.checkpoints).clear();
     }
 
@@ -142,7 +148,24 @@ impl HostMemory for TestHost {
         lock(&self.heads).insert(*customer, head);
     }
 
-    fn checkpoint(&self, customer: &CustomerUid) -> Option<Vec<u8>> {
+    fn origin(&self, repository: &RepositoryId, customer: &CustomerName) -> Option<EntryHash> {
+        let origins = lock(&self.origins);
+        origins.get(&(*repository, customer.clone())).copied()
+    }
+
+    fn remember_origin(
+        &self,
+        repository: &RepositoryId,
+        customer: &CustomerName,
+        first: EntryHash,
+    ) {
+        lock(&self.origins).insert((*repository, customer.clone()), first);
+    }
+
+    fn checkpoint(&self, customer: &CustomerUid, however_old: bool) -> Option<Vec<u8>> {
+        if *lock(&self.is_checkpoint_old) && !however_old {
+            return None;
+        }
         let kept = lock(&self.checkpoints);
         kept.get(customer).map(|(checkpoint, _)| checkpoint.clone())
     }
@@ -161,14 +184,14 @@ impl Host for TestHost {
         self.identity.sign(message)
     }
 
-    fn stamp(&self, _: Option<Timestamp>) -> Stamp {
+    fn stamp(&self, _: LedgerClock) -> Stamp {
         Stamp {
             time: self.time.now() + *lock(&self.wrong_by),
             attestation: *lock(&self.attestation),
         }
     }
 
-    fn noted(&self, _: &Stamp) {}
+    fn noted(&self, _: &Stamp, _: &CustomerUid, _: u64) {}
 
     fn hold_session(&self, session: &SessionId) -> Result<Box<dyn Send + Sync>, RepositoryError> {
         lock(&self.held).insert(*session);

@@ -7,7 +7,7 @@ use super::new_segments::NewSegments;
 use super::rule::{Rule, stands};
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{Opener, Sealer, random_bytes};
-use crate::format::names::CustomerNames;
+use crate::format::names::{CustomerNames, ObjectRole};
 use crate::format::pack::{
     self, FinishedPack, FrameHeader, MAX_PACK_BYTES, MAX_PACK_TARGET_BYTES, PackBuilder, PackKind,
 };
@@ -22,7 +22,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
-/// A full counts a chunk as present only if its pack was read and checked this recently.
+/// A full counts a chunk as present only if its pack was read and checked this recently, and stands in its size.
 pub const FRESH_DAYS: i64 = 8;
 /// Finished packs that wait for the store; more would only hold memory.
 const WAITING_PACKS: usize = 2;
@@ -69,8 +69,8 @@ pub struct Uploaded {
 pub enum Trust {
     /// Any sound place will do (incremental).
     Index,
-    /// Only a pack checked within [`FRESH_DAYS`] before this time; others are read and checked
-    /// now (full: the repair).
+    /// Only a pack checked within [`FRESH_DAYS`] before this time that is listed in its size; others are
+    /// read and checked now (full: the repair).
     CheckedSince(Timestamp),
     /// Nothing: every piece is written anew (survivors of a reclaim).
     Nothing,
@@ -187,18 +187,22 @@ impl<'a> Session<'a> {
         id: SessionId,
         index: Arc<Index>,
         trust: Trust,
-    ) -> Self {
+    ) -> Result<Self, RepositoryError> {
+        let unsure = match trust {
+            Trust::CheckedSince(since) => {
+                let mut unsure = customer.packs_not_checked_since(&index, since);
+                unsure.extend(not_as_listed(customer, &index)?);
+                unsure
+            }
+            Trust::Index | Trust::Nothing => Vec::new(),
+        };
         let failure: Arc<OnceLock<RepositoryError>> = Arc::default();
         let given_up: Arc<AtomicBool> = Arc::default();
         let uploads = Uploads::start(customer.storage(), &failure, &given_up);
-        let stale = match trust {
-            Trust::CheckedSince(since) => customer.packs_not_checked_since(&index, since),
-            Trust::Index | Trust::Nothing => Vec::new(),
-        };
         let mut settings = customer.settings().clone();
         // One more frame and the directory must fit below what readers accept.
         settings.pack_bytes = settings.pack_bytes.min(MAX_PACK_TARGET_BYTES as usize);
-        Session {
+        Ok(Session {
             customer,
             id,
             relied_on: NotedRecords::none_of(&index),
@@ -211,12 +215,12 @@ impl<'a> Session<'a> {
             uploads: Mutex::new(Some(uploads)),
             failure,
             given_up,
-            checked: stale
+            checked: unsure
                 .into_iter()
                 .map(|pack| (pack, OnceLock::new()))
                 .collect(),
             stored_bytes: AtomicU64::new(0),
-        }
+        })
     }
 
     pub fn id(&self) -> SessionId {
@@ -334,7 +338,8 @@ impl<'a> Session<'a> {
     }
 
     /// Whether a pack's frame may count as present for this session. A pack that was not checked
-    /// for too long is read and checked here, once, by the first thread that asks.
+    /// for too long, or is not listed in its size, is read and checked here, once, by the first thread
+    /// that asks.
     fn is_whole(&self, number: PackNumber, tag: &Tag) -> bool {
         let Some(cell) = self.checked.get(&number) else {
             return true;
@@ -400,6 +405,9 @@ impl<'a> Session<'a> {
         }
         damaged.extend(self.index.frames_of(&broken)?);
         // What is condemned leaves anyway, and may be gone by now for that reason.
+        if !damaged.is_empty() {
+            self.customer.refresh()?;
+        }
         self.customer.with_state(|state| {
             whole.retain(|pack| !state.is_condemned(pack));
             damaged.retain(|(pack, _)| !state.is_condemned(pack));
@@ -615,6 +623,29 @@ impl Drop for Session<'_> {
             let _outcome = uploads.finish();
         }
     }
+}
+
+/// Packs that no listing shows in their size, however lately they were checked: a full that relied on one that is
+/// lost would be no repair. One that is missing for a moment only costs a reading of it.
+fn not_as_listed(customer: &Customer, index: &Index) -> Result<Vec<PackNumber>, RepositoryError> {
+    if index.packs().is_empty() {
+        return Ok(Vec::new());
+    }
+    let names = customer.names();
+    let mut as_listed = vec![false; index.packs().len()];
+    for object in customer.storage().list(&names.packs_prefix())? {
+        if let ObjectRole::Pack(name) = names.role(&object.name)
+            && let Some(number) = index.number_of(&name)
+            && let Some(info) = index.pack(number)
+            && let Some(as_listed) = as_listed.get_mut(number as usize)
+        {
+            *as_listed = object.size_bytes == info.row.size_bytes;
+        }
+    }
+    let numbered = (0..).zip(as_listed);
+    Ok(numbered
+        .filter_map(|(number, as_listed)| (!as_listed).then_some(number))
+        .collect())
 }
 
 /// Creates an object of this session, repeating an unknown outcome. Its name is used once, so

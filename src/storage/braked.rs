@@ -1,6 +1,6 @@
 //! A store to which nothing is sent faster than somebody allows.
 
-use super::{Leftover, Listed, OpenObject, ReadAgain, Storage, StorageError, Survey};
+use super::{Leftover, Listed, OpenObject, Part, ReadAgain, Storage, StorageError, Survey};
 use crate::model::ObjectName;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -84,6 +84,10 @@ impl Storage for Braked {
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
         self.store.list(prefix)
+    }
+
+    fn parts(&self, prefix: &str) -> Result<Vec<Part>, StorageError> {
+        self.store.parts(prefix)
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {

@@ -8,7 +8,7 @@
 //! through here goes at once. A host that is off cannot do it; its copies are then bytes without keys, as
 //! those went with the point's record, and they go when it comes back.
 
-use super::{Leftover, Listed, OpenObject, ReadAgain, Storage, StorageError, Survey};
+use super::{Leftover, Listed, OpenObject, Part, ReadAgain, Storage, StorageError, Survey};
 use crate::model::ObjectName;
 use bytes::Bytes;
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
@@ -430,6 +430,10 @@ impl Storage for Cached {
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
         self.store.list(prefix)
+    }
+
+    fn parts(&self, prefix: &str) -> Result<Vec<Part>, StorageError> {
+        self.store.parts(prefix)
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {

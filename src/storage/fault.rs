@@ -3,7 +3,7 @@
 //! Everything happens by plan and by number: operations are counted from 1 in the order in which
 //! they begin, so that a test can walk through "crash at operation n" for every n.
 
-use super::{Leftover, Listed, Storage, StorageError, StorageErrorKind, Survey};
+use super::{Leftover, Listed, Part, Storage, StorageError, StorageErrorKind, Survey};
 use crate::model::ObjectName;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +23,8 @@ pub enum Fault {
     FullFrom { at: u64 },
     /// Nobody may delete `name`.
     Keep { name: ObjectName },
+    /// The medium does not give `name` (`Unreadable`); it is listed, in its size.
+    Unread { name: ObjectName },
     /// Each read of `name` that covers `offset` returns that byte changed by `mask`.
     FlipOnRead {
         name: ObjectName,
@@ -221,6 +223,11 @@ impl Plan {
                 Fault::Keep { name } if verb == Verb::Delete && name.as_str() == object => {
                     return Fate::FailsBefore(StorageErrorKind::Denied, "planned");
                 }
+                Fault::Unread { name }
+                    if matches!(verb, Verb::Read | Verb::ReadRange) && name.as_str() == object =>
+                {
+                    return Fate::FailsBefore(StorageErrorKind::Unreadable, "planned");
+                }
                 Fault::FullFrom { at }
                     if *at <= number && matches!(verb, Verb::Create | Verb::RestoreReserve) =>
                 {
@@ -408,6 +415,10 @@ impl<S: Storage> Storage for Faulty<S> {
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
         self.run(Verb::List, prefix, || self.inner.list(prefix))
+    }
+
+    fn parts(&self, prefix: &str) -> Result<Vec<Part>, StorageError> {
+        self.run(Verb::List, prefix, || self.inner.parts(prefix))
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {

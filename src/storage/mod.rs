@@ -22,6 +22,7 @@ pub use s3::{S3, S3Credentials, S3Lock, S3Settings};
 use crate::model::ObjectName;
 use bytes::Bytes;
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -45,6 +46,8 @@ pub enum StorageErrorKind {
     Corrupt,
     /// The outcome is unknown or the fault may pass; a creation may still land.
     Transient,
+    /// The medium does not give what it holds of this object, perhaps for now. It says nothing of the others.
+    Unreadable,
     /// Permission, read-only file system.
     Denied,
     /// Not yet: the store lets nobody delete the object before its time.
@@ -72,6 +75,7 @@ impl fmt::Display for StorageError {
             StorageErrorKind::AlreadyExists => "already exists",
             StorageErrorKind::Corrupt => "damaged",
             StorageErrorKind::Transient => "failed, perhaps for now",
+            StorageErrorKind::Unreadable => "cannot be read, perhaps for now",
             StorageErrorKind::Denied => "permission denied",
             StorageErrorKind::Locked => "locked",
             StorageErrorKind::Full => "no space left",
@@ -97,6 +101,29 @@ pub struct Leftover {
     /// Where it is, relative to the root, printable; not an object name, and often no valid one.
     pub place: String,
     pub size_bytes: u64,
+}
+
+/// What stands right below a prefix, by the next part of the names there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part {
+    /// Printable; often no part of a name that an object can have.
+    pub name: String,
+    /// Whether it only leads to what stands below it; otherwise it is something by itself.
+    pub is_prefix: bool,
+}
+
+impl Part {
+    /// The first part of what follows a prefix and its slash.
+    fn first_of(rest: &str) -> Self {
+        let (name, is_prefix) = match rest.split_once('/') {
+            Some((name, _)) => (name, true),
+            None => (rest, false),
+        };
+        Part {
+            name: name.to_string(),
+            is_prefix,
+        }
+    }
 }
 
 /// Everything that takes up room below a prefix, both sorted.
@@ -267,6 +294,21 @@ pub trait Storage: Send + Sync {
     /// that has the prefix as its name. Complete for objects created before the call.
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError>;
 
+    /// What stands right below `prefix`, sorted, without looking at all that is deeper: objects, what no
+    /// object can be, and what is hidden; but nothing of the store's own, and no folder without a file.
+    fn parts(&self, prefix: &str) -> Result<Vec<Part>, StorageError> {
+        let above = match prefix {
+            "" => 0,
+            prefix => prefix.len() + 1,
+        };
+        let listed = self.list(prefix)?;
+        let rests = listed
+            .iter()
+            .filter_map(|object| object.name.as_str().get(above..));
+        let parts: BTreeSet<Part> = rests.map(Part::first_of).collect();
+        Ok(parts.into_iter().collect())
+    }
+
     /// Removes the object durably, with all its versions. `Ok` if it is not there.
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError>;
 
@@ -400,6 +442,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
         (**self).list(prefix)
+    }
+
+    fn parts(&self, prefix: &str) -> Result<Vec<Part>, StorageError> {
+        (**self).parts(prefix)
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
@@ -602,6 +648,10 @@ mod tests {
             self.0.list(prefix)
         }
 
+        fn parts(&self, _: &str) -> Result<Vec<Part>, StorageError> {
+            Ok(vec![Part::first_of("hidden/below")])
+        }
+
         fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
             self.0.delete(name)
         }
@@ -631,7 +681,7 @@ mod tests {
                 (store.created_at(&name), store.locked_until(&name)),
                 (store.locks(), store.renew_locks("a", &|_| None)),
                 (store.reads_at_once(), store.writes_at_once()),
-                (store.free_bytes(), store.location()),
+                (store.free_bytes(), store.location(), store.parts("a")),
                 (store.release_reserve(), store.restore_reserve()),
             )
         )

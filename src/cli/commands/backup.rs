@@ -1,4 +1,4 @@
-use super::report::{backed_up_document, backed_up_line, is_alarming};
+use super::report::{backed_up_document, backed_up_line, is_alarming, log_backed_up};
 use super::selection;
 use crate::cli::answer::Answer;
 use crate::cli::args::BackupArgs;
@@ -10,7 +10,8 @@ use crate::jobs::{JobErrorKind, backup_now};
 use serde_json::json;
 
 pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure> {
-    let site = Site::open(invocation)?;
+    let mut site = Site::open(invocation)?;
+    let pace = site.step_back(invocation);
     let chosen = args
         .vms
         .iter()
@@ -24,7 +25,9 @@ pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure
     // Opened at its first VM, for all of them.
     let mut opened: Vec<OpenCustomer<'_>> = Vec::new();
     for (config, vm) in &chosen {
-        let watching = Watching::new(invocation);
+        let name = format!("{}/{}", config.name, vm.name);
+        tracing::info!("{name}: begun");
+        let watching = Watching::new(invocation).at_pace(&pace);
         let outcome = open_once(&site, &mut opened, config).and_then(|open| {
             let done = backup_now(
                 &open.customer,
@@ -41,9 +44,9 @@ pub fn run(invocation: &Invocation, args: &BackupArgs) -> Result<Answer, Failure
             }
         });
         drop(watching);
-        let name = format!("{}/{}", config.name, vm.name);
         match outcome {
             Ok(done) => {
+                log_backed_up(&name, &done);
                 text.push_str(&backed_up_line(&name, &done));
                 found_lies |= is_alarming(&done);
                 documents.push(backed_up_document(&config.name, &vm.name, &done));

@@ -1,20 +1,25 @@
+use super::key::admit_command;
 use super::tally::Tally;
 use crate::cli::answer::Answer;
 use crate::cli::args::InitArgs;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
-use crate::cli::site::{local_host, refuse_another_repository, refuse_other_writers};
+use crate::cli::site::{
+    local_host, refuse_another_repository, refuse_other_writers, refused_identity,
+    without_repository,
+};
 use crate::cli::store::{self, Store};
 use crate::codec::age::AgeRecipient;
 use crate::codec::minisign;
 use crate::config::{Config, HostRole};
-use crate::format::entry::ClockDeclaration;
+use crate::format::entry::{HostBody, Role};
 use crate::format::repository_file::RepositoryFile;
-use crate::jobs::{Admission, JobError, JobErrorKind, LocalHost, StateFolder, admit};
-use crate::model::{Clock, Writers};
+use crate::jobs::{Admission, Admitted, JobError, JobErrorKind, LocalHost, StateFolder, admit};
+use crate::model::{Clock, CustomerName, Writers};
 use crate::repository::{
     Host, RepositoryErrorKind, create_repository, new_repository, open_repository,
+    recover_repository,
 };
 use crate::storage::Storage;
 use jiff::Timestamp;
@@ -24,15 +29,26 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// What became of the repository.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Made {
+    Before,
+    Now,
+    /// Its customers were there, and `vmkeep.json` was not.
+    Anew,
+}
+
 pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> {
     let config = invocation.config()?;
     let now = invocation.clock.read().wall;
     confirm_time(invocation, args, &config, now)?;
 
     let folder = StateFolder::create(&config.host.state_dir)?;
-    let (identity, made) = folder.ensure_identity(&now.to_string())?;
+    let (identity, made) = folder
+        .ensure_identity(&now.to_string())
+        .map_err(refused_identity)?;
     let repository = &config.repository;
-    let (store, file, created) = match config.host.role {
+    let (store, file, repository_made) = match config.host.role {
         HostRole::Keeper => found(&config, &folder, now)?,
         HostRole::Agent => find(&config)?,
     };
@@ -59,7 +75,7 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
             &customer.terms,
         );
         match outcome {
-            Ok(outcome) => admitted.push((customer, outcome, escrow.len())),
+            Ok(done) => admitted.push((customer, done, escrow.len())),
             Err(error) => refused.push((&customer.name, stranger(error, &file, &host))),
         }
     }
@@ -78,7 +94,11 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
         format!(
             "{}  ({})",
             storage.location(),
-            if created { "created" } else { "was there" }
+            match repository_made {
+                Made::Before => "was there",
+                Made::Now => "created",
+                Made::Anew => "was there; its vmkeep.json was lost, and is made anew",
+            }
         ),
     );
     line(
@@ -92,29 +112,30 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
     line("host id", host.identity().host_id().to_string());
     line("recipient", host.identity().recipient().to_string());
     line("certificates", format!("minisign -V -P {public_key}"));
-    for (customer, outcome, _) in &admitted {
-        line(
-            "customer",
-            format!(
-                "{}  ({})",
-                customer.name,
-                match outcome {
-                    Admission::Created => "created",
-                    Admission::Rewrapped => "key wrapped for the new recipients",
-                    Admission::Unchanged => "was there",
-                }
-            ),
-        );
+    for (customer, done, _) in &admitted {
+        let what = match done.outcome {
+            Admission::Created => "created",
+            Admission::Rewrapped => "key wrapped for the new recipients",
+            Admission::Unchanged => "was there",
+        };
+        line("customer", format!("{}  ({what})", customer.name));
     }
-    let outcomes = admitted.iter().map(|(customer, outcome, escrow)| {
+    for (customer, done, _) in &admitted {
+        text.push_str(&for_an_administrator(&customer.name, done));
+    }
+    let outcomes = admitted.iter().map(|(customer, done, escrow)| {
+        let without_key = done.without_key.iter().map(ToString::to_string);
         json!({
             "id": customer.name.as_str(),
-            "outcome": match outcome {
+            "outcome": match done.outcome {
                 Admission::Created => "created",
                 Admission::Rewrapped => "rewrapped",
                 Admission::Unchanged => "unchanged",
             },
             "escrow_recipients": escrow,
+            "has_escrow": done.has_escrow,
+            "without_key": without_key.collect::<Vec<_>>(),
+            "host_differs": done.unentered.is_some(),
         })
     });
     let mut tally = Tally {
@@ -126,13 +147,14 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
     tally.text.push_str(&escrow_advice(
         &config,
         &host,
-        admitted.iter().any(|(.., n)| *n == 0),
+        admitted.iter().any(|(_, done, _)| !done.has_escrow),
     ));
     let document = |customers| {
         json!({
             "repository": file.repository.to_string(),
             "location": storage.location(),
-            "created": created,
+            "created": repository_made == Made::Now,
+            "recovered": repository_made == Made::Anew,
             "host": {
                 "id": host.identity().host_id().to_string(),
                 "recipient": host.identity().recipient().to_string(),
@@ -146,36 +168,92 @@ pub fn run(invocation: &Invocation, args: &InitArgs) -> Result<Answer, Failure> 
     Ok(tally.answer(document))
 }
 
-/// The repository, and whether it was made by this.
+/// What a host without the role admin leaves to one with it.
+fn for_an_administrator(customer: &CustomerName, done: &Admitted) -> String {
+    let mut text = String::new();
+    if let Some(host) = &done.unentered {
+        let _ = write!(
+            text,
+            "{customer}: the ledger has this host under another name or clock. Run on a host with the role \
+             admin:\n  {}\n",
+            admit_command(host)
+        );
+    }
+    if let Some(first) = done.without_key.first() {
+        let more = match done.without_key.len() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let _ = writeln!(
+            text,
+            "{customer}: the newest key file is not for {first}{more}: vmkeep init on a host with the role \
+             admin,\n  and the same escrow, wraps the key for all"
+        );
+    }
+    text
+}
+
+/// The repository, which is made unless there is one. A host that uses one makes no other: its store may be
+/// a disk that is not mounted, into whose mount point nothing is written.
 fn found(
     config: &Config,
     folder: &StateFolder,
     now: Timestamp,
-) -> Result<(Store, RepositoryFile, bool), Failure> {
-    let store = store::create(config)?;
+) -> Result<(Store, RepositoryFile, Made), Failure> {
+    let is_used = folder.repository()?.is_some();
+    let mut store = match is_used {
+        true => store::open(config).map_err(|failure| without_repository(failure, config, None))?,
+        false => store::create(config)?,
+    };
     store.refuse_unfit(config)?;
-    match open_repository(&*store.storage) {
-        Ok(file) => return Ok((store, file, false)),
-        Err(error) if error.kind == RepositoryErrorKind::NoRepository => {}
-        Err(error) => return Err(error.into()),
-    }
     let repository = &config.repository;
-    let made = new_repository(now, repository.chunk_bytes, repository.writers);
-    let planned = folder.planned_repository(made)?;
-    let (file, created) = match create_repository(&*store.storage, planned) {
-        Ok(file) => (file, true),
+    let (file, made) = match open_repository(&*store.storage) {
+        Ok(file) => (file, Made::Before),
+        Err(error) if error.kind == RepositoryErrorKind::NoRepository => {
+            let new = new_repository(now, repository.chunk_bytes, repository.writers);
+            let lost = recover_repository(&store.storage, &new).map_err(|error| {
+                Failure::from(error)
+                    .hint("a copy of vmkeep.json, put back into the store, is all that is needed")
+            })?;
+            match lost {
+                Some(file) => {
+                    refuse_another_repository(folder, &*store.storage, &file)?;
+                    refuse_other_writers(config, &file)?;
+                    (file, Made::Anew)
+                }
+                None if is_used => {
+                    return Err(without_repository(
+                        error.into(),
+                        config,
+                        Some(&*store.storage),
+                    ));
+                }
+                None => (folder.planned_repository(new)?, Made::Now),
+            }
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if is_used {
+        // For the reserve, which may be another one by now.
+        store = store::create(config)?;
+    }
+    if made == Made::Before {
+        return Ok((store, file, made));
+    }
+    let (file, made) = match create_repository(&*store.storage, file) {
+        Ok(file) => (file, made),
         // Another one at the same time, or what an earlier attempt had left under way.
         Err(error) if error.kind == RepositoryErrorKind::AlreadyExists => {
-            (open_repository(&*store.storage)?, false)
+            (open_repository(&*store.storage)?, Made::Before)
         }
         Err(error) => return Err(error.into()),
     };
     folder.forget_planned_repository()?;
-    Ok((store, file, created))
+    Ok((store, file, made))
 }
 
 /// As `found`, for an agent, which makes none: its key is not to be able to write what all others read.
-fn find(config: &Config) -> Result<(Store, RepositoryFile, bool), Failure> {
+fn find(config: &Config) -> Result<(Store, RepositoryFile, Made), Failure> {
     let found = store::open(config).and_then(|store| {
         let file = open_repository(&*store.storage)?;
         Ok((store, file))
@@ -187,16 +265,7 @@ fn find(config: &Config) -> Result<(Store, RepositoryFile, bool), Failure> {
         _ => failure,
     })?;
     store.refuse_unfit(config)?;
-    Ok((store, file, false))
-}
-
-/// As one word of a shell.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    match word.chars().all(is_plain) {
-        true => word.to_string(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
+    Ok((store, file, Made::Before))
 }
 
 /// A host that nobody has let in yet is told how.
@@ -213,17 +282,13 @@ fn stranger(error: JobError, file: &RepositoryFile, host: &LocalHost) -> Failure
             .hint("this repository is for one host alone (writers = \"one\"), which lets no other in")
             .hint("if that host is gone for good: one in its place has its identity in its state folder, and says so with vmkeep init --take-over");
     }
-    let body = host.body();
-    let trusted = match body.clock {
-        ClockDeclaration::Trusted => " --trusted-clock",
-        ClockDeclaration::Verified => "",
+    let newcomer = HostBody {
+        roles: vec![Role::Backup, Role::Restore],
+        ..host.body()
     };
     Failure::new(Exit::WrongKey, error.message)
         .hint("a new host beside others is let in by one of them that has the role admin:")
-        .hint(format!(
-            "vmkeep key admit --name {} --host-id {} --role backup --role restore{trusted} {}",
-            quoted(&body.name), body.host, body.recipient
-        ))
+        .hint(admit_command(&newcomer))
         .hint("one in the place of another takes over its identity, or an escrow identity, in its state folder")
 }
 
@@ -302,20 +367,4 @@ fn escrow_advice(config: &Config, host: &LocalHost, missing: bool) -> String {
         identity.display()
     );
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::quoted;
-
-    #[test]
-    fn a_name_is_one_word_of_a_shell() {
-        for (name, word) in [
-            ("host1.example", "host1.example"),
-            ("the host", "'the host'"),
-            ("o'host; rm", "'o'\\''host; rm'"),
-        ] {
-            assert_eq!(quoted(name), word);
-        }
-    }
 }

@@ -1,15 +1,16 @@
 use super::prune::worse;
 use super::tally::Tally;
 use crate::cli::answer::Answer;
-use crate::cli::args::LedgerCommand;
+use crate::cli::args::{LedgerCommand, VoidArgs};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
 use crate::cli::site::Site;
 use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
-use crate::format::entry::{Attestation, Body, ClockEvent, Entry, Purpose};
+use crate::format::entry::{Attestation, Body, ClockBody, ClockEvent, Entry, Purpose};
 use crate::format::names::CustomerNames;
+use crate::jobs::{Verified, check_certificates};
 use crate::repository::Ledger;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
@@ -20,7 +21,46 @@ pub fn run(invocation: &Invocation, command: LedgerCommand) -> Result<Answer, Fa
     match command {
         LedgerCommand::Show => show(invocation, &site),
         LedgerCommand::Verify => verify(invocation, &site),
+        LedgerCommand::Void(args) => void(&site, &args),
     }
+}
+
+fn void(site: &Site, args: &VoidArgs) -> Result<Answer, Failure> {
+    let mut configured = site.config.customers.iter();
+    let Some(config) = configured.find(|config| config.name == args.customer) else {
+        let message = format!("no customer {} in the configuration", args.customer);
+        return Err(Failure::new(Exit::Usage, message));
+    };
+    let open = site.customer(config)?;
+    site.probe(&open.customer)?;
+    let customer = &open.customer;
+    let (customer_name, seq) = (&args.customer, args.seq);
+    let Some(time) = customer.with_state(|state| state.witnessed_at(seq)) else {
+        let message = format!("the time of entry {seq} of {customer_name} counts for nothing");
+        return Err(Failure::new(Exit::Usage, message)
+            .hint("vmkeep ledger show marks times that one clock alone told with ?"));
+    };
+    let voided_at = customer.append(|_| {
+        Ok(Body::Clock(ClockBody {
+            event: ClockEvent::Void,
+            seq: Some(seq),
+            text: args.reason.clone(),
+        }))
+    })?;
+    let last_witnessed = customer.with_state(|state| state.last_witnessed);
+    let last = last_witnessed.map_or("none".to_string(), |last| last.to_string());
+    let text = format!(
+        "{customer_name}: the time of entry {seq}, {time}, counts for nothing any more (entry {voided_at}); \
+         the last witnessed time is {last}\n"
+    );
+    let document = json!({
+        "customer": customer_name.as_str(),
+        "void": seq,
+        "time": time.to_string(),
+        "seq": voided_at,
+        "last_witnessed": last_witnessed.map(|last| last.to_string()),
+    });
+    Ok(Answer::done(text, document))
 }
 
 fn show(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
@@ -172,6 +212,19 @@ fn summary(entry: &Entry) -> String {
     }
 }
 
+/// Reads every certificate that the ledger names, and its signature.
+fn certificates(site: &Site, ledger: &Ledger) -> (Verified, Option<Failure>) {
+    let mut checked = Verified::default();
+    let (storage, names) = (&*site.store.storage, ledger.names());
+    let ended = check_certificates(storage, names, ledger.state(), &|_| false, &mut checked);
+    let failure = match (checked.certificates.as_slice(), ended) {
+        ([], Ok(())) => checked.incomplete().map(Failure::from),
+        ([], Err(error)) => Some(error.into()),
+        (damage, _) => Some(Failure::new(Exit::DamageFound, damage.join("\n"))),
+    };
+    (checked, failure)
+}
+
 fn verify(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
     let mut text = String::new();
     let mut documents = Vec::new();
@@ -179,6 +232,12 @@ fn verify(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
     for config in &site.config.customers {
         let names = CustomerNames::new(&config.name);
         let loaded = Ledger::load(site.store.storage.clone(), names, &*site.host);
+        // Evidence is what the entries say, not what this host has made of them before.
+        let loaded = loaded.and_then(|found| {
+            found
+                .map(|mut ledger| ledger.check_believed(&*site.host).map(|()| ledger))
+                .transpose()
+        });
         let failure = match loaded {
             Ok(Some(ledger)) => {
                 let state = ledger.state();
@@ -193,11 +252,25 @@ fn verify(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
                 for (seq, reason) in &state.voids {
                     let _ = writeln!(text, "  entry {seq} is void: {reason}");
                 }
+                let (checked, failure) = certificates(site, &ledger);
+                let _ = match (&failure, state.certificates.len()) {
+                    (Some(failure), _) => writeln!(text, "  {}", failure.message),
+                    (None, 0) => Ok(()),
+                    (None, count) => writeln!(
+                        text,
+                        "  {} as the ledger names them",
+                        figures::count(count, "deletion certificate", "deletion certificates")
+                    ),
+                };
                 documents.push(json!({
                     "customer": config.name.as_str(),
                     "entries": state.seq,
                     "end": hash,
                     "sound": true,
+                    "certificates": state.certificates.len(),
+                    "certificates_sound": failure.is_none(),
+                    "damage": checked.certificates,
+                    "unread": checked.unread,
                     "void": state.voids.iter().map(|(seq, reason)| json!({
                         "seq": seq, "reason": reason,
                     })).collect::<Vec<_>>(),
@@ -205,6 +278,10 @@ fn verify(invocation: &Invocation, site: &Site) -> Result<Answer, Failure> {
                         "id": host.host.to_string(), "name": host.name,
                     })).collect::<Vec<_>>(),
                 }));
+                if let Some(failure) = &failure {
+                    invocation.terminal.tell(failure);
+                }
+                worst = worse(worst, failure);
                 continue;
             }
             Ok(None) => Failure::new(

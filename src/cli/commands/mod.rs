@@ -3,6 +3,7 @@
 mod backup;
 mod completions;
 mod config;
+mod course;
 mod guard;
 mod init;
 mod key;

@@ -1,35 +1,42 @@
-use super::report::{action_word, decision_document, pruned_document, pruned_text, short};
+use super::report::{
+    action_word, decision_document, log_pruned, pruned_document, pruned_text, short,
+};
 use super::selection;
 use super::tally::Tally;
+use crate::cli::alarms::confirm_command;
 use crate::cli::answer::Answer;
 use crate::cli::args::{PointSelector, PruneArgs};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
+use crate::cli::outside::Outside;
 use crate::cli::site::{OpenCustomer, Site, Watching};
 use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
 use crate::config::HostRole;
 use crate::jobs::{
-    JobError, Policies, PruneRequest, Pruned, apply_policy, foresee_policy, plan_prune, prune, undo,
+    AlarmKind, JobError, Policies, PruneRequest, Pruned, apply_policy, foresee_policy,
+    foresee_prune, prune, undo, why_not_delete,
 };
-use crate::model::PointState;
-use crate::policy::{Decision, Deletion};
+use crate::model::{CustomerName, PointState};
+use crate::policy::Decision;
 use crate::repository::RepositoryError;
 use serde_json::json;
 use std::fmt::Write;
 
 pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure> {
     let site = Site::open(invocation)?;
+    let customers = selection::customers(&site.config, &args.customers)?;
     let request = site.prune_request(args.confirm);
     if args.trust_clock {
         site.host.vouch_for_clock();
     }
+    let is_meant = |name: &CustomerName| customers.iter().any(|one| one.name == *name);
     if let Some(point) = &args.undo {
-        return bring_back(invocation, &site, point);
+        return bring_back(invocation, &site, is_meant, point);
     }
     if args.dry_run {
-        return dry_run(invocation, &site, request);
+        return dry_run(invocation, &site, is_meant, request);
     }
     if site.config.host.role == HostRole::Agent {
         return Err(Failure::new(
@@ -44,7 +51,7 @@ pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure>
         ..request
     };
     let mut tally = Tally::default();
-    for config in &site.config.customers {
+    for config in customers {
         let outcome = site.customer(config).and_then(|open| {
             site.probe(&open.customer)?;
             let mut notes = policy_notes(&site, &open, args.confirm)?;
@@ -69,6 +76,7 @@ pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure>
         });
         match outcome {
             Ok((pruned, open)) => {
+                log_pruned(&config.name, &pruned);
                 let mut text = plan_text(&pruned.decisions, &open);
                 text.push_str(&pruned_text(
                     &config.name,
@@ -76,16 +84,28 @@ pub fn run(invocation: &Invocation, args: &PruneArgs) -> Result<Answer, Failure>
                     &site.store.storage.location(),
                 ));
                 let document = pruned_document(&config.name, &pruned);
-                tally.add(&text, document, verdict(&pruned));
+                let failure = verdict(&pruned);
+                if failure.is_none() {
+                    let over = [AlarmKind::PruneFailed, AlarmKind::Unexplained];
+                    site.settle_alarms(&config.name, &over);
+                }
+                tally.add(&text, document, failure);
             }
             Err(failure) => tally.failed(invocation, &config.name, failure)?,
         }
     }
-    Ok(tally.answer(|customers| json!({ "customers": customers })))
+    let outside = Outside::of(&site, site.host.now());
+    let outside = tally.tell_outside(invocation, &outside, &site.zone());
+    Ok(tally.answer(|customers| json!({ "customers": customers, "outside": outside })))
 }
 
-const POLICY_DIFFERS: &str = "the configured policy differs from the ledger's, which holds until \
-the next run applies it; prune --confirm applies it now";
+fn policy_differs(customer: &CustomerName) -> String {
+    format!(
+        "the configured policy differs from the ledger's, which holds until the next run of a host with \
+         the role admin applies it; there, {} applies it now",
+        confirm_command(customer)
+    )
+}
 
 /// A prune goes by the ledger's policy; a configured one that differs is told, or taken over if
 /// that was confirmed.
@@ -102,13 +122,16 @@ fn policy_notes(
         return Ok(Vec::new());
     }
     if !confirm {
-        return Ok(vec![POLICY_DIFFERS.to_string()]);
+        return Ok(vec![policy_differs(&open.config.name)]);
     }
     match apply_policy(&open.customer, &site.host, terms, true)? {
         Policies::Applied => Ok(vec!["the configured policy is in force now".to_string()]),
         // The prune says so itself.
         Policies::ClockRefused { .. } => Ok(Vec::new()),
-        Policies::Same | Policies::NeedsConfirmation { .. } => Ok(Vec::new()),
+        Policies::NotOurs => Ok(vec![policy_differs(&open.config.name)]),
+        Policies::Same | Policies::NeedsConfirmation { .. } | Policies::Overruled { .. } => {
+            Ok(Vec::new())
+        }
     }
 }
 
@@ -140,7 +163,7 @@ pub fn verdict(pruned: &Pruned) -> Option<Failure> {
                 Exit::Failed,
                 "the store holds objects that the ledger does not explain",
             )
-            .hint("move them away, or let prune --confirm remove them"),
+            .hint("vmkeep prune says of each what removes it, or that somebody must move it away"),
         );
     }
     None
@@ -172,36 +195,37 @@ pub fn worse(one: Option<Failure>, other: Option<Failure>) -> Option<Failure> {
 }
 
 /// A policy that waits is taken over first where that is confirmed.
-fn dry_run(invocation: &Invocation, site: &Site, request: PruneRequest) -> Result<Answer, Failure> {
+fn dry_run(
+    invocation: &Invocation,
+    site: &Site,
+    is_meant: impl Fn(&CustomerName) -> bool,
+    request: PruneRequest,
+) -> Result<Answer, Failure> {
     let now = site.host.now();
     let mut tally = Tally::default();
-    let (opened, unopened) = site.customers(|_| true)?;
+    let (opened, unopened) = site.customers(is_meant)?;
     for open in &opened {
         let terms = &open.config.terms;
         let (state, policy) = open.customer.with_state(|state| match request.confirm {
             true => foresee_policy(state, &site.host, terms, true),
             false => Ok((state.clone(), Policies::Same)),
         })?;
-        let decisions = plan_prune(&state, now, request);
+        let decisions = foresee_prune(&state, now, request);
         let mut text = plan_text(&decisions, open);
         let policy_note = match policy {
-            Policies::Applied => Some("by the configured policy, which would be in force first"),
-            _ if state.terms.as_ref() != Some(terms) => Some(POLICY_DIFFERS),
+            Policies::Applied => {
+                Some("by the configured policy, which would be in force first".to_string())
+            }
+            _ if state.terms.as_ref() != Some(terms) => Some(policy_differs(&open.config.name)),
             _ => None,
         };
-        if let Some(note) = policy_note {
+        if let Some(note) = &policy_note {
             let _ = writeln!(text, "  {note}");
         }
-        let clock = match site.host.judgement(state.last_witnessed).deletion {
-            Deletion::Allowed => None,
-            Deletion::Refused { reason } => {
-                let refused = Failure::new(Exit::ClockNotTrusted, reason.to_string());
-                tally.meet(Some(refused));
-                Some(reason.to_string())
-            }
-        };
+        let clock = why_not_delete(&state, &site.host).map(|reason| reason.to_string());
         if let Some(reason) = &clock {
             let _ = writeln!(text, "  nothing would be deleted: {reason}");
+            tally.meet(Some(Failure::new(Exit::ClockNotTrusted, reason)));
         }
         let document = json!({
             "customer": open.config.name.as_str(),
@@ -235,7 +259,7 @@ fn plan_text(decisions: &[Decision], open: &OpenCustomer<'_>) -> String {
             figures::minute(decision.taken_at, &zone),
             short(&decision.point.to_string()),
             action_word(decision.action).to_string(),
-            decision.reason.to_string(),
+            figures::local_times(&decision.reason.to_string(), &zone),
         ]);
     }
     table.render(Terminal::width())
@@ -244,10 +268,11 @@ fn plan_text(decisions: &[Decision], open: &OpenCustomer<'_>) -> String {
 fn bring_back(
     invocation: &Invocation,
     site: &Site,
+    is_meant: impl Fn(&CustomerName) -> bool,
     selector: &PointSelector,
 ) -> Result<Answer, Failure> {
     let mut found = Vec::new();
-    let (opened, mut unopened) = site.customers(|_| true)?;
+    let (opened, mut unopened) = site.customers(is_meant)?;
     for open in &opened {
         let points = open.customer.with_state(|state| {
             state

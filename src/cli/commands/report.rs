@@ -1,10 +1,12 @@
 //! Lines and documents that several commands share.
 
+use crate::cli::alarms::confirm_command;
+use crate::cli::exit::Failure;
 use crate::cli::figures;
 use crate::format::entry::AuditBody;
 use crate::jobs::{BackedUp, Pruned, Verified};
 use crate::model::{CustomerName, VmName};
-use crate::policy::Action;
+use crate::policy::{Action, Decision};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -21,6 +23,15 @@ pub fn backed_up_line(name: &str, done: &BackedUp) -> String {
         let _ = writeln!(text, "  {note}");
     }
     text
+}
+
+/// What was done, and why so, for the log.
+pub fn log_backed_up(name: &str, done: &BackedUp) {
+    let line = backed_up_line(name, done);
+    tracing::info!("{}", line.lines().next().unwrap_or_default());
+    for note in &done.notes {
+        tracing::debug!("{name}: {note}");
+    }
 }
 
 pub fn backed_up_document(customer: &CustomerName, vm: &VmName, done: &BackedUp) -> Value {
@@ -111,7 +122,8 @@ pub fn pruned_text(customer: &CustomerName, pruned: &Pruned, location: &str) -> 
         let _ = writeln!(
             text,
             "  damage: {damage}\n  nothing was reclaimed, so that nothing more is lost; \
-             vmkeep backup --full heals,\n  prune --confirm goes on without what cannot be read"
+             vmkeep backup --full heals,\n  {} goes on without what cannot be read",
+            confirm_command(customer)
         );
     }
     for damage in &pruned.unreadable {
@@ -130,6 +142,35 @@ pub fn pruned_text(customer: &CustomerName, pruned: &Pruned, location: &str) -> 
         );
     }
     text
+}
+
+/// What was done, and why each point went, for the log.
+pub fn log_pruned(customer: &CustomerName, pruned: &Pruned) {
+    for decision in pruned.decisions.iter().filter(|one| goes(one)) {
+        tracing::debug!(
+            "{customer}/{} of {}: {}: {}",
+            decision.vm,
+            decision.taken_at,
+            action_word(decision.action),
+            decision.reason
+        );
+    }
+    tracing::info!(
+        "{customer}: {} expired, {} erased, {} freed",
+        figures::count(pruned.expired.len(), "point", "points"),
+        pruned.erased.len(),
+        figures::bytes(pruned.reclaimed.freed_bytes)
+    );
+}
+
+/// Of a plan what does not stay as it is.
+pub fn plan_documents(decisions: &[Decision]) -> Vec<Value> {
+    let going = decisions.iter().filter(|one| goes(one));
+    going.map(decision_document).collect()
+}
+
+fn goes(decision: &Decision) -> bool {
+    matches!(decision.action, Action::Expire | Action::Erase)
 }
 
 pub fn pruned_document(customer: &CustomerName, pruned: &Pruned) -> Value {
@@ -164,7 +205,7 @@ pub fn pruned_document(customer: &CustomerName, pruned: &Pruned) -> Value {
     })
 }
 
-pub fn decision_document(decision: &crate::policy::Decision) -> Value {
+pub fn decision_document(decision: &Decision) -> Value {
     json!({
         "id": decision.point.to_string(),
         "vm": decision.vm.as_str(),
@@ -192,11 +233,17 @@ pub fn verified_text(customer: &CustomerName, verified: &Verified) -> String {
         figures::count(verified.packs_read, "pack", "packs"),
         figures::bytes(verified.read_bytes),
     );
-    for note in &verified.notes {
+    for note in verified.notes.iter().chain(&verified.certificates) {
         let _ = writeln!(text, "  {note}");
     }
     for damage in &verified.damage {
         let _ = writeln!(text, "  damage: {damage}");
+    }
+    for unread in &verified.unread {
+        let _ = writeln!(text, "  unread: {unread}");
+    }
+    if let Some(failure) = &verified.failure {
+        let _ = writeln!(text, "  {failure}");
     }
     text
 }
@@ -210,7 +257,9 @@ pub fn verified_document(customer: &CustomerName, verified: &Verified) -> Value 
         "packs_read": verified.packs_read,
         "read_bytes": verified.read_bytes,
         "damage": verified.damage,
-        "notes": verified.notes,
+        "unread": verified.unread,
+        "notes": verified.notes.iter().chain(&verified.certificates).collect::<Vec<_>>(),
+        "error": verified.incomplete().map(|error| Failure::from(error).document()["error"].clone()),
     })
 }
 
@@ -225,7 +274,7 @@ mod tests {
     use crate::cli::commands::prune::verdict;
     use crate::cli::exit::Exit;
     use crate::model::PointId;
-    use crate::policy::{Decision, Reason};
+    use crate::policy::Reason;
     use crate::storage::{StorageError, StorageErrorKind};
     use jiff::Timestamp;
 

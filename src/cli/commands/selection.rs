@@ -4,6 +4,7 @@ use crate::cli::args::VmSelector;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::site::Unopened;
 use crate::config::{Config, Customer, Vm};
+use crate::model::CustomerName;
 
 /// The one VM that is meant.
 pub fn configured<'a>(
@@ -29,6 +30,24 @@ pub fn configured<'a>(
         )
         .hint("vmkeep config show lists the VMs")),
     }
+}
+
+/// These customers, or all where none is named.
+pub fn customers<'a>(
+    config: &'a Config,
+    names: &[CustomerName],
+) -> Result<Vec<&'a Customer>, Failure> {
+    for name in names {
+        if !config.customers.iter().any(|one| one.name == *name) {
+            let message = format!("customer {name} is not in the configuration of this host");
+            return Err(
+                Failure::new(Exit::Usage, message).hint("vmkeep config show lists the customers")
+            );
+        }
+    }
+    let mut customers: Vec<&Customer> = config.customers.iter().collect();
+    customers.retain(|one| names.is_empty() || names.contains(&one.name));
+    Ok(customers)
 }
 
 /// A note on each customer that was not looked through for what another one has.

@@ -9,8 +9,9 @@ use crate::cli::overview::{Overview, VmRow};
 use crate::cli::site::Site;
 use crate::cli::table::Table;
 use crate::cli::terminal::Terminal;
-use crate::jobs::Severity;
+use crate::jobs::{AlarmKind, LastRun, Severity, UnderWay};
 use crate::policy::{Night, NightState};
+use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -32,7 +33,10 @@ pub fn run(invocation: &Invocation, args: &StatusArgs) -> Result<Answer, Failure
     let overview = Overview::of(&site, now);
     let mut exit = Exit::Done;
     for concern in &overview.concerns {
-        let of = exit_of(concern.alarm.kind.severity());
+        let of = match concern.alarm.kind {
+            AlarmKind::BackupFailed => Exit::SomeFailed,
+            kind => exit_of(kind.severity()),
+        };
         if rank(of) > rank(exit) {
             exit = of;
         }
@@ -45,10 +49,20 @@ pub fn run(invocation: &Invocation, args: &StatusArgs) -> Result<Answer, Failure
     if args.check {
         return Ok(check(&overview));
     }
+    let folder = site.host.folder();
+    let (last_run, under_way) = (folder.last_run(), folder.under_way());
+    let zone = site.zone();
+    let runs = [
+        last_run.as_ref().map(|run| last_run_line(run, &zone)),
+        under_way.as_ref().map(|run| under_way_line(run, &zone)),
+    ];
+    let runs: String = runs.into_iter().flatten().collect();
     let mut answer = Answer::done(
-        text(&overview),
+        text(&overview, &runs, &zone),
         json!({
             "at": now.to_string(),
+            "last_run": last_run.as_ref().map(last_run_document),
+            "run_under_way": under_way.as_ref().map(under_way_document),
             "vms": overview.rows.iter().map(vm_document).collect::<Vec<_>>(),
             "alarms": overview.concerns.iter().map(Concern::document).collect::<Vec<_>>(),
         }),
@@ -57,7 +71,8 @@ pub fn run(invocation: &Invocation, args: &StatusArgs) -> Result<Answer, Failure
     Ok(answer)
 }
 
-fn text(overview: &Overview) -> String {
+/// `runs`: lines below the table. `zone`: of what is of no customer.
+fn text(overview: &Overview, runs: &str, zone: &TimeZone) -> String {
     let mut table = Table::new()
         .left("")
         .name("VM")
@@ -73,13 +88,65 @@ fn text(overview: &Overview) -> String {
     if !overview.rows.is_empty() {
         text.push_str(LEGEND);
     }
+    text.push_str(runs);
     if !overview.concerns.is_empty() {
         text.push('\n');
     }
     for concern in &overview.concerns {
-        let _ = writeln!(text, "{}", concern.line());
+        let mut rows = overview.rows.iter();
+        let row = rows.find(|row| Some(&row.customer) == concern.customer.as_ref());
+        let zone = row.map_or(zone, |row| &row.zone);
+        let line = figures::local_times(&concern.line(), zone);
+        let _ = writeln!(text, "{line}");
     }
     text
+}
+
+fn last_run_line(run: &LastRun, zone: &TimeZone) -> String {
+    let ended = figures::minute(run.ended_at, zone);
+    let mut line = format!("last run ended {ended}, exit {}", run.exit_code);
+    for (vms, what) in [(run.backed_up, "backed up"), (run.failed, "failed")] {
+        if vms > 0 {
+            let _ = write!(line, ", {} {what}", count_vms(vms));
+        }
+    }
+    line + "\n"
+}
+
+fn last_run_document(run: &LastRun) -> Value {
+    json!({
+        "began_at": run.began_at.to_string(),
+        "ended_at": run.ended_at.to_string(),
+        "exit_code": run.exit_code,
+        "succeeded_at": run.succeeded_at.map(|at| at.to_string()),
+        "backed_up": run.backed_up,
+        "failed": run.failed,
+        "read_bytes": run.read_bytes,
+        "stored_bytes": run.stored_bytes,
+    })
+}
+
+fn under_way_line(run: &UnderWay, zone: &TimeZone) -> String {
+    format!(
+        "a run is under way since {}, {} of {} done: {}\n",
+        figures::minute(run.began_at, zone),
+        run.vms_done,
+        count_vms(run.vms),
+        run.at
+    )
+}
+
+fn under_way_document(run: &UnderWay) -> Value {
+    json!({
+        "began_at": run.began_at.to_string(),
+        "vms": run.vms,
+        "vms_done": run.vms_done,
+        "at": run.at,
+    })
+}
+
+fn count_vms(vms: u64) -> String {
+    figures::count(usize::try_from(vms).unwrap_or(usize::MAX), "VM", "VMs")
 }
 
 /// For plugins of Nagios and its like: whoever cannot look knows nothing.
@@ -152,10 +219,11 @@ fn cells(row: &VmRow) -> [String; 7] {
         ),
         None => ("never".to_string(), ""),
     };
-    let nights = status
-        .coverage
-        .as_ref()
-        .map_or(String::new(), |coverage| strip(&coverage.nights));
+    let nights = row.nights().map_or(String::new(), |nights| {
+        let all = status.coverage.as_ref().map_or(0, |all| all.nights.len());
+        // Those that are not owed are blank, so that each night has its column.
+        strip(nights) + &" ".repeat(all.saturating_sub(nights.len()))
+    });
     let name = match status.configured {
         true => format!("{}/{}", row.customer, status.vm),
         false => format!("{}/{} (gone)", row.customer, status.vm),
@@ -186,14 +254,20 @@ fn strip(nights: &[Night]) -> String {
 }
 
 fn vm_document(row: &VmRow) -> Value {
+    let owed = row.nights();
     let VmRow {
         customer,
         status: row,
         ..
     } = row;
-    let nights = row.coverage.as_ref().map(|coverage| {
-        coverage
-            .nights
+    let missing = owed.map(|nights| {
+        let missing = nights
+            .iter()
+            .filter(|night| night.state == NightState::Missing);
+        missing.count()
+    });
+    let nights = owed.map(|nights| {
+        nights
             .iter()
             .map(|night| {
                 json!({
@@ -217,7 +291,7 @@ fn vm_document(row: &VmRow) -> Value {
         "last_taken_at": row.last.map(|(at, _)| at.to_string()),
         "last_kind": row.last.map(|(_, kind)| kind.to_string()),
         "nights_covered": row.coverage.as_ref().map(|coverage| coverage.covered),
-        "nights_missing": row.coverage.as_ref().map(|coverage| coverage.missing),
+        "nights_missing": missing,
         "nights_suspect": row.coverage.as_ref().map(|coverage| coverage.suspect),
         "nights": nights,
         "next_expiry": row.next_expiry.map(|at| at.to_string()),

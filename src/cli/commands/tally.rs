@@ -1,11 +1,15 @@
 //! What a command says of several customers, one after the other.
 
 use super::prune::worse;
+use crate::cli::alarms::Concern;
 use crate::cli::answer::Answer;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::figures;
 use crate::cli::invocation::Invocation;
+use crate::cli::outside::{Outside, failure_of};
 use crate::cli::site::Unopened;
 use crate::model::CustomerName;
+use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -55,6 +59,28 @@ impl Tally {
     ) -> Result<(), Failure> {
         let mut unopened = unopened.into_iter();
         unopened.try_for_each(|(customer, failure)| self.failed(invocation, customer, failure))
+    }
+
+    /// What is in the store beside the customers of the configuration, for which a command does nothing.
+    pub fn tell_outside(
+        &mut self,
+        invocation: &Invocation,
+        outside: &Outside,
+        zone: &TimeZone,
+    ) -> Vec<Value> {
+        for concern in &outside.concerns {
+            let what = figures::local_times(&concern.alarm.text, zone);
+            let _ = writeln!(self.text, "{}: {what}", concern.whom());
+            if let Some(mut failure) = failure_of(concern) {
+                failure.message = figures::local_times(&failure.message, zone);
+                for hint in &failure.hints {
+                    let _ = writeln!(self.text, "  hint: {hint}");
+                }
+                invocation.terminal.tell(&failure);
+                self.meet(Some(failure));
+            }
+        }
+        outside.concerns.iter().map(Concern::document).collect()
     }
 
     /// `document` is given the documents of the customers.

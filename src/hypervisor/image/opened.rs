@@ -268,9 +268,11 @@ fn shown(disk: &ImageDisk) -> String {
 
 fn io_error(disk: &ImageDisk, error: io::Error) -> CaptureError {
     match error.kind() {
-        io::ErrorKind::NotFound => {
-            CaptureError::new(CaptureErrorKind::Missing, shown(disk), "is not there")
-        }
+        io::ErrorKind::NotFound => CaptureError::new(
+            CaptureErrorKind::Missing,
+            shown(disk),
+            "is not there: is what it lies on mounted, and its path right in the configuration?",
+        ),
         _ => CaptureError::new(CaptureErrorKind::Io, shown(disk), error),
     }
 }

@@ -152,7 +152,7 @@ impl NbdClient {
     /// Brings everything that was acknowledged before to stable storage.
     pub fn flush(&self) -> Result<(), NbdError> {
         self.need(wire::EXPORT_FLUSH, "flush")?;
-        self.with_connection(|connection| connection.command(wire::COMMAND_FLUSH, 0, 0))
+        self.with_connection(Connection::flush)
     }
 
     /// The flags of `range` in a metadata context: sorted, without gaps, neighbours differ.

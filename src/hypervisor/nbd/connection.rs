@@ -12,6 +12,7 @@ pub(super) struct Connection {
     stream: TimedStream,
     /// Of one request with its reply.
     limit: Duration,
+    flush_limit: Duration,
     export: Export,
     cookie: u64,
 }
@@ -24,6 +25,7 @@ impl Connection {
         Ok(Connection {
             stream,
             limit: endpoint.timeout,
+            flush_limit: endpoint.flush_timeout,
             export,
             cookie: 0,
         })
@@ -59,9 +61,15 @@ impl Connection {
         reply::receive_done(&mut self.stream, cookie)
     }
 
-    /// A command of an extent, or of nothing, that returns nothing.
+    /// A command of an extent that returns nothing.
     pub(super) fn command(&mut self, kind: u16, offset: u64, length: u32) -> Result<(), NbdError> {
         let cookie = self.send(kind, offset, length, &[])?;
+        reply::receive_done(&mut self.stream, cookie)
+    }
+
+    pub(super) fn flush(&mut self) -> Result<(), NbdError> {
+        let cookie = self.send(wire::COMMAND_FLUSH, 0, 0, &[])?;
+        self.stream.until(Instant::now() + self.flush_limit);
         reply::receive_done(&mut self.stream, cookie)
     }
 

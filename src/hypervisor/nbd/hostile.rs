@@ -310,7 +310,7 @@ fn shake_hands(
             ]
             .concat(),
             wire::OPTION_GO => {
-                let export = [&[0, 0][..], &size.to_be_bytes(), &[1, 3]].concat();
+                let export = [&[0, 0][..], &size.to_be_bytes(), &[1, 7]].concat();
                 let mut blocks = vec![0, 3];
                 for size in block_sizes {
                     blocks.extend_from_slice(&size.to_be_bytes());
@@ -406,6 +406,31 @@ fn a_server_that_falls_silent_is_left_in_time() {
     let result = client.read_at(4096, &mut [0; 1024]);
     assert!(matches!(result, Err(NbdError::TimedOut)), "{result:?}");
     server.thread.join().unwrap();
+}
+
+#[test]
+fn a_flush_has_a_limit_of_its_own() {
+    let flushed_within = |limit: Duration| {
+        let mut server = FakeServer::start(
+            PLAIN,
+            |cookie| {
+                std::thread::sleep(Duration::from_millis(900));
+                chunk(true, wire::CHUNK_NONE, cookie, &[])
+            },
+            |mut stream| drop(stream.read(&mut [0])),
+        );
+        server.endpoint.timeout = Duration::from_millis(300);
+        server.endpoint.flush_timeout = limit;
+        let client = NbdClient::connect(server.endpoint.clone()).unwrap();
+        let result = client.flush();
+        drop(client);
+        server.thread.join().unwrap();
+        result
+    };
+    let result = flushed_within(Duration::from_secs(20));
+    assert!(result.is_ok(), "{result:?}");
+    let result = flushed_within(Duration::from_millis(300));
+    assert!(matches!(result, Err(NbdError::TimedOut)), "{result:?}");
 }
 
 #[test]

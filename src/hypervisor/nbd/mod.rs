@@ -66,6 +66,8 @@ pub struct Endpoint {
     pub contexts: Vec<String>,
     /// Longest time for the handshake, and for one request with its reply.
     pub timeout: Duration,
+    /// The same for a flush, which may have much to write.
+    pub flush_timeout: Duration,
     /// Most connections open at once.
     pub connections: usize,
 }
@@ -77,6 +79,7 @@ impl Endpoint {
             export: export.into(),
             contexts: Vec::new(),
             timeout: DEFAULT_TIMEOUT,
+            flush_timeout: DEFAULT_TIMEOUT,
             connections: DEFAULT_CONNECTIONS,
         }
     }

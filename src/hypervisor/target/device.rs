@@ -3,7 +3,7 @@ use super::{ImageTarget, SyncedTarget, check_range, check_size};
 use crate::hypervisor::writer::{self, Writers};
 use crate::hypervisor::{CaptureError, CaptureErrorKind};
 use crate::model::Extent;
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io;
@@ -18,6 +18,7 @@ static ZEROES: [u8; 256 * 1024] = [0; 256 * 1024];
 #[derive(Debug)]
 pub struct DeviceTarget {
     name: String,
+    file: Arc<File>,
     behind: WriteBehind,
     size: u64,
 }
@@ -59,6 +60,9 @@ impl DeviceTarget {
         if !is_device(file.metadata().map_err(failed)?.mode()) {
             return Err(invalid("was replaced while it was opened".to_string()));
         }
+        if writer::is_read_only(&file).map_err(failed)? {
+            return Err(invalid("the device is read-only".to_string()));
+        }
         // Where it cannot be told, O_EXCL and the word of whoever said --force must do.
         if let Writers::Somebody(writer) = writer::of(&file).map_err(failed)? {
             return Err(CaptureError::new(
@@ -74,9 +78,11 @@ impl DeviceTarget {
                 "the device has {length} bytes, the disk needs {size}"
             )));
         }
+        let file = Arc::new(file);
         Ok(DeviceTarget {
             name: path.display().to_string(),
-            behind: WriteBehind::new(&Arc::new(file)).map_err(failed)?,
+            behind: WriteBehind::new(&file).map_err(failed)?,
+            file,
             size,
         })
     }
@@ -98,9 +104,14 @@ impl ImageTarget for DeviceTarget {
         self.write(offset, data)
     }
 
-    /// Writes zeroes: a device may forget a discard, or read as anything after it.
+    /// Never a mere discard, which a device may forget, or read as anything after. Of a block device this call is
+    /// granted only where zeroes are certain, whether they take room or not; else they are written.
     fn zero(&self, range: Extent) -> Result<(), CaptureError> {
         check_range(&self.name, self.size, range.offset, range.length)?;
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if rustix::fs::fallocate(&self.file, hole, range.offset, range.length).is_ok() {
+            return Ok(());
+        }
         let mut offset = range.offset;
         while offset < range.end() {
             let length = (range.end() - offset).min(ZEROES.len() as u64);
@@ -125,6 +136,7 @@ impl ImageTarget for DeviceTarget {
 mod tests {
     use super::*;
     use crate::hypervisor::writer::testing::{DEVICE_BYTES, Device, Writer};
+    use std::process::Command;
 
     #[test]
     fn nothing_is_restored_onto_a_device_that_another_process_writes_to_through_another_node() {
@@ -136,5 +148,54 @@ mod tests {
         assert!(error.detail.contains("open for writing"), "{error}");
         drop(writer);
         open().unwrap();
+    }
+
+    #[test]
+    fn nothing_is_restored_onto_a_disk_while_a_process_writes_to_a_partition_of_it() {
+        let device = Device::new();
+        let writer = Writer::start(&device.partition());
+        let error = DeviceTarget::open(&device.path, DEVICE_BYTES, true).unwrap_err();
+        assert_eq!(error.kind, CaptureErrorKind::Inconsistent);
+        drop(writer);
+        DeviceTarget::open(&device.path, DEVICE_BYTES, true).unwrap();
+    }
+
+    #[test]
+    fn a_read_only_device_is_told_before_anything_is_written() {
+        let device = Device::new();
+        let set = |what: &str| {
+            let mut command = Command::new("blockdev");
+            let status = command.arg(what).arg(&device.path).status();
+            assert!(status.unwrap().success());
+        };
+        set("--setro");
+        let error = DeviceTarget::open(&device.path, DEVICE_BYTES, true).unwrap_err();
+        set("--setrw");
+        assert_eq!(error.kind, CaptureErrorKind::Invalid);
+        assert!(error.detail.contains("read-only"), "{error}");
+    }
+
+    #[test]
+    fn a_hole_takes_no_room_where_the_device_gives_it_back_and_reads_as_zero_everywhere() {
+        let device = Device::new();
+        let target = Box::new(DeviceTarget::open(&device.path, DEVICE_BYTES, true).unwrap());
+        // No device is asked for less than whole sectors: the second is written.
+        let holes = [
+            Extent::new(0, 512 << 10),
+            Extent::new((768 << 10) + 10, 1000),
+        ];
+        for hole in holes {
+            target.zero(hole).unwrap();
+        }
+        target.write_at(512 << 10, &[3; 4096]).unwrap();
+        target.sync().unwrap();
+        let mut expected = vec![7_u8; DEVICE_BYTES as usize];
+        for hole in holes {
+            expected[hole.offset as usize..hole.end() as usize].fill(0);
+        }
+        expected[512 << 10..(512 << 10) + 4096].fill(3);
+        assert!(fs::read(&device.path).unwrap() == expected);
+        let used = fs::metadata(device.file()).unwrap().blocks() * 512;
+        assert!(used <= 600 << 10, "{used} bytes");
     }
 }

@@ -1,4 +1,5 @@
 use super::partial::Partial;
+use super::write_behind::WriteBehind;
 use super::{ImageTarget, SyncedTarget, check_range, check_size};
 use crate::hypervisor::qemu_nbd::{Access, QemuNbd, run_tool};
 use crate::hypervisor::{CaptureError, CaptureErrorKind};
@@ -10,6 +11,8 @@ pub struct Qcow2Target {
     /// Before the file: the server must have let go of it when it is removed.
     server: QemuNbd,
     partial: Partial,
+    /// Syncs what the server has written: the page cache of a file is one, whoever writes.
+    behind: WriteBehind,
     size: u64,
 }
 
@@ -52,9 +55,11 @@ impl Qcow2Target {
                 format!("qemu-img made a disk of {served} bytes instead of {size}"),
             ));
         }
+        let behind = WriteBehind::new(partial.file()).map_err(|error| partial.io(error))?;
         Ok(Qcow2Target {
             server,
             partial,
+            behind,
             size,
         })
     }
@@ -65,7 +70,10 @@ impl ImageTarget for Qcow2Target {
         self.server
             .client()?
             .write_at(offset, data)
-            .map_err(|error| error.into_capture(self.partial.name()))
+            .map_err(|error| error.into_capture(self.partial.name()))?;
+        self.behind
+            .wrote(data.len() as u64)
+            .map_err(|error| self.partial.io(error))
     }
 
     /// Clusters that were never written read as zero, since there is no backing file.
@@ -81,7 +89,29 @@ impl ImageTarget for Qcow2Target {
             .flush()
             .map_err(|error| error.into_capture(target.partial.name()))?;
         target.server.finish()?;
-        target.partial.sync()?;
-        Ok(SyncedTarget::file(target.partial))
+        let partial = target.partial;
+        target.behind.sync().map_err(|error| partial.io(error))?;
+        Ok(SyncedTarget::file(partial))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn a_disk_of_which_a_sync_failed_while_it_was_written_gets_no_name() {
+        let lab = tempfile::tempdir().expect("a folder");
+        let (out, run) = (lab.path().join("out"), lab.path().join("run"));
+        std::fs::create_dir(&out).expect("a folder");
+        let mut target = Qcow2Target::create(&out, "vda.qcow2", 1 << 30, &run).expect("a target");
+        let behind = WriteBehind::with(target.partial.file(), || Err(Errno::IO));
+        target.behind = behind.expect("a thread");
+        let piece = vec![7; 8 << 20];
+        let failed = (0..1 << 7).find_map(|_| target.write_at(0, &piece).err());
+        assert!(failed.is_some(), "a whole GiB was written to a dead disk");
+        assert!(Box::new(target).sync().is_err());
+        assert_eq!(out.read_dir().expect("the folder").count(), 0);
     }
 }

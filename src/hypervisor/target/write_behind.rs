@@ -69,7 +69,12 @@ impl WriteBehind {
     /// An error may be that of an earlier write.
     pub(super) fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.file.write_all_at(data, offset)?;
-        Ok(self.shared.wrote(data.len() as u64)?)
+        self.wrote(data.len() as u64)
+    }
+
+    /// For whoever has written to the file himself, through another process too.
+    pub(super) fn wrote(&self, length_bytes: u64) -> io::Result<()> {
+        Ok(self.shared.wrote(length_bytes)?)
     }
 
     /// Brings all that was written to stable storage.

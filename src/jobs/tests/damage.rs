@@ -167,13 +167,15 @@ pub(super) fn verify_all(customer: &Customer) -> Result<Vec<String>, JobError> {
         threads: 1,
     };
     let never = AtomicBool::new(false);
-    Ok(verify(customer, request, &Quiet, &never)?.damage)
+    let verified = verify(customer, request, &Quiet, &never)?;
+    Ok([verified.damage, verified.certificates].concat())
 }
 
 fn verify_all_sealed(world: &World) -> Result<Vec<String>, JobError> {
     let never = AtomicBool::new(false);
     let customer = world.open_sealed()?;
-    Ok(verify_sealed(&customer, Some(100), 1, &Quiet, &never)?.damage)
+    let verified = verify_sealed(&customer, Some(100), 1, &Quiet, &never)?;
+    Ok([verified.damage, verified.certificates].concat())
 }
 
 #[test]
@@ -270,6 +272,85 @@ fn a_broken_key_file_is_damage_until_init_has_made_another_one() {
 }
 
 #[test]
+fn of_the_points_that_need_what_is_damaged_one_is_named_and_others_are_not_ruled_out() {
+    let mut world = World::new();
+    let customer = world.open();
+    let points = ["web", "db"].map(|vm| world.backup(&customer, vm, &image(&[1, 2, 3]), true));
+    let told = |world: &World| -> Vec<String> {
+        let damage = verify_all(&world.open()).unwrap().into_iter();
+        damage
+            .filter(|line| line.starts_with("restore point"))
+            .collect()
+    };
+    let snapshot = world.memory.snapshot();
+    for pack in world.packs() {
+        let mut bytes = world.memory.read(&pack, u64::MAX).unwrap();
+        bytes[HEADER_BYTES + FRAME_HEADER_BYTES + 20] ^= 1;
+        world.memory.plant(&pack, &bytes);
+    }
+    let shared = told(&world);
+    assert!(!shared.is_empty());
+    let leaves_room = |line: &String| line.contains("), and perhaps others: ");
+    assert!(shared.iter().all(leaves_room), "{shared:?}");
+    // A record is of one point.
+    world.rewind(&snapshot);
+    let record = customer.names().point(&points[0]);
+    world.memory.plant(&record, b"damaged");
+    let own = told(&world);
+    assert_eq!(own.len(), 1, "{own:?}");
+    assert!(
+        own[0].contains(&points[0].to_string()) && !leaves_room(&own[0]),
+        "{own:?}"
+    );
+}
+
+#[test]
+fn a_certificate_that_is_lost_or_altered_is_told_of() {
+    let memory = Memory::new();
+    let terms = PolicyTerms {
+        max_retention: "7 days".to_string(),
+        timezone: "UTC".to_string(),
+        ..PolicyTerms::default()
+    };
+    let lab = Lab::new(Arc::new(memory.clone()), &terms);
+    let customer = lab.open();
+    for night in 0..10 {
+        let chunks = crate::repository::testing::image(&[1, 2, 100 + night]);
+        back_up(&customer, "web", &chunks, night % 7 == 0);
+        lab.prune(&customer).unwrap();
+        lab.pass(DAY);
+    }
+    let never = AtomicBool::new(false);
+    let by_night = || {
+        let verified = verify_in_run(&customer, &lab.host, 1, &Quiet, &never);
+        let verified = verified.unwrap();
+        // No restore point needs one.
+        assert_eq!(verified.damage, Vec::<String>::new());
+        verified.certificates
+    };
+    assert_eq!(verify_all(&customer).unwrap(), Vec::<String>::new());
+    let id = customer.with_state(|state| state.certificates.last().unwrap().id.clone());
+    for file in [format!("{id}.json"), format!("{id}.json.minisig")] {
+        let name = customer.names().certificate(&file).unwrap();
+        let right = memory.read(&name, u64::MAX).unwrap();
+        let names_it = |damage: &[String]| {
+            damage.len() == 1 && damage.iter().all(|line| line.contains(name.as_str()))
+        };
+        let mut altered = right.clone();
+        altered[right.len() / 2] ^= 1;
+        memory.plant(&name, &altered);
+        assert!(names_it(&verify_all(&customer).unwrap()));
+        // A night does not read them.
+        assert_eq!(by_night(), Vec::<String>::new());
+        memory.delete(&name).unwrap();
+        assert!(names_it(&verify_all(&customer).unwrap()));
+        assert!(names_it(&by_night()));
+        memory.plant(&name, &right);
+    }
+    assert_eq!(verify_all(&customer).unwrap(), Vec::<String>::new());
+}
+
+#[test]
 fn a_segment_that_the_store_has_lost_is_found_by_a_host_that_has_a_copy() {
     let mut world = World::new();
     let folder = tempfile::tempdir().unwrap();
@@ -315,7 +396,9 @@ fn what_is_known_as_damaged_is_noted_once_and_takes_no_other_packs_turn() {
     let never = AtomicBool::new(false);
     let damage = || {
         let verified = verify_in_run(&customer, &lab.host, 1, &Quiet, &never);
-        verified.unwrap().damage
+        let verified = verified.unwrap();
+        assert_eq!(verified.noted, verified.damage);
+        verified.damage
     };
     let noted = || -> BTreeSet<PackName> {
         customer.with_state(|state| state.damaged.iter().map(|(pack, _)| *pack).collect())

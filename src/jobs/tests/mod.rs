@@ -8,3 +8,7 @@ mod prune;
 mod recovery;
 mod reports;
 mod restoring;
+mod roles;
+mod sessions;
+mod unread;
+mod vouching;

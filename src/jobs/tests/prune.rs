@@ -7,10 +7,10 @@ use crate::jobs::prune::NO_CERTIFICATE_OF_COPIES;
 use crate::jobs::testing::{Lab, back_up, prune_with};
 use crate::jobs::{
     AlarmKind, JobErrorKind, Looked, Policies, PruneRequest, Quiet, alarms, apply_policy,
-    plan_prune, prune, undo,
+    foresee_prune, is_prune_due, plan_prune, prune, undo, why_not_delete,
 };
 use crate::model::{ObjectHash, ObjectName, PackName, PointId, PointState, SessionId};
-use crate::policy::{Action, PolicyTerms, next_prune_ends};
+use crate::policy::{Action, PolicyTerms, Reason, next_prune_ends};
 use crate::repository::testing::{DAY, Running, change, image, restore, vm};
 use crate::repository::{Customer, Ledger, RepositoryErrorKind, State};
 use crate::storage::{
@@ -94,6 +94,163 @@ fn no_certificate_is_signed_over_a_file_that_no_listing_shows() {
     );
     std::fs::remove_file(copy).unwrap();
     assert!(lab.prune(&customer).unwrap().certificate.is_some());
+}
+
+/// As `cp -a` does.
+fn copy(storage: &dyn Storage, from: &str, to: &str) -> Vec<ObjectName> {
+    let listed = storage.list(from).unwrap().into_iter();
+    let copied = listed.map(|object| {
+        let rest = object.name.as_str().strip_prefix(from).unwrap();
+        let name = ObjectName::new(&format!("{to}{rest}")).unwrap();
+        let bytes = storage.read(&object.name, u64::MAX).unwrap();
+        storage.create(&name, &bytes).unwrap();
+        name
+    });
+    copied.collect()
+}
+
+#[test]
+fn no_certificate_is_signed_while_a_copy_of_the_customer_is_in_the_store() {
+    for place in ["customers/acme.bak", "customers-before-the-move/acme"] {
+        let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+        nights(&lab, 5);
+        let copies = copy(&*lab.storage, "customers/acme", place);
+        let customer = lab.open();
+        let confirm = PruneRequest {
+            confirm: true,
+            ..PruneRequest::default()
+        };
+        let mut told = Vec::new();
+        for night in 0..3 {
+            back_up(&customer, "web", &image(&[1, 2, 300 + night]), false);
+            let pruned = prune_with(&customer, &lab.host, confirm).unwrap();
+            assert_eq!(pruned.certificate, None);
+            told = pruned.swept.unexplained;
+            lab.pass(DAY);
+        }
+        let [told] = &told[..] else {
+            panic!("{told:?}")
+        };
+        assert!(place.starts_with(told.split(' ').next().unwrap()), "{told}");
+        assert!(told.contains("no prune does"), "{told}");
+        // Nobody knows what it is for: it is left alone.
+        for copy in copies {
+            assert!(lab.storage.size_bytes(&copy).is_ok());
+            lab.storage.delete(&copy).unwrap();
+        }
+        assert!(lab.prune(&customer).unwrap().certificate.is_some());
+        let (erased, certified) = erased_and_certified(&lab);
+        assert_eq!(erased, certified);
+    }
+}
+
+#[test]
+fn nobody_is_told_to_remove_what_may_be_a_customer_although_nothing_is_certified_beside_it() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    nights(&lab, 8);
+    let first = ObjectName::new("customers/beta/ledger/0000000000000001").unwrap();
+    lab.storage.create(&first, b"damaged").unwrap();
+    let customer = lab.open();
+    back_up(&customer, "web", &image(&[1, 2, 300]), false);
+    let pruned = lab.prune(&customer).unwrap();
+    assert_eq!(pruned.certificate, None);
+    let [told] = &pruned.swept.unexplained[..] else {
+        panic!("{:?}", pruned.swept.unexplained)
+    };
+    assert!(
+        told.contains(first.as_str()) && !told.contains("remove"),
+        "{told}"
+    );
+    lab.storage.delete(&first).unwrap();
+    assert!(lab.prune(&customer).unwrap().certificate.is_some());
+}
+
+#[test]
+fn a_certificate_is_dated_after_the_listing_that_it_rests_on_and_says_when_each_point_was_erased() {
+    let ready = || {
+        let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+        nights(&lab, 7);
+        lab
+    };
+    let lab = ready();
+    let store = Arc::new(Faulty::new(lab.storage.clone()));
+    lab.prune(&lab.open_on(store.clone(), &lab.host)).unwrap();
+    let mut log = store.log().into_iter();
+    let last_listing = log.rfind(|line| line.verb == Verb::Survey).unwrap();
+
+    let lab = ready();
+    let began = lab.time.now();
+    let store = Arc::new(Faulty::new(lab.storage.clone()));
+    let customer = lab.open_on(store.clone(), &lab.host);
+    let gate = store.freeze_before(last_listing.number);
+    let hours = SignedDuration::from_hours(5);
+    let told = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| lab.prune(&customer).unwrap().certificate);
+        assert!(gate.wait_until_reached(Duration::from_secs(10)));
+        lab.pass(hours);
+        gate.release();
+        thread.join().unwrap().unwrap()
+    });
+    let bytes = lab.storage.read(&told.object, u64::MAX).unwrap();
+    let certificate = Certificate::parse(&bytes).unwrap();
+    assert_eq!(certificate.issued_at, began + hours);
+    assert!(!certificate.erased.is_empty());
+    for point in &certificate.erased {
+        assert_eq!(point.erased_at, Some(began));
+    }
+    let date = certificate.issued_at.strftime("%Y%m%dT%H%M%SZ").to_string();
+    assert!(told.id.starts_with(&date), "{}", told.id);
+}
+
+#[test]
+fn a_certificate_is_not_dated_before_what_another_host_did_whose_clock_is_ahead() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    nights(&lab, 1);
+    let point = back_up(&lab.open(), "db", &image(&[7, 8]), true);
+    let ahead = SignedDuration::from_mins(3);
+    lab.pass(ahead);
+    let erased_at = lab.time.now();
+    let other = lab.open_second();
+    change(&other, point, Body::Expire).unwrap();
+    change(&other, point, Body::Erase).unwrap();
+    lab.pass(-ahead);
+    let told = lab.prune(&lab.open()).unwrap().certificate.unwrap();
+    let bytes = lab.storage.read(&told.object, u64::MAX).unwrap();
+    let certificate = Certificate::parse(&bytes).unwrap();
+    assert_eq!(certificate.erased[0].erased_at, Some(erased_at));
+    assert_eq!(certificate.issued_at, erased_at);
+}
+
+#[test]
+fn what_is_over_and_locked_counts_among_the_bytes_that_a_certificate_says_are_left() {
+    let memory = Memory::new();
+    let lab = Lab::new(Arc::new(memory.clone()), &a_week());
+    nights(&lab, 7);
+    let pack = lab.open().names().pack(&PackName {
+        session: SessionId::from_bytes([9; 16]),
+        hash: ObjectHash::from_bytes([9; 32]),
+    });
+    memory.create(&pack, b"of an aborted session").unwrap();
+    let store = Arc::new(Refusing {
+        memory: memory.clone(),
+        records: vec![pack],
+        is_deleted: false,
+        kind: StorageErrorKind::Locked,
+    });
+    let customer = lab.open_on(store, &lab.host);
+    let pruned = lab.prune(&customer).unwrap();
+    assert_eq!(pruned.swept.locked.len(), 1);
+    let told = pruned.certificate.unwrap();
+    let bytes = memory.read(&told.object, u64::MAX).unwrap();
+    let certificate = Certificate::parse(&bytes).unwrap();
+    let marked: u64 = customer.with_state(|state| {
+        let marks = state.marks.values();
+        marks.map(|mark| mark.dead_bytes).sum()
+    });
+    let locked = b"of an aborted session".len() as u64;
+    assert_eq!(certificate.unreadable_bytes_left, marked + locked);
+    assert_eq!(certificate.unreadable_bytes_deadline, None);
+    assert_eq!(certificate.destroyed, []);
 }
 
 #[test]
@@ -396,12 +553,13 @@ struct Refusing {
     memory: Memory,
     records: Vec<ObjectName>,
     is_deleted: bool,
+    kind: StorageErrorKind,
 }
 
 impl Refusing {
     fn refuse(&self, name: &ObjectName) -> Result<(), StorageError> {
         match self.records.contains(name) {
-            true => Err(StorageError::new(StorageErrorKind::Denied, name, "a test")),
+            true => Err(StorageError::new(self.kind, name, "a test")),
             false => Ok(()),
         }
     }
@@ -491,6 +649,7 @@ fn a_record_that_cannot_be_removed_keeps_nothing_else_from_going_and_is_told() {
             memory: memory.clone(),
             records: vec![kept.clone()],
             is_deleted: false,
+            kind: StorageErrorKind::Denied,
         });
         let customer = lab.open_on(store, &lab.host);
         let pruned = lab.prune(&customer).unwrap();
@@ -516,6 +675,7 @@ fn a_record_that_cannot_be_overwritten_is_deleted_and_that_is_told() {
         memory: memory.clone(),
         records: records.clone(),
         is_deleted: true,
+        kind: StorageErrorKind::Denied,
     });
     let customer = lab.open_on(store, &lab.host);
     let pruned = lab.prune(&customer).unwrap();
@@ -836,15 +996,83 @@ fn a_confirmed_prune_erases_without_the_wait() {
         ..PruneRequest::default()
     };
     let planned = customer.with_state(|state| plan_prune(state, lab.time.now(), confirm));
-    assert!(
-        planned
-            .iter()
-            .any(|row| row.point == point && row.action == Action::Erase)
+    let row = planned.iter().find(|row| row.point == point).unwrap();
+    // Nothing is said of a wait that is over, nor of an undo that there is not.
+    assert_eq!(
+        (row.action, &row.reason),
+        (Action::Erase, &Reason::Confirmed)
     );
     let pruned = prune_with(&customer, &lab.host, confirm).unwrap();
     assert_eq!(pruned.erased, [point]);
     let state = customer.with_state(|state| state.points.get(&point).map(|row| row.state));
     assert_ne!(state, Some(PointState::Expired));
+}
+
+#[test]
+fn a_prune_that_is_foreseen_is_the_one_that_is_done() {
+    for confirm in [false, true] {
+        let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+        nights(&lab, 6);
+        let customer = lab.open();
+        let newest = customer.base(&vm("web")).unwrap();
+        change(&customer, newest, Body::Expire).unwrap();
+        let request = PruneRequest {
+            confirm,
+            ..PruneRequest::default()
+        };
+        let now = lab.time.now();
+        let foreseen = customer.with_state(|state| foresee_prune(state, now, request));
+        let pruned = prune_with(&customer, &lab.host, request).unwrap();
+        assert_eq!(foreseen, pruned.decisions);
+        assert!(!pruned.expired.is_empty());
+        // What it expires itself a confirmed one erases as well.
+        let erased = |point: &PointId| pruned.erased.contains(point);
+        assert_eq!(erased(&newest), confirm);
+        assert!(!confirm || pruned.expired.iter().all(erased));
+    }
+}
+
+#[test]
+fn a_prune_is_due_for_what_is_to_go_and_for_nothing_else() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    let customer = lab.open();
+    let is_due = || customer.with_state(|state| is_prune_due(state, lab.time.now()));
+    assert!(!is_due());
+    back_up(&customer, "web", &image(&[1]), true);
+    assert!(!is_due());
+    lab.pass(DAY * 6);
+    assert!(is_due());
+    lab.vouch();
+    lab.prune(&customer).unwrap();
+    assert!(!is_due());
+}
+
+#[test]
+fn a_clock_is_asked_only_where_something_could_be_deleted() {
+    let lab = Lab::new(Arc::new(Memory::new()), &a_week());
+    let customer = lab.open();
+    lab.pass(DAY * 2000);
+    let refused = || customer.with_state(|state| why_not_delete(state, &lab.host).is_some());
+    let before = customer.state();
+    lab.prune(&customer).unwrap();
+    assert!(!refused());
+    assert_eq!(customer.state(), before);
+    // What nobody has explained is no business of a clock that is not believed.
+    let confirm = PruneRequest {
+        confirm: true,
+        ..PruneRequest::default()
+    };
+    let clock = |request| {
+        let error = prune_with(&customer, &lab.host, request).unwrap_err();
+        assert!(matches!(error.kind, JobErrorKind::Clock(_)), "{error}");
+        error.message
+    };
+    clock(confirm);
+    back_up(&customer, "web", &image(&[1]), true);
+    assert!(refused());
+    let message = clock(PruneRequest::default());
+    let start = "customer acme: nothing was deleted: ";
+    assert!(message.starts_with(start), "{message}");
 }
 
 /// A prune whose first operation fails like that: what it noted, and whether it used the reserve.

@@ -1,14 +1,15 @@
-//! What a restore that is interrupted still does, and what it leaves.
+//! What a restore that is interrupted still does, and what it leaves; and what it does about damage.
 
+use crate::format::pack::{FRAME_HEADER_BYTES, HEADER_BYTES, PackKind};
 use crate::hypervisor::CaptureError;
 use crate::hypervisor::target::{ImageTarget, RawTarget, SyncedTarget};
 use crate::jobs::testing::{Lab, back_up};
 use crate::jobs::{JobErrorKind, Quiet, RestoreTarget, restore};
-use crate::model::Extent;
+use crate::model::{Extent, ObjectName};
 use crate::policy::PolicyTerms;
-use crate::repository::PointReader;
-use crate::repository::testing::image;
-use crate::storage::Memory;
+use crate::repository::testing::{self, DAY, image};
+use crate::repository::{PackInfo, PointReader};
+use crate::storage::{Memory, Storage};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -70,4 +71,48 @@ fn a_restore_that_is_interrupted_writes_no_further_chunk_and_leaves_no_file() {
     assert!(told.is_ok());
     assert_eq!(written, 5);
     assert_eq!(std::fs::read(folder.path().join("vda.raw")).unwrap(), bytes);
+}
+
+fn flip_a_bit(memory: &Memory, name: &ObjectName) {
+    let mut bytes = memory.read(name, u64::MAX).unwrap();
+    bytes[HEADER_BYTES + FRAME_HEADER_BYTES + 20] ^= 1;
+    memory.plant(name, &bytes);
+}
+
+fn lose(memory: &Memory, name: &ObjectName) {
+    memory.delete(name).unwrap();
+}
+
+#[test]
+fn what_a_restore_finds_damaged_in_a_fresh_pack_is_stored_anew_by_the_next_full() {
+    let ways: [fn(&Memory, &ObjectName); 2] = [flip_a_bit, lose];
+    for damage in ways {
+        let memory = Memory::new();
+        let lab = Lab::new(Arc::new(memory.clone()), &PolicyTerms::default());
+        let customer = lab.open();
+        let bytes = image(&[1, 2, 3, 4, 5]);
+        let id = back_up(&customer, "web", &bytes, true);
+        let index = customer.load_index().unwrap();
+        let is_data = |info: &&PackInfo| info.row.kind == PackKind::Data;
+        let pack = index.packs().iter().find(is_data).unwrap();
+        damage(&memory, &customer.names().pack(&pack.row.name));
+
+        let point = PointReader::open(&customer, &id).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let target = RawTarget::create(folder.path(), "vda.raw", bytes.len() as u64).unwrap();
+        let target = RestoreTarget {
+            disk: point.disks[0].name().clone(),
+            target: Box::new(target),
+        };
+        let never = AtomicBool::new(false);
+        let told = restore(&customer, &point, vec![target], 1, &Quiet, &never);
+        assert!(told.unwrap_err().is_damage());
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+
+        lab.pass(DAY);
+        let full = back_up(&customer, "web", &bytes, true);
+        for point in [id, full] {
+            assert!(testing::restore(&customer, &point).unwrap() == bytes);
+        }
+    }
 }

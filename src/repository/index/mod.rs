@@ -4,6 +4,7 @@
 //! only where 32 bits of its tag fit; but the first [`IN_MEMORY_BYTES`] of them are kept, so that the
 //! index of most hosts needs no asking. And 150 bytes a pack.
 
+mod all_there;
 mod noted;
 mod open_segment;
 
@@ -61,6 +62,7 @@ pub struct Index {
 }
 
 /// What most entries leave as it is.
+#[derive(Default)]
 struct Tables {
     /// In the order of their names.
     segments: Vec<Loaded>,
@@ -379,6 +381,8 @@ impl Index {
         &self,
         mut each: impl FnMut(RecordAt, Tag, Place),
     ) -> Result<(), RepositoryError> {
+        #[cfg(test)]
+        PASSES.set(PASSES.get() + 1);
         for (segment, loaded) in self.tables.segments.iter().enumerate() {
             for (at, record) in loaded.segment.records().enumerate() {
                 let record = record?;
@@ -389,6 +393,12 @@ impl Index {
         }
         Ok(())
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often this thread went through all records of an index.
+    pub(super) static PASSES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 impl Loaded {

@@ -4,7 +4,7 @@ use super::super::RepositoryError;
 use crate::format::FormatError;
 use crate::format::names::CustomerNames;
 use crate::format::segment::{MAX_SEGMENT_BYTES, PackRow, Record, Segment, SegmentBytes};
-use crate::model::{ObjectHash, ObjectName, SegmentName, Tag};
+use crate::model::{ObjectHash, ObjectName, SegmentName, SessionId, Tag};
 use crate::storage::{OpenObject, Storage, StorageError, StorageErrorKind};
 
 pub(super) struct OpenSegment {
@@ -96,6 +96,17 @@ impl Unread {
             object,
             bytes,
         })
+    }
+
+    /// One that no store has, under the name that it would have there.
+    pub fn made(names: &CustomerNames, session: SessionId, bytes: Vec<u8>) -> Self {
+        let hash = ObjectHash::from_bytes(*blake3::hash(&bytes).as_bytes());
+        let name = SegmentName { session, hash };
+        Unread {
+            name,
+            object: names.segment(&name),
+            bytes: Held::Memory(bytes),
+        }
     }
 
     pub fn memory_bytes(&self) -> u64 {

@@ -24,3 +24,42 @@ pub fn checkpoint(bytes: &[u8]) {
     state.unmarked_erasures();
     state.has_unmarked_copies(u64::MAX);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::testing::{World, image};
+    use std::fs;
+    use std::path::Path;
+
+    fn states() -> Vec<(&'static str, State)> {
+        let mut world = World::new();
+        let customer = world.open();
+        let state = || State::clone(&customer.state());
+        let mut states = vec![("empty", state())];
+        let first = world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+        world.backup(&customer, "db", &image(&[4]), true);
+        world.backup(&customer, "web", &image(&[1, 5, 3]), false);
+        states.push(("points", state()));
+        world.erase(&customer, first);
+        states.push(("erased", state()));
+        world.prune(&customer).unwrap();
+        states.push(("reclaimed", state()));
+        states
+    }
+
+    /// A corpus of what no version reads any more teaches a fuzzer nothing. After a change of the state:
+    /// `VMKEEP_WRITE_CORPUS=1`.
+    #[test]
+    fn the_corpus_of_checkpoints_is_of_this_version() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus/checkpoint");
+        for (name, state) in states() {
+            let file = folder.join(name);
+            if std::env::var_os("VMKEEP_WRITE_CORPUS").is_some() {
+                fs::write(&file, state.to_checkpoint().unwrap()).unwrap();
+            }
+            let kept = fs::read(&file).unwrap();
+            assert!(State::from_checkpoint(&kept).is_some(), "{name}");
+        }
+    }
+}

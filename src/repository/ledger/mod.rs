@@ -65,6 +65,14 @@ pub struct Ledger {
     ahead: Ahead,
     /// Where one host writes.
     alone: Alone,
+    /// An entry that cannot be read: the state up to a later one is what this host once made of them.
+    broken: Option<RepositoryError>,
+    /// The hash of the first entry.
+    first: Option<EntryHash>,
+    /// This host remembers it.
+    is_first_remembered: bool,
+    /// Nothing is read of it, and nothing written.
+    is_set_aside: bool,
 }
 
 impl Ledger {
@@ -123,14 +131,20 @@ impl Ledger {
         // What this host has seen is asked before the rest is read: other processes of it go on
         // meanwhile, and what they see later is no proof against an end that was read earlier.
         ledger.read_on(Some(1), |_, _| {})?;
+        ledger.check_origin(memory)?;
         let head = ledger.state.uid.and_then(|uid| memory.head(&uid));
         if checkpoint && let Some(state) = ledger.checkpoint(memory, listed) {
-            (ledger.believed, ledger.kept) = (state.seq, state.seq);
-            ledger.alone.trail.clear();
-            ledger.state = Arc::new(state);
+            ledger.believe(state);
         }
-        ledger.read_on(None, |_, _| {})?;
-        if !ledger.has_no_gap(listed)? {
+        let read = ledger.read_on(None, |_, _| {});
+        let has_genesis = match read.and_then(|()| ledger.has_no_gap(listed)) {
+            Err(error) if checkpoint && error.is_of_one_object() => {
+                ledger.read_past(error, memory)?;
+                ledger.has_no_gap(listed)?
+            }
+            read => read?,
+        };
+        if !has_genesis {
             return Ok(false);
         }
         if let Some(head) = head {
@@ -138,6 +152,42 @@ impl Ledger {
         }
         ledger.remember(memory);
         Ok(true)
+    }
+
+    fn believe(&mut self, state: State) {
+        (self.believed, self.kept) = (state.seq, state.seq);
+        self.alone.trail.clear();
+        self.state = Arc::new(state);
+    }
+
+    /// Goes on behind an entry that is damaged or gone, from what this very program once made of it and all
+    /// before: the next entry names the hash of the last that was read then, and so vouches for each of
+    /// them. Otherwise one bad byte would keep a customer from every restore point.
+    fn read_past(
+        &mut self,
+        damage: RepositoryError,
+        memory: &dyn HostMemory,
+    ) -> Result<(), RepositoryError> {
+        let kept = self.state.uid.and_then(|uid| memory.checkpoint(&uid, true));
+        let state = kept.and_then(|kept| self.checkpoint_of(&kept));
+        match state.filter(|state| state.seq > self.state.seq) {
+            Some(state) if self.names.writers() == Writers::Many => {
+                self.believe(state);
+                self.broken = Some(damage);
+                self.read_on(None, |_, _| {})
+            }
+            _ => Err(damage),
+        }
+    }
+
+    /// Where the first entry stands, and its hash.
+    pub(super) fn first_entry(&self) -> Option<(ObjectName, EntryHash)> {
+        self.first.map(|hash| (self.name_of(1, &hash), hash))
+    }
+
+    /// The entry that cannot be read and was read past.
+    pub fn broken(&self) -> Option<&RepositoryError> {
+        self.broken.as_ref()
     }
 
     /// That what was listed before reading does not go on beyond the end that was read. `false`: there is no
@@ -179,20 +229,39 @@ impl Ledger {
             kept: 0,
             ahead: Ahead::default(),
             alone: Alone::default(),
+            broken: None,
+            first: None,
+            is_first_remembered: false,
+            is_set_aside: false,
+        }
+    }
+
+    /// One that is not asked: what it would say is `state`, to which nobody adds.
+    pub(super) fn set_aside(storage: Arc<dyn Storage>, names: CustomerNames, state: State) -> Self {
+        Ledger {
+            state: Arc::new(state),
+            is_set_aside: true,
+            ..Ledger::empty(storage, names)
         }
     }
 
     /// This host's checkpoint of this ledger, if the store still has every entry up to it (as far
     /// as a list tells) and the last of them with the bytes it was made of.
     fn checkpoint(&self, memory: &dyn HostMemory, listed: &[Listed]) -> Option<State> {
-        let kept = memory.checkpoint(&self.state.uid?)?;
-        let state = State::from_checkpoint(&kept)?;
+        let kept = memory.checkpoint(&self.state.uid?, false)?;
+        let state = self.checkpoint_of(&kept)?;
         let there: BTreeSet<u64> = listed
             .iter()
             .filter_map(|object| self.number(object))
             .filter(|seq| (1..=state.seq).contains(seq))
             .collect();
-        if state.uid != self.state.uid || there.len() as u64 != state.seq {
+        (there.len() as u64 == state.seq).then_some(state)
+    }
+
+    /// What a checkpoint holds, if it is of this ledger and the store has the last entry that it was made of.
+    fn checkpoint_of(&self, kept: &[u8]) -> Option<State> {
+        let state = State::from_checkpoint(kept)?;
+        if state.uid != self.state.uid {
             return None;
         }
         let name = self.name_of(state.seq, &state.hash?);
@@ -225,6 +294,7 @@ impl Ledger {
             if let (Some(uid), Some(bytes)) = (again.uid, again.to_checkpoint()) {
                 memory.keep_checkpoint(&uid, &bytes, true);
             }
+            (self.state, self.believed) = (again, 0);
             return Err(RepositoryError::damaged(
                 self.names.ledger_prefix(),
                 "the ledger is whole, but what this host had kept of it was wrong and is replaced: run again",
@@ -277,6 +347,13 @@ impl Ledger {
     /// What a later version wrote may forbid what this one would do: nothing is written, and
     /// nothing deleted.
     pub fn may_write(&self) -> Result<(), RepositoryError> {
+        if self.is_set_aside {
+            return Err(RepositoryError::new(
+                RepositoryErrorKind::Refused,
+                self.names.ledger_prefix(),
+                "nothing is written into a ledger that was not asked",
+            ));
+        }
         match &self.state.unknown {
             None => Ok(()),
             Some((seq, what)) => Err(RepositoryError::new(
@@ -299,6 +376,12 @@ impl Ledger {
             return;
         }
         memory.remember_head(&uid, Head { seq, hash });
+        if !self.is_first_remembered
+            && let (Some(repository), Some(first)) = (self.state.repository, self.first)
+        {
+            memory.remember_origin(&repository, self.names.customer(), first);
+            self.is_first_remembered = true;
+        }
         if is_checkpoint_due(self.kept, seq)
             && let Some(bytes) = self.state.to_checkpoint()
         {
@@ -307,15 +390,42 @@ impl Ledger {
         }
     }
 
+    /// That this ledger begins as the one that this host knows under the customer's name. A store can hold
+    /// a sound ledger of somebody else's making there, with keys of his.
+    fn check_origin(&mut self, memory: &dyn HostMemory) -> Result<(), RepositoryError> {
+        let (Some(repository), Some(first)) = (self.state.repository, self.first) else {
+            return Ok(());
+        };
+        match memory.origin(&repository, self.names.customer()) {
+            Some(known) if known != first => Err(RepositoryError::new(
+                RepositoryErrorKind::Replaced,
+                self.names.prefix(),
+                format!(
+                    "this ledger, of customer {:?}, does not begin as the one that this host knows under \
+                     this name: its first entry is {first}, and was {known}",
+                    self.state.customer_name
+                ),
+            )),
+            known => {
+                self.is_first_remembered = known.is_some();
+                Ok(())
+            }
+        }
+    }
+
     /// This host has seen `head`: it must still be there, the same.
     fn check_head(&self, head: &Head) -> Result<(), RepositoryError> {
         let name = self.name_of(head.seq, &head.hash);
         if head.seq > self.state.seq {
-            return Err(RepositoryError::damaged(
+            return Err(RepositoryError::new(
+                RepositoryErrorKind::Replaced,
                 name,
                 format!(
-                    "the ledger was rolled back: this host has seen entry {}, the store ends at {}",
-                    head.seq, self.state.seq
+                    "the ledger was rolled back: this host has seen entry {} of customer {}, the store \
+                     ends at {}",
+                    head.seq,
+                    self.uid_text(),
+                    self.state.seq
                 ),
             ));
         }
@@ -328,11 +438,22 @@ impl Ledger {
         let stored = self.storage.read(&name, MAX_ENTRY_BYTES)?;
         match entry_hash(&stored) == head.hash {
             true => Ok(()),
-            false => Err(RepositoryError::damaged(
+            false => Err(RepositoryError::new(
+                RepositoryErrorKind::Replaced,
                 name,
-                "the ledger was forked: this entry is not the one this host has seen",
+                format!(
+                    "the ledger was forked: this entry of customer {} is not the one this host has seen",
+                    self.uid_text()
+                ),
             )),
         }
+    }
+
+    /// What this host's memory of the customer goes by.
+    fn uid_text(&self) -> String {
+        self.state
+            .uid
+            .map_or_else(String::new, |uid| uid.to_string())
     }
 
     /// Opens and chains the bytes of the next entry.
@@ -403,6 +524,9 @@ impl Ledger {
         if self.names.writers() == Writers::One {
             self.alone.trail.insert(entry.seq, hash);
         }
+        if entry.seq == 1 {
+            self.first = Some(hash);
+        }
         Arc::make_mut(&mut self.state).apply(entry, hash)
     }
 
@@ -426,6 +550,9 @@ impl Ledger {
 
     /// Reads what was appended since.
     pub fn refresh(&mut self, memory: &dyn HostMemory) -> Result<(), RepositoryError> {
+        if self.is_set_aside {
+            return Ok(());
+        }
         let before = self.state.seq;
         match self.read_on(None, |_, _| {}) {
             // What was the end here may have been a rival that lost.
@@ -487,7 +614,7 @@ impl Ledger {
         let mut as_before = None;
         loop {
             self.may_write()?;
-            let stamp = host.stamp(self.state.last_witnessed);
+            let stamp = host.stamp(self.state.clock_of(&host.id()));
             let built = match as_before.clone() {
                 None => build(&self.state, &stamp).and_then(|body| {
                     let entry = self.next_entry(host, uid, &stamp, body);
@@ -525,7 +652,7 @@ impl Ledger {
                 self.check_listed(entry.seq, &hash)?;
                 // `check` passed on the very state this entry follows.
                 let _valid = self.take_in(&entry, hash);
-                host.noted(&stamp);
+                host.noted(&stamp, &self.state.uid.unwrap_or(uid), self.state.seq);
                 self.remember(host);
                 return Ok(entry.seq);
             }

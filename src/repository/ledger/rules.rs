@@ -609,6 +609,25 @@ fn an_erased_point_is_no_root_and_no_base() {
     assert_eq!(roots(&book), 0);
 }
 
+#[test]
+fn the_first_point_of_a_vm_counts_until_the_vm_has_none_and_gets_another() {
+    let mut book = Book::new();
+    let vm = VmName::new("web01").unwrap();
+    let first = |book: &Book| book.state.first_taken[&vm];
+    let taken = |book: &Book, number| book.state.points[&point(number)].taken_at;
+    book.back_up(1);
+    book.back_up(2);
+    book.erase(1);
+    book.back_up(3);
+    assert_eq!(first(&book), taken(&book, 1));
+    book.erase(2);
+    book.erase(3);
+    // Until then its nights stay owed.
+    assert_eq!(first(&book), taken(&book, 1));
+    book.back_up(4);
+    assert_eq!(first(&book), taken(&book, 4));
+}
+
 /// What a mark says of a pack whose dead bytes are of these erasures.
 fn row(dead_bytes: u64, erases: &[u64]) -> PackMark {
     PackMark {

@@ -1,5 +1,6 @@
 //! What the entries of a ledger add up to: a pure function of the entries, in order.
 
+use super::super::LedgerClock;
 use super::super::rule::{Rule, stands};
 use super::audit::Hidden;
 use super::checkpoint::{self, KindText, StateText};
@@ -13,7 +14,9 @@ use crate::model::{
     CustomerUid, DiskName, EntryHash, HostId, InstallationId, ObjectHash, PackName, PointId,
     PointKind, PointState, RepositoryId, SegmentName, SessionId, Tag, VmName, Writers,
 };
-use crate::policy::{PointFacts, Policy, PolicyTerms, after_policy_change, silence_before};
+use crate::policy::{
+    PointFacts, Policy, PolicyTerms, PromisedWindows, after_policy_change, expiry, silence_before,
+};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,6 +57,8 @@ impl OpenSession {
 struct Dating {
     /// See [`OpenSession::counted_from`].
     counted_from: Timestamp,
+    begin_seq: u64,
+    begun_at: Timestamp,
     /// Its `begin` had no witness, and with it the point's `taken_at`.
     alone: bool,
 }
@@ -72,6 +77,13 @@ pub struct Point {
     pub taken_at: Timestamp,
     /// See [`OpenSession::counted_from`].
     counted_from: Timestamp,
+    /// Of its session, as that of the host and the time of its `begin`.
+    begin_seq: u64,
+    #[serde(with = "text")]
+    host: HostId,
+    begun_at: Timestamp,
+    /// The entry by which an operator vouched for the clock that dated it.
+    vouched_at: Option<u64>,
     pub expires_at: Timestamp,
     pub deadline: Timestamp,
     pub disks: Vec<DiskBody>,
@@ -84,6 +96,8 @@ pub struct Point {
     /// The first witnessed time at or after the latest `expire`.
     pub expired_at: Option<Timestamp>,
     pub erase_seq: Option<u64>,
+    /// The time of that entry.
+    pub erased_at: Option<Timestamp>,
     /// The clock of its session had no witness.
     pub clock_alone: bool,
     /// The first witnessed time after the commit, for a point whose clock was alone.
@@ -141,6 +155,12 @@ pub struct State {
     #[serde(with = "checkpoint::keys")]
     pub hosts: BTreeMap<HostId, HostBody>,
     pub terms: Option<PolicyTerms>,
+    /// Who wrote them.
+    #[serde(with = "text::option")]
+    pub terms_by: Option<HostId>,
+    /// What each host wrote last.
+    #[serde(with = "checkpoint::keys")]
+    written_terms: BTreeMap<HostId, PolicyTerms>,
     #[serde(skip)]
     pub policy: Option<Policy>,
     pub keys: Vec<KeyBody>,
@@ -155,10 +175,12 @@ pub struct State {
     pub points: BTreeMap<PointId, Point>,
     #[serde(with = "checkpoint::pairs")]
     pub newest: BTreeMap<VmName, PointId>,
-    /// When each VM's first point was taken, however long that point is gone: the earliest time of any, because a
-    /// wrong clock may have taken the first.
+    /// When each VM's first point was taken since it last had none, however long that point is gone: the earliest time
+    /// of any, because a wrong clock may have taken the first.
     #[serde(with = "checkpoint::keys")]
     pub first_taken: BTreeMap<VmName, Timestamp>,
+    /// The restore windows of its policies.
+    pub promised: PromisedWindows,
     /// The disks whose tracking hid changes, as the last audit of each found.
     #[serde(with = "checkpoint::nested")]
     pub distrusted: BTreeMap<VmName, BTreeMap<DiskName, Hidden>>,
@@ -469,6 +491,8 @@ impl State {
             }
             Body::Policy(body) => {
                 if let Ok((terms, policy)) = parse_terms(&body.terms) {
+                    self.terms_by = Some(entry.host);
+                    self.written_terms.insert(entry.host, terms.clone());
                     self.set_policy(terms, policy, entry.time);
                 }
             }
@@ -491,6 +515,9 @@ impl State {
             }
             Body::Commit(body) => {
                 let dating = self.dating(body);
+                let has_others = self
+                    .roots()
+                    .any(|(_, point)| point.vm == body.vm && !point.void);
                 self.adopt(&body.session, &body.segments, self.seen_at(entry));
                 self.take_in_audit(body);
                 let point = Point {
@@ -504,7 +531,11 @@ impl State {
                 // Nor is a clock believed that was behind.
                 let taken = body.taken_at.max(dating.counted_from);
                 let first = self.first_taken.entry(body.vm.clone()).or_insert(taken);
-                *first = taken.min(*first);
+                // A name that is used anew owes no night before.
+                *first = match has_others {
+                    true => taken.min(*first),
+                    false => taken,
+                };
             }
             Body::Abort(body) => {
                 self.open.remove(&body.session);
@@ -532,6 +563,7 @@ impl State {
                     if let Some(point) = self.points.get_mut(&row.point) {
                         point.state = PointState::Erased;
                         point.erase_seq = Some(entry.seq);
+                        point.erased_at = Some(entry.time);
                     }
                 }
             }
@@ -593,13 +625,15 @@ impl State {
                 let frames = body.damaged.iter().map(|frame| (frame.pack, frame.tag));
                 self.damaged.extend(frames);
             }
-            Body::Clock(body) => {
-                if let (ClockEvent::Void, Some(seq)) = (body.event, body.seq) {
+            Body::Clock(body) => match (body.event, body.seq) {
+                (ClockEvent::Void, Some(seq)) => {
                     self.witnessed.remove(&seq);
                     self.last_witnessed = self.witnessed.values().max().copied();
-                    self.date_points_anew();
+                    self.date_points_anew(self.seen_at(entry));
                 }
-            }
+                (ClockEvent::Trusted, Some(since)) => self.believe_times(entry, since),
+                _ => {}
+            },
             Body::Restore(_) | Body::Checkpoint(_) => {}
             Body::Unknown { kind, why } => {
                 if self.unknown.is_none() {
@@ -609,9 +643,52 @@ impl State {
         }
     }
 
-    /// A time that was not true has counted for none of them.
-    fn date_points_anew(&mut self) {
+    /// An operator vouches for a host's clock, and its uptime for what that clock said since it wrote the
+    /// entry `since`: the restore points that it began from there on count from their own time.
+    fn believe_times(&mut self, entry: &Entry, since: u64) {
         for point in self.points.values_mut() {
+            let vouched = point.clock_alone
+                && point.host == entry.host
+                && point.begin_seq >= since
+                && point.begun_at <= entry.time;
+            if !vouched {
+                continue;
+            }
+            (point.clock_alone, point.vouched_at) = (false, Some(entry.seq));
+            point.counted_from = point.begun_at;
+            if let Some(policy) = &self.policy {
+                let fresh = expiry(policy, point.taken_at);
+                point.expires_at = point.expires_at.max(fresh.expires_at);
+                point.deadline = point.deadline.max(fresh.deadline);
+            }
+            // It went by a time that was not its own.
+            if point.state == PointState::Expired && entry.time < point.expires_at {
+                (point.state, point.expired_at) = (PointState::Live, None);
+            }
+        }
+    }
+
+    /// A time that was not true has counted for none of them. What was kept the longer for it goes as
+    /// after a policy that shortens.
+    fn date_points_anew(&mut self, at: Timestamp) {
+        for (id, point) in &mut self.points {
+            let stands = |seq: &u64| self.witnessed.contains_key(seq);
+            let vouched = point.vouched_at.as_ref().is_some_and(stands);
+            let told = stands(&point.begin_seq) && stands(&point.seq);
+            point.clock_alone = !vouched && !told;
+            if point.clock_alone {
+                let before = self.witnessed.range(..=point.begin_seq);
+                let before = before.map(|(_, at)| *at).max();
+                point.counted_from = before.unwrap_or(point.begun_at);
+                if let Some(policy) = &self.policy {
+                    let facts = PointFacts {
+                        taken_at: point.counted_from,
+                        ..point.facts(id)
+                    };
+                    let fresh = after_policy_change(&facts, policy, at);
+                    (point.expires_at, point.deadline) = (fresh.expires_at, fresh.deadline);
+                }
+            }
             let before = self.witnessed.range(..=point.seq);
             let mut last = before.map(|(_, at)| *at).max();
             point.silence = SignedDuration::ZERO;
@@ -624,6 +701,20 @@ impl State {
                 point.witnessed_since = after.next().map(|(_, at)| *at);
             }
         }
+        self.shorten_marks();
+    }
+
+    /// What the ledger says of time to a host that is about to write.
+    pub fn clock_of(&self, host: &HostId) -> LedgerClock {
+        LedgerClock {
+            last_witnessed: self.last_witnessed,
+            declared: self.hosts.get(host).map(|row| row.clock),
+        }
+    }
+
+    /// The time of an entry, if the ledger's clock goes by it.
+    pub fn witnessed_at(&self, seq: u64) -> Option<Timestamp> {
+        self.witnessed.get(&seq).copied()
     }
 
     /// What the session that commits knew of the time when it began.
@@ -631,6 +722,8 @@ impl State {
         let open = self.open.get(&body.session);
         Dating {
             counted_from: open.map_or(body.taken_at, OpenSession::counted_from),
+            begin_seq: open.map_or(self.seq, |open| open.seq),
+            begun_at: open.map_or(body.taken_at, |open| open.begun_at),
             alone: open.is_some_and(|open| open.attestation == Attestation::Alone),
         }
     }
@@ -704,8 +797,16 @@ impl State {
             point.deadline = now.deadline;
         }
         self.shorten_marks();
+        let nights = policy.effective().restore_window_days;
+        self.promised.promise(at, nights);
         self.terms = Some(terms);
         self.policy = Some(policy);
+    }
+
+    /// Which other host has replaced these terms since this one wrote them.
+    pub fn overruled_by(&self, host: &HostId, terms: &PolicyTerms) -> Option<HostId> {
+        let by = self.terms_by.filter(|by| by != host)?;
+        (self.written_terms.get(host) == Some(terms)).then_some(by)
     }
 
     /// What erased points may have left goes by their deadlines when those become earlier.
@@ -743,6 +844,14 @@ impl State {
         self.adopt(&body.session, &body.segments, self.seen_at(entry));
         let point = Point::new(entry, body, dating, true);
         self.points.insert(body.point, point);
+    }
+
+    /// The hosts that made the points that are left, or are making some, and when each began with it.
+    pub fn backed_up_by(&self) -> impl Iterator<Item = (&HostId, Timestamp)> {
+        let points = self.points.values();
+        let points = points.map(|point| (&point.host, point.begun_at));
+        let open = self.open.values();
+        points.chain(open.map(|open| (&open.host, open.begun_at)))
     }
 
     /// Points whose record must be there: live, or expired and not yet erased.
@@ -914,6 +1023,10 @@ impl Point {
             base: body.base,
             taken_at: body.taken_at,
             counted_from: dating.counted_from,
+            begin_seq: dating.begin_seq,
+            host: entry.host,
+            begun_at: dating.begun_at,
+            vouched_at: None,
             expires_at: body.expires_at,
             deadline: body.deadline,
             disks: body.disks.clone(),
@@ -923,6 +1036,7 @@ impl Point {
             state: PointState::Live,
             expired_at: None,
             erase_seq: None,
+            erased_at: None,
             // A clock may be set right between the two: then `taken_at` is still the wrong one's.
             clock_alone: commit_alone || dating.alone,
             witnessed_since: (dating.alone && !commit_alone).then_some(entry.time),

@@ -75,18 +75,25 @@ impl Pass<'_> {
         mark: &Mark,
         batch: &[PackDecision],
     ) -> Result<Vec<Doomed>, RepositoryError> {
-        let mut doomed = Vec::new();
+        let mut read = Vec::new();
         for decision in batch {
+            read.push((decision, directory(self.customer, &decision.facts.name)?));
+        }
+        let unlisted = read
+            .iter()
+            .filter(|(_, directory)| !matches!(directory, Directory::Entries(_)));
+        let unlisted: Vec<PackName> = unlisted.map(|(decision, _)| decision.facts.name).collect();
+        let mut in_index = entries_in_index(mark, &unlisted)?;
+        let mut doomed = Vec::new();
+        for (decision, directory) in read {
             let name = decision.facts.name;
-            let known = || entries_in_index(mark, &name);
-            let directory = directory(self.customer, &name)?;
+            let known = in_index.remove(&name).unwrap_or_default();
             let gone = matches!(directory, Directory::Gone);
             let entries = match directory {
                 Directory::Entries(entries) => entries,
-                Directory::Gone => known()?,
+                Directory::Gone => known,
                 // Nothing of such a pack may be called dead, unless the index knows all of it.
                 Directory::Damaged => {
-                    let known = known()?;
                     let all = mark
                         .index()
                         .pack(decision.facts.number)

@@ -4,10 +4,16 @@ use super::super::RepositoryError;
 use super::super::mark::Mark;
 use super::super::rule::{Rule, stands};
 use super::{Directory, Pass, directory, entries_in_index};
+use crate::format::pack::DirectoryEntry;
 use crate::model::{ObjectName, PackName, Tag};
 use crate::storage::{Storage, StorageErrorKind, gone_or_locked};
+use std::collections::HashSet;
+
+/// Packs that are looked up in one pass over the index: what it knows of them is in memory meanwhile.
+const LOOKED_UP_TOGETHER: usize = 4096;
 
 /// A pack that is to be deleted.
+#[derive(Clone, Copy)]
 struct Due {
     name: PackName,
     /// `None`: only the store can tell.
@@ -19,51 +25,85 @@ impl Pass<'_> {
     /// a pack in an uncondemned one. What is found nowhere else is withheld, to be rescued,
     /// whatever else is damaged.
     pub(super) fn delete_condemned(&mut self, mark: &Mark) -> Result<(), RepositoryError> {
+        let removed: HashSet<PackName> = self.result.removed.iter().copied().collect();
         let waiting: Vec<PackName> = self.customer.with_state(|state| {
             state
                 .condemned
                 .iter()
                 .filter(|(_, row)| !row.deleted && row.seq <= mark.index().seq())
                 .map(|(name, _)| *name)
+                .filter(|name| !removed.contains(name))
                 .collect()
         });
         self.result.withheld.clear();
-        let mut due = Vec::new();
-        let looked_at = self.look_at(mark, waiting, &mut due);
+        let (mut due, mut unlisted) = (Vec::new(), Vec::new());
+        let looked_at = self.look_at(mark, waiting, &mut due, &mut unlisted);
+        let looked_up = self.look_up(mark, &unlisted, &mut due);
         // Those that were looked at go, whatever became of the next one.
         self.delete(&due);
-        looked_at
+        looked_at.and(looked_up)
     }
 
+    /// `unlisted`: packs whose own directory cannot tell what is in them.
     fn look_at(
         &mut self,
         mark: &Mark,
         waiting: Vec<PackName>,
         due: &mut Vec<Due>,
+        unlisted: &mut Vec<Due>,
     ) -> Result<(), RepositoryError> {
         for name in waiting {
-            if self.result.removed.contains(&name) {
-                continue;
-            }
             let number = mark.index().number_of(&name);
             let row = number.and_then(|number| mark.index().pack(number));
-            let in_index = row.map(|info| info.row.size_bytes);
-            let (entries, size_bytes) = match directory(self.customer, &name)? {
-                Directory::Entries(entries) => (entries, in_index),
-                // Frames that the index never knew cannot be needed.
-                Directory::Damaged => (entries_in_index(mark, &name)?, in_index),
-                // Whoever deleted it died before saying so.
-                Directory::Gone => (entries_in_index(mark, &name)?, Some(0)),
+            let pack = Due {
+                name,
+                size_bytes: row.map(|info| info.row.size_bytes),
             };
-            let mut needed = false;
-            for entry in &entries {
-                needed = needed || self.is_needed(mark, &name, &entry.tag)?;
+            match directory(self.customer, &name)? {
+                Directory::Entries(entries) => self.judge(mark, pack, &entries, due)?,
+                Directory::Damaged => unlisted.push(pack),
+                // Whoever deleted it died before saying so.
+                Directory::Gone => unlisted.push(Due {
+                    size_bytes: Some(0),
+                    ..pack
+                }),
             }
-            if needed && stands(Rule::MarkBeforeDeleting) {
-                self.result.withheld.push(name);
-                continue;
+        }
+        Ok(())
+    }
+
+    /// Frames that the index never knew cannot be needed.
+    fn look_up(
+        &mut self,
+        mark: &Mark,
+        unlisted: &[Due],
+        due: &mut Vec<Due>,
+    ) -> Result<(), RepositoryError> {
+        for packs in unlisted.chunks(LOOKED_UP_TOGETHER) {
+            let names: Vec<PackName> = packs.iter().map(|pack| pack.name).collect();
+            let known = entries_in_index(mark, &names)?;
+            for pack in packs {
+                let entries = known.get(&pack.name).map(Vec::as_slice);
+                self.judge(mark, *pack, entries.unwrap_or_default(), due)?;
             }
-            due.push(Due { name, size_bytes });
+        }
+        Ok(())
+    }
+
+    fn judge(
+        &mut self,
+        mark: &Mark,
+        pack: Due,
+        entries: &[DirectoryEntry],
+        due: &mut Vec<Due>,
+    ) -> Result<(), RepositoryError> {
+        let mut needed = false;
+        for entry in entries {
+            needed = needed || self.is_needed(mark, &pack.name, &entry.tag)?;
+        }
+        match needed && stands(Rule::MarkBeforeDeleting) {
+            true => self.result.withheld.push(pack.name),
+            false => due.push(pack),
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use crate::format::pack::{self, DirectoryEntry};
 use crate::model::{PackName, PointId, Tag};
 use crate::storage::StorageError;
 use jiff::{SignedDuration, Timestamp};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 /// How often in a row a session may come to nothing before the rest is left to the next prune.
 const FRUITLESS_SESSIONS: usize = 6;
@@ -304,26 +304,36 @@ fn first_of_each_point(damage: &[Unreachable]) -> Vec<Unreachable> {
     first.cloned().collect()
 }
 
-/// What the index knows of a pack, as its directory would list it.
-fn entries_in_index(mark: &Mark, name: &PackName) -> Result<Vec<DirectoryEntry>, RepositoryError> {
+/// What the index knows of these packs, as the directory of each would list it; nothing of those that it does not
+/// know. One pass over the index for all: each reads every record there is.
+fn entries_in_index(
+    mark: &Mark,
+    names: &[PackName],
+) -> Result<HashMap<PackName, Vec<DirectoryEntry>>, RepositoryError> {
     let index = mark.index();
-    let Some(number) = index.number_of(name) else {
-        return Ok(Vec::new());
-    };
-    let kind = match index.pack(number).map(|info| info.row.kind) {
-        Some(pack::PackKind::Node) => crate::model::PieceKind::Node { height: 1 },
-        _ => crate::model::PieceKind::Chunk,
-    };
-    let mut entries = Vec::new();
+    let numbers = names.iter().filter_map(|name| index.number_of(name));
+    let mut wanted: HashMap<PackNumber, Vec<DirectoryEntry>> =
+        numbers.map(|number| (number, Vec::new())).collect();
+    if wanted.is_empty() {
+        return Ok(HashMap::new());
+    }
     index.each_record(|_, tag, place| {
-        if place.pack == number {
-            entries.push(DirectoryEntry {
-                tag,
-                offset: place.offset,
-                length_bytes: place.length_bytes,
-                kind,
-            });
-        }
+        let Some(entries) = wanted.get_mut(&place.pack) else {
+            return;
+        };
+        let kind = match index.pack(place.pack).map(|info| info.row.kind) {
+            Some(pack::PackKind::Node) => crate::model::PieceKind::Node { height: 1 },
+            _ => crate::model::PieceKind::Chunk,
+        };
+        entries.push(DirectoryEntry {
+            tag,
+            offset: place.offset,
+            length_bytes: place.length_bytes,
+            kind,
+        });
     })?;
-    Ok(entries)
+    let named = wanted
+        .into_iter()
+        .filter_map(|(number, entries)| Some((index.pack(number)?.row.name, entries)));
+    Ok(named.collect())
 }

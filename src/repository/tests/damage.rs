@@ -6,6 +6,7 @@ use crate::format::entry::{Body, CondemnBody, MergeBody, Purpose, VerifyMethod};
 use crate::format::pack::{self, PackBuilder, PackKind};
 use crate::format::segment::{PackRow, Record};
 use crate::model::{FAN_OUT, ObjectName, PackName, PieceKind, PointId, TreeShape};
+use crate::repository::index::PASSES;
 use crate::repository::new_segments::NewSegments;
 use crate::storage::{Fault, Faulty, StorageErrorKind};
 use std::sync::Arc;
@@ -148,6 +149,50 @@ fn a_full_does_not_believe_a_pack_that_nobody_read_for_eight_days() {
     world.time.pass(DAY * 9);
     world.backup(&customer, "web", &bytes, true);
     world.check(&customer);
+}
+
+#[test]
+fn a_full_does_not_believe_a_pack_of_last_night_that_is_gone_or_cut_short() {
+    for kind in [PackKind::Data, PackKind::Node] {
+        for is_cut in [false, true] {
+            let mut world = World::new();
+            let customer = world.open();
+            let bytes = image(&[1, 2, 3, 4, 5]);
+            world.backup(&customer, "web", &bytes, true);
+            for name in packs_of(&world, kind) {
+                let whole = world.memory.read(&name, u64::MAX).unwrap();
+                world.memory.delete(&name).unwrap();
+                if is_cut {
+                    world.memory.plant(&name, &whole[..whole.len() - 1]);
+                }
+            }
+            world.time.pass(DAY);
+            world.backup(&customer, "web", &bytes, true);
+            world.check(&customer);
+            world.check(&world.open_second());
+        }
+    }
+}
+
+#[test]
+fn what_a_full_finds_gone_is_damage_only_if_no_prune_has_condemned_it_meanwhile() {
+    for is_condemned in [false, true] {
+        let mut world = World::new();
+        let customer = world.open();
+        let bytes = image(&[1, 2, 3]);
+        world.backup(&customer, "web", &bytes, true);
+        let packs = packs_of(&world, PackKind::Data);
+        for name in &packs {
+            world.memory.delete(name).unwrap();
+        }
+        let running = Running::write(&customer, "web", &bytes, true).unwrap();
+        if is_condemned {
+            condemn_wrongly(&world.open_second(), packs.iter().map(pack_name).collect());
+        }
+        let (whole, damaged) = running.session.checked_packs().unwrap();
+        assert_eq!(whole, []);
+        assert_eq!(damaged.is_empty(), is_condemned, "{damaged:?}");
+    }
 }
 
 #[test]
@@ -565,6 +610,27 @@ fn a_pack_that_cannot_be_rewritten_is_tried_once_a_prune() {
     .unwrap();
     // One for the dead nodes, one for this pack.
     assert_eq!(sessions, 2);
+}
+
+#[test]
+fn condemned_packs_that_are_gone_are_looked_up_in_one_pass_over_the_index() {
+    let passes_of = |vms: u32| {
+        let mut world = World::new();
+        let customer = world.open();
+        for number in 0..vms {
+            let chunks = [3 * number + 1, 3 * number + 2, 3 * number + 3];
+            let point = world.backup(&customer, &format!("vm{number}"), &image(&chunks), true);
+            world.erase(&customer, point);
+        }
+        // It dies before it says what it has deleted.
+        let died = reclaim::reclaim(&customer, world.now(), DAY * 4000, false).unwrap();
+        let before = PASSES.get();
+        let done = reclaim::reclaim(&customer, world.now(), DAY * 4000, false).unwrap();
+        assert_eq!(done.removed, died.removed);
+        assert_eq!(done.removed.len(), 2 * vms as usize);
+        PASSES.get() - before
+    };
+    assert_eq!(passes_of(2), passes_of(6));
 }
 
 #[test]

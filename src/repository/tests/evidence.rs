@@ -49,7 +49,7 @@ fn an_end_that_this_host_has_seen_and_that_is_gone_is_a_rollback() {
     let world = with_points();
     let end = world.open().with_state(|state| state.seq);
     world.memory.delete(&entry_name(end)).unwrap();
-    assert_eq!(refusal(&world).kind, RepositoryErrorKind::Damaged);
+    assert_eq!(refusal(&world).kind, RepositoryErrorKind::Replaced);
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn an_end_other_than_the_one_this_host_has_seen_is_a_fork() {
     // Another host, to whom the store was shown as it was before.
     change_nothing(&world.open_second());
     let error = refusal(&world);
-    assert_eq!(error.kind, RepositoryErrorKind::Damaged);
+    assert_eq!(error.kind, RepositoryErrorKind::Replaced);
     assert!(error.detail.contains("forked"), "{error}");
 }
 
@@ -456,15 +456,15 @@ fn a_checkpoint_is_made_anew_after_some_entries_and_lends_no_belief_to_the_next(
     let (world, _) = with_a_checkpoint();
     let uid = world.open().uid();
     assert!(world.host.has_replayed(&uid));
-    let first = world.host.checkpoint(&uid);
+    let first = world.host.checkpoint(&uid, false);
     change_nothing(&world.open());
     world.open();
-    assert_eq!(world.host.checkpoint(&uid), first);
+    assert_eq!(world.host.checkpoint(&uid, false), first);
     let customer = world.open();
     for _ in 0..10 {
         change_nothing(&customer);
     }
-    assert_ne!(world.host.checkpoint(&uid), first);
+    assert_ne!(world.host.checkpoint(&uid, false), first);
     assert!(!world.host.has_replayed(&uid));
     customer.check_ledger().unwrap();
     for _ in 0..10 {
@@ -532,13 +532,18 @@ fn a_store_that_fails_where_an_entry_is_read_is_not_the_end_of_the_ledger() {
 fn a_checkpoint_does_not_hide_an_entry_that_is_gone() {
     let (world, _) = with_a_checkpoint();
     world.memory.delete(&entry_name(4)).unwrap();
+    let customer = world.open();
+    let broken = customer.broken_entry().unwrap();
+    assert_eq!(broken.kind, RepositoryErrorKind::Damaged);
+    assert!(customer.check_ledger().unwrap_err().is_damage());
+    world.host.forget();
     assert_eq!(refusal(&world).kind, RepositoryErrorKind::Damaged);
 }
 
 #[test]
 fn a_checkpoint_of_another_ledger_is_not_believed() {
     let (world, _) = with_a_checkpoint();
-    let kept = world.host.checkpoint(&world.open().uid()).unwrap();
+    let kept = world.host.checkpoint(&world.open().uid(), false).unwrap();
     let other = World::new();
     let uid = other.open().uid();
     other.host.keep_checkpoint(&uid, &kept, true);
@@ -577,7 +582,7 @@ fn a_checkpoint_that_was_wrong_is_found_when_the_ledger_is_checked_and_replaced(
         world.open_unchecked(storage, &world.host).unwrap()
     };
     let uid = open().uid();
-    let kept = String::from_utf8(world.host.checkpoint(&uid).unwrap()).unwrap();
+    let kept = String::from_utf8(world.host.checkpoint(&uid, false).unwrap()).unwrap();
     let wrong = kept.replace("\"suspect\":false", "\"suspect\":true");
     assert_ne!(kept, wrong);
     world.host.keep_checkpoint(&uid, wrong.as_bytes(), true);
@@ -586,4 +591,103 @@ fn a_checkpoint_that_was_wrong_is_found_when_the_ledger_is_checked_and_replaced(
     assert!(error.detail.contains("run again"), "{error}");
     open().check_ledger().unwrap();
     assert!(open().state().points.values().all(|point| !point.suspect));
+}
+
+/// A store in which somebody else has made a customer of the same name, for the same hosts.
+fn replaced(world: &World) {
+    let storage: Arc<dyn Storage> = Arc::new(world.memory.clone());
+    for object in storage.list("customers").unwrap() {
+        world.memory.delete(&object.name).unwrap();
+    }
+    let stranger = TestHost::new(&world.time);
+    let new = NewCustomer {
+        repository: world.file.repository,
+        name: &customer_name(),
+        host: stranger.body(),
+        recipients: vec![
+            stranger.identity.recipient(),
+            world.host.identity.recipient(),
+        ],
+        terms: &Default::default(),
+        writers: crate::model::Writers::Many,
+    };
+    Customer::create(&storage, &new, &*stranger).unwrap();
+    let theirs = world.open_on(storage, &stranger).unwrap();
+    let admitted = world.host.body();
+    theirs.append(|_| Ok(Body::Host(admitted.clone()))).unwrap();
+}
+
+#[test]
+fn a_sound_ledger_of_somebody_else_under_a_known_name_is_refused() {
+    let world = with_points();
+    replaced(&world);
+    let error = refusal(&world);
+    assert_eq!(error.kind, RepositoryErrorKind::Replaced, "{error}");
+    assert!(error.detail.contains("does not begin as"), "{error}");
+    // Who has never seen the customer has nothing to compare it with.
+    world.host.forget();
+    world.open();
+}
+
+#[test]
+fn a_ledger_that_is_gone_is_not_begun_anew_by_who_has_read_it() {
+    let world = with_points();
+    let storage: Arc<dyn Storage> = Arc::new(world.memory.clone());
+    for object in storage.list("customers").unwrap() {
+        world.memory.delete(&object.name).unwrap();
+    }
+    assert_eq!(refusal(&world).kind, RepositoryErrorKind::Replaced);
+    let new = NewCustomer {
+        repository: world.file.repository,
+        name: &customer_name(),
+        host: world.host.body(),
+        recipients: vec![world.host.identity.recipient()],
+        terms: &Default::default(),
+        writers: crate::model::Writers::Many,
+    };
+    let error = Customer::create(&storage, &new, &*world.host).unwrap_err();
+    assert_eq!(error.kind, RepositoryErrorKind::Replaced, "{error}");
+    world.host.forget();
+    assert_eq!(refusal(&world).kind, RepositoryErrorKind::NotFound);
+    Customer::create(&storage, &new, &*world.host).unwrap();
+}
+
+#[test]
+fn a_damaged_entry_below_a_checkpoint_is_told_and_keeps_nobody_from_the_points() {
+    let mut world = with_points();
+    let customer = world.open();
+    for _ in 0..12 {
+        change_nothing(&customer);
+    }
+    for damage in ["a bad byte", "nothing left"] {
+        let snapshot = world.memory.snapshot();
+        match damage {
+            "a bad byte" => {
+                let mut entry = world.memory.read(&entry_name(5), 1 << 20).unwrap();
+                entry[40] ^= 1;
+                world.memory.plant(&entry_name(5), &entry);
+            }
+            _ => world.memory.delete(&entry_name(5)).unwrap(),
+        }
+        *world.host.is_checkpoint_old.lock().unwrap() = true;
+        let customer = world.open();
+        assert!(
+            customer
+                .broken_entry()
+                .is_some_and(|error| error.is_damage())
+        );
+        world.check(&customer);
+        assert!(customer.check_ledger().unwrap_err().is_damage(), "{damage}");
+        // Without a memory of what the entries made nobody can go by those behind.
+        world.host.forget();
+        assert!(refusal(&world).is_damage(), "{damage}");
+        world.memory.restore_snapshot(&snapshot);
+        *world.host.is_checkpoint_old.lock().unwrap() = false;
+        let customer = world.open();
+        assert_eq!(customer.broken_entry(), None);
+        world.backup(&customer, "web", &image(&[1, 4]), false);
+        for _ in 0..12 {
+            change_nothing(&customer);
+        }
+    }
 }

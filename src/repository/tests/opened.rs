@@ -231,10 +231,66 @@ fn opening_takes_no_refusal_of_the_store_for_damage() {
         for at in before + 1..=log.len() as u64 {
             let kind = StorageErrorKind::Denied;
             let (refused, ..) = opened(vec![Fault::FailBefore { at, kind }]);
-            let error = refused.unwrap_err();
+            let error = match refused {
+                Err(error) => error,
+                Ok(opened) => {
+                    // What did not open was not looked for again: nobody knows that it is damage.
+                    assert_eq!((opened.damaged, opened.unreadable), Default::default());
+                    opened.failure.unwrap()
+                }
+            };
             assert_eq!(error.kind, RepositoryErrorKind::Storage(kind), "{at}");
         }
     }
+}
+
+#[test]
+fn what_broke_off_says_what_had_not_opened_until_then() {
+    let mut world = World::new();
+    let customer = world.open();
+    world.backup(&customer, "web", &image(&[1, 2, 3, 4, 5]), true);
+    super::damage::damage(&world, &packs_of(&world, PackKind::Data)[0]);
+    world.host.forget();
+    let store = Arc::new(Faulty::new(world.memory.clone()));
+    let customer = world.open_on(store.clone(), &world.host).unwrap();
+    let failed = open_all(&customer).unwrap().damaged;
+    assert_eq!(failed.len(), 1);
+    let log = store.log();
+    let record = customer.names().point(world.model.keys().next().unwrap());
+    // Whoever looks again reads the record again.
+    let again = log
+        .iter()
+        .rfind(|line| line.name == record.as_str())
+        .unwrap();
+
+    world.host.forget();
+    let (at, kind) = (again.number, StorageErrorKind::Transient);
+    let faults = vec![Fault::FailBefore { at, kind }];
+    let store = Arc::new(Faulty::with_faults(world.memory.clone(), faults));
+    let customer = world.open_on(store, &world.host).unwrap();
+    let opened = open_all(&customer).unwrap();
+    assert_eq!((opened.damaged, opened.unreadable), Default::default());
+    assert_eq!(opened.unsettled, failed);
+    let failure = opened.failure.unwrap();
+    assert_eq!(failure.kind, RepositoryErrorKind::Storage(kind));
+}
+
+#[test]
+fn who_deletes_goes_past_no_node_that_cannot_be_read() {
+    let mut world = World::new();
+    let customer = world.open();
+    world.backup(&customer, "web", &image(&[1, 2, 3]), true);
+    let name = packs_of(&world, PackKind::Node).remove(0);
+    let faults = vec![Fault::Unread { name }];
+    let store = Arc::new(Faulty::with_faults(world.memory.clone(), faults));
+    let customer = world.open_on(store, &world.host).unwrap();
+    for force in [false, true] {
+        let refused = reclaim::mark_now(&customer, force).err().unwrap();
+        assert!(refused.is_unread(), "{refused}");
+    }
+    let mark = Mark::at_end_to_look(&customer).unwrap();
+    assert_eq!(mark.damage.len(), 1);
+    assert!(mark.damage[0].error.is_unread());
 }
 
 #[test]

@@ -326,6 +326,8 @@ fn two_makers_of_a_customer_leave_one_key_file() {
         terms: &terms,
         writers: Writers::Many,
     };
+    // It knows another customer of this name, in another store.
+    world.host.forget();
     Customer::create(&storage, &new, &*world.host).unwrap();
     assert_eq!(storage.list("customers/acme/key").unwrap().len(), 1);
     // Not the world's own store, with whose entries a checked opening compares.

@@ -175,6 +175,32 @@ fn a_record_that_came_back_is_destroyed_and_a_key_file_that_nobody_names_stays()
 }
 
 #[test]
+fn that_a_confirmed_prune_removes_it_is_said_of_what_it_removes_and_of_nothing_else() {
+    let world = World::new();
+    let customer = world.open();
+    let names = customer.names();
+    let beyond = customer.with_state(|state| state.seq + 5);
+    let foreign = ObjectName::new("customers/acme/notes").unwrap();
+    for name in [names.key(99), names.ledger(beyond), foreign] {
+        world.memory.plant(&name, b"of whom?");
+    }
+    let told = sweep(&customer, false).unwrap().unexplained;
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert_eq!(sweep(&customer, true).unwrap().unexplained.len(), 2);
+    for problem in told {
+        let name = ObjectName::new(problem.split(' ').next().unwrap()).unwrap();
+        let is_left = world.memory.size_bytes(&name).is_ok();
+        let command = "vmkeep prune --confirm --customer acme";
+        assert_eq!(problem.contains(command), !is_left, "{problem}");
+        assert_eq!(
+            problem.contains("no prune removes it"),
+            is_left,
+            "{problem}"
+        );
+    }
+}
+
+#[test]
 fn spent_probes_go_without_a_word_and_what_is_too_large_for_one_is_reported() {
     let world = World::new();
     let plant = |name: &str, size: u64| {

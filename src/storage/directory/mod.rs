@@ -11,7 +11,7 @@ mod reserve;
 mod temporary;
 
 use super::{
-    Leftover, Listed, OpenObject, ReadAgain, Storage, StorageError, StorageErrorKind, Survey,
+    Leftover, Listed, OpenObject, Part, ReadAgain, Storage, StorageError, StorageErrorKind, Survey,
     checked_prefix, fill_random, is_own_name, name_from_outside, refuse_own_names, too_large,
     too_short,
 };
@@ -20,7 +20,7 @@ use beneath::{FOLDER_MODE, Root};
 use bytes::Bytes;
 use open_file::OpenFile;
 use rustix::buffer::spare_capacity;
-use rustix::fs::{Advice, AtFlags, Dir, FileType, OFlags, Stat};
+use rustix::fs::{Advice, AtFlags, Dir, DirEntry, FileType, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -133,9 +133,9 @@ impl Directory {
                 Errno::NOTDIR | Errno::ISDIR => told(name, "opening", Errno::NOENT),
                 // What the kernel says of a FIFO or socket.
                 Errno::NXIO => not_a_file(name),
-                error => told(name, "opening", error),
+                error => unread(name, "opening", error),
             })?;
-        let stat = rustix::fs::fstat(&file).map_err(|error| told(name, "examining", error))?;
+        let stat = rustix::fs::fstat(&file).map_err(|error| unread(name, "examining", error))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Ok((file, stat)),
             FileType::Directory => Err(told(name, "opening", Errno::NOENT)),
@@ -419,6 +419,72 @@ impl Directory {
     }
 }
 
+impl Directory {
+    /// What stands right in a folder.
+    fn parts_in(&self, path: &Path) -> Result<Vec<Part>, StorageError> {
+        let listing = |error| told(shown(path), "listing", error);
+        let entries = match self.root.open_folder(path).and_then(Dir::new) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
+            entries => entries.map_err(listing)?,
+        };
+        let mut parts = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(listing)?;
+            let leaf = entry.file_name().to_bytes();
+            if matches!(leaf, b"." | b"..") {
+                continue;
+            }
+            let below = path.join(OsStr::from_bytes(leaf));
+            if below.to_str().is_some_and(is_own_name) {
+                continue;
+            }
+            let is_prefix = self.is_folder(&entry, &below);
+            if !is_prefix || self.holds_a_file(&below)? {
+                parts.push(Part {
+                    name: leaf.escape_ascii().to_string(),
+                    is_prefix,
+                });
+            }
+        }
+        parts.sort_unstable();
+        Ok(parts)
+    }
+
+    /// Looks no further than the first. What nobody may look into is not proven to hold none.
+    fn holds_a_file(&self, start: &Path) -> Result<bool, StorageError> {
+        let mut folders = vec![start.to_path_buf()];
+        while let Some(path) = folders.pop() {
+            let listing = |error| told(shown(&path), "listing", error);
+            let entries = match self.root.open_folder(&path).and_then(Dir::new) {
+                Err(Errno::NOENT | Errno::NOTDIR) => continue,
+                Err(Errno::ACCESS) => return Ok(true),
+                entries => entries.map_err(listing)?,
+            };
+            for entry in entries {
+                let entry = entry.map_err(listing)?;
+                let leaf = entry.file_name().to_bytes();
+                if matches!(leaf, b"." | b"..") {
+                    continue;
+                }
+                let below = path.join(OsStr::from_bytes(leaf));
+                if !self.is_folder(&entry, &below) {
+                    return Ok(true);
+                }
+                folders.push(below);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Not every file system tells the kind in a listing.
+    fn is_folder(&self, entry: &DirEntry, path: &Path) -> bool {
+        match entry.file_type() {
+            FileType::Unknown => self.root.open_folder(path).is_ok(),
+            kind => kind == FileType::Directory,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted<'p> {
     Objects,
@@ -564,7 +630,7 @@ impl Storage for Directory {
             match retry_on_intr(|| rustix::io::pread(&file, spare_capacity(&mut data), at)) {
                 Ok(0) => return Err(too_short(name, at, size_bytes)),
                 Ok(_) => {}
-                Err(error) => return Err(told(name, "reading", error)),
+                Err(error) => return Err(unread(name, "reading", error)),
             }
         }
         // The allocator may give more room than asked for, and a file may grow while it is read.
@@ -601,6 +667,11 @@ impl Storage for Directory {
             return Ok(Vec::new());
         }
         Ok(self.walk(Path::new(prefix), Wanted::Objects)?.objects)
+    }
+
+    fn parts(&self, prefix: &str) -> Result<Vec<Part>, StorageError> {
+        let prefix = checked_prefix(prefix)?;
+        self.parts_in(Path::new(prefix.as_ref().map_or("", ObjectName::as_str)))
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {
@@ -766,6 +837,19 @@ fn removed_by_others(name: &ObjectName) -> StorageError {
         name,
         "somebody removed its temporary file",
     )
+}
+
+/// As [`told`], of reading an object: that the medium does not give its bytes, or that the file system refuses them by a
+/// checksum of its own, says nothing of the other objects.
+fn unread(name: impl fmt::Display, doing: &str, error: Errno) -> StorageError {
+    match error {
+        Errno::IO | Errno::UCLEAN | Errno::BADMSG => StorageError::new(
+            StorageErrorKind::Unreadable,
+            name,
+            format!("{doing}: {error}"),
+        ),
+        error => told(name, doing, error),
+    }
 }
 
 /// What a failed system call means for the caller's decision.
@@ -1060,6 +1144,21 @@ mod tests {
             let told = told("name", "doing", error);
             assert_eq!(told.kind, kind, "{error}");
             assert!(told.detail.starts_with("doing: "), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_the_medium_does_not_give_of_one_object_is_no_store_out_of_reach() {
+        for (error, kind) in [
+            (Errno::IO, StorageErrorKind::Unreadable),
+            (Errno::UCLEAN, StorageErrorKind::Unreadable),
+            (Errno::BADMSG, StorageErrorKind::Unreadable),
+            (Errno::STALE, StorageErrorKind::Transient),
+            (Errno::NOENT, StorageErrorKind::NotFound),
+        ] {
+            let told = unread("name", "reading", error);
+            assert_eq!(told.kind, kind, "{error}");
+            assert!(told.detail.starts_with("reading: "), "{told}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The file of an object, held open.
 
 use super::super::{OpenObject, StorageError, too_short};
-use super::told;
+use super::unread;
 use crate::model::ObjectName;
 use rustix::fs::Stat;
 use rustix::io::retry_on_intr;
@@ -39,7 +39,7 @@ impl OpenObject for OpenFile {
         let mut rest = buffer;
         while !rest.is_empty() {
             let done = retry_on_intr(|| rustix::io::pread(&self.file, &mut *rest, at))
-                .map_err(|error| told(&self.name, "reading", error))?;
+                .map_err(|error| unread(&self.name, "reading", error))?;
             rest = rest
                 .get_mut(done..)
                 .filter(|_| done > 0)

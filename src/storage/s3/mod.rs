@@ -31,7 +31,9 @@ mod versions;
 pub use connection::{S3Credentials, S3Settings};
 pub use lock::S3Lock;
 
-use super::{Latest, Leftover, Listed, ReadAgain, Storage, StorageError, StorageErrorKind, Survey};
+use super::{
+    Latest, Leftover, Listed, Part, ReadAgain, Storage, StorageError, StorageErrorKind, Survey,
+};
 use super::{checked_prefix, is_own_name, name_from_outside, refuse_own_names};
 use super::{too_large, too_short};
 use crate::model::{BucketFacts, ObjectName, Versioning};
@@ -223,6 +225,17 @@ impl Storage for S3 {
             .collect();
         objects.sort_unstable();
         Ok(objects)
+    }
+
+    fn parts(&self, prefix: &str) -> Result<Vec<Part>, StorageError> {
+        let prefix = checked_prefix(prefix)?;
+        let prefix = prefix.as_ref().map_or("", ObjectName::as_str);
+        self.runtime.block_on(async {
+            match self.known.versioning {
+                Versioning::Never => self.parts_below(prefix).await,
+                _ => self.parts_of_versions(prefix).await,
+            }
+        })
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {

@@ -4,12 +4,13 @@ use super::connection::SLOWEST_BYTES_PER_SECOND;
 use super::error::{is_condition_not_met, is_skewed, taken, told, transient, unsupported};
 use super::{S3, StorageError, StorageErrorKind, WRITES_AT_ONCE, too_large, too_short};
 use crate::model::ObjectName;
-use crate::storage::fill_random;
+use crate::storage::{Part, fill_random};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::EncodingType;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
@@ -356,6 +357,64 @@ impl S3 {
     }
 }
 
+impl S3 {
+    /// What stands right below a prefix. The server cuts the keys short, so that it tells each part once.
+    pub(super) async fn parts_below(&self, prefix: &str) -> Result<Vec<Part>, StorageError> {
+        let key_prefix = self.key_prefix(prefix);
+        let mut parts = BTreeSet::new();
+        let mut token: Option<String> = None;
+        loop {
+            let page = self
+                .repeated(&key_prefix, async || {
+                    let list = self.client.list_objects_v2();
+                    let list = list.bucket(&self.settings.bucket).prefix(&key_prefix);
+                    let list = list.delimiter("/").encoding_type(EncodingType::Url);
+                    let sent = list.set_continuation_token(token.clone()).send();
+                    let page = self.answer(&key_prefix, 0, sent).await?;
+                    let found = page.contents().len() + page.common_prefixes().len();
+                    let is_truncated = page.is_truncated();
+                    refuse_broken(&key_prefix, is_truncated, page.key_count(), found)?;
+                    Ok(page)
+                })
+                .await?;
+            let before = parts.len();
+            let keys = page.contents().iter().map(|one| one.key());
+            let prefixes = page.common_prefixes().iter().map(|one| one.prefix());
+            let told = keys.chain(prefixes);
+            take_parts(&key_prefix, told, page.encoding_type(), &mut parts)?;
+            if page.is_truncated() != Some(true) {
+                return Ok(parts.into_iter().collect());
+            }
+            token = page.next_continuation_token().map(str::to_string);
+            if token.is_none() || parts.len() == before || parts.len() > MAX_LISTED {
+                return Err(transient(&key_prefix, "a listing that does not go on"));
+            }
+        }
+    }
+}
+
+/// Adds the next part of each of these keys, which a listing of what is below `key_prefix` told.
+pub(super) fn take_parts<'k>(
+    key_prefix: &str,
+    keys: impl Iterator<Item = Option<&'k str>>,
+    encoding: Option<&EncodingType>,
+    parts: &mut BTreeSet<Part>,
+) -> Result<(), StorageError> {
+    for key in keys {
+        let key = decoded(key.unwrap_or_default(), encoding);
+        let Some(rest) = key.strip_prefix(key_prefix) else {
+            return Err(transient(key_prefix, "a listing that makes no sense"));
+        };
+        // A key that is the prefix is what some programs make of a folder; nothing stands below it.
+        if !rest.is_empty() {
+            let Part { name, is_prefix } = Part::first_of(rest);
+            let name = name.escape_debug().to_string();
+            parts.insert(Part { name, is_prefix });
+        }
+    }
+    Ok(())
+}
+
 /// A page of a listing that does not say whether another one follows, or has fewer lines than it
 /// counts, broke off on its way: what it lacks is not gone.
 pub(super) fn refuse_broken(
@@ -479,6 +538,28 @@ mod tests {
         assert_eq!(decoded("a%2Fb+c", None), "a%2Fb+c");
         assert_eq!(unescaped("a%2Fb+c%C3%BC%zz%", url), "a/b c\u{fc}%zz%");
         assert_eq!(unescaped("a%2Fb+c", None), "a%2Fb+c");
+    }
+
+    #[test]
+    fn of_keys_below_a_prefix_each_next_part_is_told_once_and_what_is_not_below_is_nonsense() {
+        let url = Some(&EncodingType::Url);
+        let taken = |keys: &[&'static str]| {
+            let mut parts = BTreeSet::new();
+            let keys = keys.iter().map(|key| Some(*key));
+            let told = take_parts("a/b/", keys, url, &mut parts);
+            let parts = parts.into_iter().map(|part| (part.name, part.is_prefix));
+            told.map(|()| parts.collect::<Vec<_>>())
+                .map_err(|error| error.kind)
+        };
+        let keys = ["a/b/", "a/b/c%2F", "a/b/c/d", "a/b/c", "a%2Fb%2F%C3%BC"];
+        let part = |name: &str, is_prefix| (name.to_string(), is_prefix);
+        let parts = [part("%C3%BC", false), part("c", false), part("c", true)];
+        assert_eq!(taken(&keys), Ok(parts.to_vec()));
+        assert_eq!(taken(&[]), Ok(Vec::new()));
+        for strange in ["", "a/b", "a/bc"] {
+            let told = taken(&["a/b/c", strange]);
+            assert_eq!(told, Err(StorageErrorKind::Transient), "{strange}");
+        }
     }
 
     #[test]

@@ -2,11 +2,11 @@
 //! uploads.
 
 use super::error::{transient, unsupported};
-use super::requests::{MAX_LISTED, decoded, refuse_broken, unescaped};
-use super::{Leftover, Listed, S3, StorageError, StorageErrorKind, Survey, object_of};
+use super::requests::{MAX_LISTED, decoded, refuse_broken, take_parts, unescaped};
+use super::{Leftover, Listed, Part, S3, StorageError, StorageErrorKind, Survey, object_of};
 use crate::model::Versioning;
 use aws_sdk_s3::types::EncodingType;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// One version of a key, or a delete marker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,6 +169,48 @@ impl S3 {
             }
         }
         Ok(Survey { objects, leftovers })
+    }
+
+    /// As [`S3::parts_below`], of all keys of which a version or a delete marker is there.
+    pub(super) async fn parts_of_versions(&self, prefix: &str) -> Result<Vec<Part>, StorageError> {
+        let key_prefix = self.key_prefix(prefix);
+        let (mut parts, mut listed) = (BTreeSet::new(), 0);
+        let mut from: (Option<String>, Option<String>) = (None, None);
+        loop {
+            let page = self
+                .repeated(&key_prefix, async || {
+                    let list = self.client.list_object_versions();
+                    let list = list.bucket(&self.settings.bucket).prefix(&key_prefix);
+                    let list = list.delimiter("/").encoding_type(EncodingType::Url);
+                    let list = list.set_key_marker(from.0.clone());
+                    let sent = list.set_version_id_marker(from.1.clone()).send();
+                    let page = self.answer(&key_prefix, 0, sent).await?;
+                    refuse_broken(&key_prefix, page.is_truncated(), None, 0)?;
+                    Ok(page)
+                })
+                .await?;
+            let encoding = page.encoding_type();
+            let versions = page.versions().iter().map(|one| one.key());
+            let markers = page.delete_markers().iter().map(|one| one.key());
+            let prefixes = page.common_prefixes().iter().map(|one| one.prefix());
+            let before = listed;
+            let told = versions.chain(markers).chain(prefixes);
+            let told = told.inspect(|_| listed += 1);
+            take_parts(&key_prefix, told, encoding, &mut parts)?;
+            if page.is_truncated() != Some(true) {
+                return Ok(parts.into_iter().collect());
+            }
+            let next = (
+                page.next_key_marker().map(|key| unescaped(key, encoding)),
+                page.next_version_id_marker().map(str::to_string),
+            );
+            // A listing that goes in circles or on for ever ends here.
+            let goes_on = next.0.is_some() && next != from && listed > before;
+            if !goes_on || listed > MAX_LISTED {
+                return Err(transient(&key_prefix, "a listing that does not go on"));
+            }
+            from = next;
+        }
     }
 
     fn leftover_of_upload(&self, upload: &Unfinished) -> Leftover {

@@ -1,11 +1,12 @@
 //! What a policy that is configured and not yet in force would do to what there is.
 
 use super::warning::Warning;
+use crate::cli::alarms::{confirm_command, why_policy_waits};
 use crate::cli::figures;
 use crate::cli::invocation::Invocation;
 use crate::cli::site::Site;
 use crate::config::Config;
-use crate::jobs::policy_change;
+use crate::jobs::{Policies, foresee_policy, policy_change};
 use crate::model::VmName;
 use crate::policy::needs_confirmation;
 use jiff::Timestamp;
@@ -20,6 +21,10 @@ pub struct Effect {
     /// Points that would be gone earlier than they are now.
     earlier: usize,
     waits: bool,
+    /// The host that has replaced this policy.
+    overruled_by: Option<String>,
+    /// Only another host may bring it in.
+    is_anothers: bool,
 }
 
 #[derive(Default)]
@@ -80,6 +85,14 @@ pub fn effects_of(invocation: &Invocation, config: &Config) -> Effects {
             .customer
             .with_state(|state| policy_change(state, &config.terms, now));
         let Some(change) = change else { continue };
+        let foreseen = open
+            .customer
+            .with_state(|state| foresee_policy(state, &site.host, &config.terms, false));
+        let (overruled_by, is_anothers) = match foreseen {
+            Ok((_, Policies::Overruled { by })) => (Some(by), false),
+            Ok((_, Policies::NotOurs)) => (None, true),
+            _ => (None, false),
+        };
         let mut lost: BTreeMap<VmName, Vec<Timestamp>> = BTreeMap::new();
         for (vm, taken_at) in change.lost {
             lost.entry(vm).or_default().push(taken_at);
@@ -92,7 +105,9 @@ pub fn effects_of(invocation: &Invocation, config: &Config) -> Effects {
                 .map(|(vm, times)| (vm, times.iter().map(day).collect()))
                 .collect(),
             earlier: change.earlier,
-            waits: needs_confirmation(&change.nights),
+            waits: !is_anothers && needs_confirmation(&change.nights),
+            overruled_by,
+            is_anothers,
         });
     }
     effects
@@ -103,10 +118,16 @@ impl Effect {
         let customer = &self.customer;
         let mut sentences = Vec::new();
         match self.lost.is_empty() {
-            true => sentences.push(format!(
-                "{customer}: another policy than the one in force; the next run applies it, and no \
-                 restore point expires at once"
-            )),
+            true => {
+                let when = match self.is_anothers || self.overruled_by.is_some() {
+                    false => "the next run applies it, and",
+                    true => "with it",
+                };
+                sentences.push(format!(
+                    "{customer}: another policy than the one in force; {when} no restore point expires \
+                     at once"
+                ));
+            }
             false => {
                 let lost: Vec<String> = self
                     .lost
@@ -126,10 +147,22 @@ impl Effect {
                 figures::count(self.earlier, "restore point", "restore points")
             ));
         }
-        if self.waits {
+        if self.is_anothers
+            && let Some(why) = why_policy_waits(&Policies::NotOurs)
+        {
+            sentences.push(format!("{customer}: {why}"));
+        }
+        let why_it_waits = match &self.overruled_by {
+            Some(by) => Some(format!(
+                "host {by} has replaced it since this host wrote it"
+            )),
+            None if self.waits => Some("that is more than one night of a VM at once".to_string()),
+            None => None,
+        };
+        if let Some(why) = why_it_waits {
             sentences.push(format!(
-                "{customer}: that is more than one night of a VM at once, so the old policy holds \
-                 until somebody confirms it: vmkeep prune --confirm"
+                "{customer}: {why}, so the one in force holds until somebody confirms this one: {}",
+                confirm_command(customer)
             ));
         }
         sentences
@@ -144,7 +177,9 @@ impl Effect {
             "customer": self.customer,
             "expires_at_once": lost.collect::<serde_json::Map<_, _>>(),
             "expire_earlier": self.earlier,
-            "needs_confirmation": self.waits,
+            "needs_confirmation": self.waits || self.overruled_by.is_some(),
+            "overruled_by": self.overruled_by,
+            "only_by_admin": self.is_anothers,
         })
     }
 }
