@@ -438,6 +438,44 @@ impl Known {
     }
 }
 
+/// Of these packs, which are lost, those of which nothing is needed any more: each frame is known as damaged, and its
+/// content stands elsewhere by now. A prune condemns such a pack one day.
+fn made_up_for(
+    index: &Index,
+    state: &State,
+    lost: &HashSet<PackName>,
+) -> Result<HashSet<PackName>, RepositoryError> {
+    let numbers = lost.iter().filter_map(|name| index.number_of(name));
+    let mut made_up_for = lost.clone();
+    for (pack, tag) in index.frames_of(&numbers.collect())? {
+        let known = state.damaged.contains(&(pack, tag));
+        if !known || index.sound_places(&tag)?.is_empty() {
+            made_up_for.remove(&pack);
+        }
+    }
+    Ok(made_up_for)
+}
+
+/// Tells of packs that are lost, each with what is wrong with it.
+fn tell_of_lost(
+    index: &Index,
+    state: &State,
+    lost: Vec<(PackName, String)>,
+    verified: &mut Verified,
+) -> Result<(), RepositoryError> {
+    let names = lost.iter().map(|(name, _)| *name).collect();
+    let made_up_for = made_up_for(index, state, &names)?;
+    for (name, what) in lost {
+        match made_up_for.contains(&name) {
+            true => verified
+                .notes
+                .push(format!("{what}; known, and healed by a later backup")),
+            false => verified.damage.push(what),
+        }
+    }
+    Ok(())
+}
+
 /// What is damaged, and what cannot be read now.
 fn tell_of_points(customer: &SealedCustomer, found: Vec<Unreachable>, verified: &mut Verified) {
     let is_unread = |one: &Unreachable| one.error.is_unread();
@@ -482,6 +520,7 @@ fn check_packs(
     sizes: &BTreeMap<&str, u64>,
     verified: &mut Verified,
 ) -> Result<(), JobError> {
+    let mut lost = Vec::new();
     for info in index.packs().iter().filter(|info| !info.condemned) {
         verified.packs += 1;
         let name = customer.names().pack(&info.row.name);
@@ -498,19 +537,20 @@ fn check_packs(
         };
         match size {
             Some(size) if size == info.row.size_bytes => {}
-            Some(size) => verified.damage.push(format!(
-                "{name}: has {size} bytes instead of {}",
-                info.row.size_bytes
-            )),
+            Some(size) => {
+                let due = info.row.size_bytes;
+                let what = format!("{name}: has {size} bytes instead of {due}");
+                lost.push((info.row.name, what));
+            }
             None => {
                 // Another prune may have condemned, deleted and forgotten it since.
                 if customer.load_index()?.is_current(&info.row.name) {
-                    verified.damage.push(format!("{name}: is missing"));
+                    lost.push((info.row.name, format!("{name}: is missing")));
                 }
             }
         }
     }
-    Ok(())
+    Ok(tell_of_lost(index, &customer.state(), lost, verified)?)
 }
 
 /// Every current segment must be there: an index that is read from this host's copies does not show that the
@@ -612,11 +652,10 @@ fn read_each(
         );
         known.tell(pack, tag, what, verified);
     }
-    for (pack, reason) in &scrubbed.broken {
-        verified
-            .damage
-            .push(format!("{}: {reason}", customer.names().pack(pack)));
-    }
+    let broken = scrubbed.broken.iter();
+    let broken =
+        broken.map(|(pack, why)| (*pack, format!("{}: {why}", customer.names().pack(pack))));
+    tell_of_lost(&known.index, &known.state, broken.collect(), verified)?;
     let unread = scrubbed.unread.iter().map(|(_, reason)| reason.clone());
     verified.unread.extend(unread);
     if let Some(error) = &scrubbed.failure {
