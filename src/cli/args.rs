@@ -307,7 +307,7 @@ pub struct VerifyArgs {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 How the last run ended stands below the table, and how far one is that is under way. Exits with 3 when \
-the last backup of a VM failed, 4 when a promise is broken, 6 when something is damaged: a monitoring check.
+a VM's backup failed in the last run, 4 when a promise is broken, 6 when something is damaged: a monitoring check.
 
 Example:
   vmkeep status

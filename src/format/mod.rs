@@ -461,9 +461,10 @@
 //!
 //! A committer whose `begin` is `alone` counts from the last witnessed time before it instead of `taken_at`.
 //! `trusted` with `seq` says that the signer's clock was right from that entry on: points whose session it
-//! began there or later then have the later of what they had and what counts from `taken_at`. `void` counts
-//! those that are `alone` anew, from what was witnessed before their `begin` and still is; what was kept
-//! the longer for it goes as when a policy changes.
+//! began there or later then have the later of what they had and what counts from `taken_at`, and one that is
+//! expired though that is still to come is live again (a reader may leave it expired). After `void`, points whose
+//! `begin` or `commit` is not witnessed, and for whom no `trusted` that is witnessed speaks, are counted anew, from
+//! what was witnessed up to their `begin` and still is; what was kept the longer goes as when a policy changes.
 //!
 //! ## 12.5 Marks
 //!

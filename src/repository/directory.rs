@@ -1,10 +1,12 @@
-//! The directory of a pack, from the pack itself: its first bytes and its last.
+//! The directory of a pack, from the pack itself: its first bytes and its last; and which packs there are.
 
 use super::sealed::SealedCustomer;
 use super::{RepositoryError, RepositoryErrorKind};
+use crate::format::names::{CustomerNames, ObjectRole};
 use crate::format::pack::{self, DirectoryEntry, PackKind};
 use crate::model::{ObjectName, PackName};
 use crate::storage::{Storage, StorageErrorKind};
+use std::collections::BTreeMap;
 
 /// What a pack holds.
 pub(super) enum Directory {
@@ -61,4 +63,21 @@ pub(super) fn directory_of(
         .map_err(|error| damaged(&error))?
         .kind;
     Ok((kind, entries))
+}
+
+/// The packs that the store lists, with their sizes.
+pub(super) type ListedPacks = BTreeMap<PackName, u64>;
+
+pub(super) fn listed_packs(
+    storage: &dyn Storage,
+    names: &CustomerNames,
+) -> Result<ListedPacks, RepositoryError> {
+    let listed = storage.list(&names.packs_prefix())?;
+    let packs = listed
+        .iter()
+        .filter_map(|object| match names.role(&object.name) {
+            ObjectRole::Pack(name) => Some((name, object.size_bytes)),
+            _ => None,
+        });
+    Ok(packs.collect())
 }

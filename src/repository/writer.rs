@@ -1,13 +1,14 @@
 //! A session that uploads: pieces are looked up, sealed, packed, opened again, and sent.
 
 use super::customer::{Customer, WriteSettings};
+use super::directory::listed_packs;
 use super::index::{Index, NotedRecords, PackNumber};
 use super::lifetime::Lifetime;
 use super::new_segments::NewSegments;
 use super::rule::{Rule, stands};
 use super::{RepositoryError, RepositoryErrorKind};
 use crate::codec::{Opener, Sealer, random_bytes};
-use crate::format::names::{CustomerNames, ObjectRole};
+use crate::format::names::CustomerNames;
 use crate::format::pack::{
     self, FinishedPack, FrameHeader, MAX_PACK_BYTES, MAX_PACK_TARGET_BYTES, PackBuilder, PackKind,
 };
@@ -631,20 +632,11 @@ fn not_as_listed(customer: &Customer, index: &Index) -> Result<Vec<PackNumber>, 
     if index.packs().is_empty() {
         return Ok(Vec::new());
     }
-    let names = customer.names();
-    let mut as_listed = vec![false; index.packs().len()];
-    for object in customer.storage().list(&names.packs_prefix())? {
-        if let ObjectRole::Pack(name) = names.role(&object.name)
-            && let Some(number) = index.number_of(&name)
-            && let Some(info) = index.pack(number)
-            && let Some(as_listed) = as_listed.get_mut(number as usize)
-        {
-            *as_listed = object.size_bytes == info.row.size_bytes;
-        }
-    }
-    let numbered = (0..).zip(as_listed);
+    let listed = listed_packs(&**customer.storage(), customer.names())?;
+    let numbered = (0..).zip(index.packs());
     Ok(numbered
-        .filter_map(|(number, as_listed)| (!as_listed).then_some(number))
+        .filter(|(_, info)| listed.get(&info.row.name) != Some(&info.row.size_bytes))
+        .map(|(number, _)| number)
         .collect())
 }
 

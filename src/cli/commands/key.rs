@@ -1,6 +1,6 @@
 use super::selection;
 use super::tally::Tally;
-use crate::cli::answer::Answer;
+use crate::cli::answer::{Answer, quoted};
 use crate::cli::args::{AdmitArgs, HostRole, KeyCommand};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::invocation::Invocation;
@@ -211,15 +211,6 @@ pub fn admit_command(host: &HostBody) -> String {
         role_words(&host.roles).join(" --role "),
         host.recipient
     )
-}
-
-/// As one word of a shell.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    match word.chars().all(is_plain) {
-        true => word.to_string(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
 }
 
 fn role_of(role: HostRole) -> Option<Role> {

@@ -1,4 +1,5 @@
 use super::prune::worse;
+use super::selection;
 use super::tally::Tally;
 use crate::cli::answer::Answer;
 use crate::cli::args::{LedgerCommand, VoidArgs};
@@ -26,11 +27,11 @@ pub fn run(invocation: &Invocation, command: LedgerCommand) -> Result<Answer, Fa
 }
 
 fn void(site: &Site, args: &VoidArgs) -> Result<Answer, Failure> {
-    let mut configured = site.config.customers.iter();
-    let Some(config) = configured.find(|config| config.name == args.customer) else {
-        let message = format!("no customer {} in the configuration", args.customer);
-        return Err(Failure::new(Exit::Usage, message));
-    };
+    let named = std::slice::from_ref(&args.customer);
+    let config = selection::customers(&site.config, named)?;
+    let config = config
+        .first()
+        .expect("a name that is not configured is refused");
     let open = site.customer(config)?;
     site.probe(&open.customer)?;
     let customer = &open.customer;

@@ -3,7 +3,7 @@ mod define;
 use super::points::Hidden;
 use super::report::short;
 use super::selection;
-use crate::cli::answer::Answer;
+use crate::cli::answer::{Answer, quoted};
 use crate::cli::args::{At, ImageFormat, PointSelector, RestoreArgs, VmSelector};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::figures;
@@ -324,15 +324,6 @@ fn command(args: &RestoreArgs, at: Timestamp) -> String {
         }
     }
     line
-}
-
-/// One word for a shell.
-fn quoted(word: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:=@%,".contains(&byte);
-    match !word.is_empty() && word.bytes().all(is_plain) {
-        true => word.to_string(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
-    }
 }
 
 /// What was noted of the point when it was taken, and its consistency.

@@ -3,7 +3,7 @@
 //!
 //! Memory: as ever for what segments list; 33 bytes for each frame that none does, and 28 more while they are sorted.
 
-use super::super::directory::directory_of;
+use super::super::directory::{ListedPacks, directory_of, listed_packs};
 use super::open_segment::{OpenSegment, Unread};
 use super::{IN_MEMORY_BYTES, Index, LiveRecords, Tables, count_uses};
 use crate::format::names::{CustomerNames, ObjectRole};
@@ -19,8 +19,6 @@ use std::sync::Arc;
 const NO_SESSION: SessionId = SessionId::from_bytes([0; SessionId::BYTES]);
 
 type Segments = BTreeMap<SegmentName, (Arc<OpenSegment>, Vec<PackRow>)>;
-/// With their sizes.
-type Packs = BTreeMap<PackName, u64>;
 
 impl Index {
     /// Every segment that is whole; and the directory of each pack of which they do not list every frame, or nothing
@@ -67,7 +65,7 @@ impl Index {
         Ok(Index::of_segments(&segments, &packs, seq))
     }
 
-    fn of_segments(segments: &Segments, packs: &Packs, seq: u64) -> Self {
+    fn of_segments(segments: &Segments, packs: &ListedPacks, seq: u64) -> Self {
         let mut tables = Tables::default();
         for (name, (segment, rows)) in segments {
             tables.add(*name, segment.clone(), rows.iter().copied());
@@ -106,17 +104,6 @@ fn whole_segments(
         }
     }
     Ok(segments)
-}
-
-fn listed_packs(storage: &dyn Storage, names: &CustomerNames) -> Result<Packs, RepositoryError> {
-    let listed = storage.list(&names.packs_prefix())?;
-    let packs = listed
-        .iter()
-        .filter_map(|object| match names.role(&object.name) {
-            ObjectRole::Pack(name) => Some((name, object.size_bytes)),
-            _ => None,
-        });
-    Ok(packs.collect())
 }
 
 type Directory = (PackKind, Vec<DirectoryEntry>);

@@ -16,6 +16,18 @@ fn new(world: &World) -> RepositoryFile {
     new_repository(world.now(), 2 * CHUNK as u32, Writers::Many)
 }
 
+fn make(world: &World, storage: &Arc<dyn Storage>, name: &CustomerName, repository: RepositoryId) {
+    let new = NewCustomer {
+        repository,
+        name,
+        host: world.host.body(),
+        recipients: vec![world.host.identity.recipient()],
+        terms: &PolicyTerms::default(),
+        writers: Writers::Many,
+    };
+    Customer::create(storage, &new, &*world.host).unwrap();
+}
+
 #[test]
 fn a_repository_is_known_by_the_ledgers_of_its_customers() {
     for world in [World::new(), World::of_one_host()] {
@@ -39,15 +51,7 @@ fn customers_of_two_repositories_tell_of_none() {
     let world = World::new();
     let storage: Arc<dyn Storage> = Arc::new(world.memory.clone());
     let name = CustomerName::new("other").unwrap();
-    let other = NewCustomer {
-        repository: RepositoryId::from_bytes([9; 16]),
-        name: &name,
-        host: world.host.body(),
-        recipients: vec![world.host.identity.recipient()],
-        terms: &PolicyTerms::default(),
-        writers: Writers::Many,
-    };
-    Customer::create(&storage, &other, &*world.host).unwrap();
+    make(&world, &storage, &name, RepositoryId::from_bytes([9; 16]));
     let error = recover_repository(&storage, &new(&world)).unwrap_err();
     assert_eq!(error.kind, RepositoryErrorKind::Damaged);
 }
@@ -69,15 +73,7 @@ fn a_customer_whose_first_entry_is_damaged_keeps_nobody_from_the_others() {
     let world = World::new();
     let storage: Arc<dyn Storage> = Arc::new(world.memory.clone());
     let name = CustomerName::new("aa-first").unwrap();
-    let other = NewCustomer {
-        repository: world.file.repository,
-        name: &name,
-        host: world.host.body(),
-        recipients: vec![world.host.identity.recipient()],
-        terms: &PolicyTerms::default(),
-        writers: Writers::Many,
-    };
-    Customer::create(&storage, &other, &*world.host).unwrap();
+    make(&world, &storage, &name, world.file.repository);
     let first = CustomerNames::new(&name).ledger(1);
     world.memory.plant(&first, b"damaged");
     // Nor does a stray name below an entry's make it another kind of ledger.
