@@ -59,8 +59,9 @@
 //!
 //! - No checkpoints are written into the store; `checkpoint` entries are reserved in the format. A host
 //!   keeps its own, as a cache: a replay costs some 0.1 ms an entry at each opening. It is believed by
-//!   the program that made it, for seven days, if every entry is still listed and the last has the bytes
-//!   it had; `verify`, `ledger verify` and whoever has no keys read from genesis.
+//!   the program that made it if every entry is still listed and the last has the bytes it had; after seven
+//!   days if all have, by the chain of their hashes; for four weeks. `verify`, `ledger verify` and whoever has
+//!   no keys read from genesis.
 //! - The age format is our own 700 lines on `ring` and `x25519-dalek`: its library brings 150 crates.
 //!   The public `age` tool is held against it in the tests, and `minisign` against the certificates.
 //! - Without a weekday (`full_day = "auto"`) a full is due six nights after the last good one, not on a day that a

@@ -36,9 +36,9 @@ use vmkeep::model::{
 };
 use vmkeep::policy::PolicyTerms;
 use vmkeep::repository::{
-    Customer, DiskDraft, Head, Host, HostMemory, Ledger, LedgerClock, NewCustomer, PointDraft,
-    PointReader, ReadScratch, Reader, RepositoryError, Stamp, Trust, Turn, WriteSettings,
-    create_repository, new_repository, open_repository, reclaim, scrub_packs,
+    Customer, DiskDraft, Head, Host, HostMemory, KeptState, Ledger, LedgerClock, NewCustomer,
+    PointDraft, PointReader, ReadScratch, Reader, RepositoryError, Stamp, Trust, Turn, Vouched,
+    WriteSettings, create_repository, new_repository, open_repository, reclaim, scrub_packs,
 };
 use vmkeep::storage::{Memory, Storage};
 
@@ -112,11 +112,11 @@ impl HostMemory for TestHost {
     ) {
     }
 
-    fn checkpoint(&self, _customer: &CustomerUid, _however_old: bool) -> Option<Vec<u8>> {
+    fn checkpoint(&self, _customer: &CustomerUid) -> Option<KeptState> {
         None
     }
 
-    fn keep_checkpoint(&self, _customer: &CustomerUid, _checkpoint: &[u8], _replayed: bool) {}
+    fn keep_checkpoint(&self, _customer: &CustomerUid, _checkpoint: &[u8], _vouched: Vouched) {}
 }
 
 impl Host for TestHost {

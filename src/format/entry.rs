@@ -641,6 +641,13 @@ pub fn entry_hash(stored: &[u8]) -> EntryHash {
     EntryHash::from_bytes(*blake3::hash(stored).as_bytes())
 }
 
+/// Whether stored bytes begin as the entry `seq` does if `prev` is the hash of the one before it. What else they
+/// hold is not looked at.
+pub fn follows(stored: &[u8], seq: u64, prev: &EntryHash) -> bool {
+    let begin = format!("{{\"vmkeep\":{VERSION},\"seq\":{seq},\"prev\":\"{prev}\",");
+    stored.starts_with(begin.as_bytes())
+}
+
 /// BLAKE3 of the sorted pack names, each followed by a newline.
 pub fn packs_hash(packs: impl IntoIterator<Item = PackName>) -> ObjectHash {
     let mut names: Vec<PackName> = packs.into_iter().collect();
@@ -697,6 +704,16 @@ mod tests {
         let stored = sample().seal(|_| [9; 64]).unwrap();
         let opened = Entry::open(&stored, |_, _, signature| *signature == [9; 64]).unwrap();
         assert_eq!(opened, sample());
+    }
+
+    #[test]
+    fn an_entry_follows_the_one_that_it_names_and_no_other() {
+        let stored = sample().seal(|_| [9; 64]).unwrap();
+        let prev = EntryHash::from_bytes([1; 32]);
+        assert!(follows(&stored, 7, &prev));
+        assert!(!follows(&stored, 8, &prev));
+        assert!(!follows(&stored, 7, &EntryHash::from_bytes([2; 32])));
+        assert!(!follows(&stored[..90], 7, &prev));
     }
 
     #[test]

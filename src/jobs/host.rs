@@ -9,8 +9,8 @@ use crate::model::{
 };
 use crate::policy::{self, HostClock, Judgement, LocalMark, judge, next_mark};
 use crate::repository::{
-    Customer, Head, Host, HostMemory, LedgerClock, Neighbour, RepositoryError, RepositoryErrorKind,
-    Stamp, Turn, strangers,
+    Belief, BelievedSince, Customer, Head, Host, HostMemory, KeptState, LedgerClock, Neighbour,
+    RepositoryError, RepositoryErrorKind, Stamp, Turn, Vouched, strangers,
 };
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
@@ -23,8 +23,11 @@ const MARK_INTERVAL_SECONDS: i64 = 60;
 /// A clock that is set back by no more than this is corrected, not wrong.
 const CORRECTION_SECONDS: i64 = 5 * 60;
 
-/// A ledger is read from genesis again after this long, whatever a checkpoint says.
-const LONGEST_BELIEF: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// The entries that a checkpoint was made of are read again after this long.
+const LONGEST_UNREAD: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// And after this long it is made of them anew: nothing but this host's memory and disk vouch for it meanwhile.
+const LONGEST_BELIEF: SignedDuration = SignedDuration::from_hours(4 * 7 * 24);
 
 /// The hash of this program.
 fn program() -> Option<&'static str> {
@@ -277,23 +280,48 @@ impl HostMemory for LocalHost {
         self.folder.remember_origin(repository, customer, first);
     }
 
-    fn checkpoint(&self, customer: &CustomerUid, however_old: bool) -> Option<Vec<u8>> {
-        let kept = self.kept_by_this_program(customer)?;
-        let age = self.now().duration_since(kept.replayed_at);
-        let is_young = (SignedDuration::ZERO..=LONGEST_BELIEF).contains(&age);
-        (is_young || however_old).then_some(kept.content)
+    fn checkpoint(&self, customer: &CustomerUid) -> Option<KeptState> {
+        let Checkpoint { since, content, .. } = self.kept_by_this_program(customer)?;
+        let now = self.now();
+        // A clock that was set back cannot tell.
+        let within = |since: Timestamp, longest: SignedDuration| {
+            (SignedDuration::ZERO..=longest).contains(&now.duration_since(since))
+        };
+        let belief = match within(since.replayed_at, LONGEST_BELIEF) {
+            true if within(since.read_at, LONGEST_UNREAD) => Belief::AsItIs,
+            true => Belief::IfReadAgain,
+            false => Belief::ForWantOfBetter,
+        };
+        Some(KeptState {
+            content,
+            belief,
+            since,
+        })
     }
 
-    fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &[u8], replayed: bool) {
-        let before = || Some(self.kept_by_this_program(customer)?.replayed_at);
-        let replayed_at = match replayed {
-            true => Some(self.now()),
-            false => before(),
+    fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &[u8], vouched: Vouched) {
+        let now = self.now();
+        let since = match vouched {
+            Vouched::Replayed => BelievedSince {
+                replayed_at: now,
+                read_at: now,
+            },
+            Vouched::ReadAgain(since) => BelievedSince {
+                read_at: now,
+                ..since
+            },
+            Vouched::AsBefore(since) => since,
         };
-        if let (Some(program), Some(replayed_at)) = (program(), replayed_at) {
+        // Perhaps because this one is wrong.
+        let is_made_anew = self.kept_by_this_program(customer).is_some_and(|kept| {
+            kept.since.replayed_at > since.replayed_at && kept.since.replayed_at <= now
+        });
+        if let Some(program) = program()
+            && !is_made_anew
+        {
             let kept = Checkpoint {
                 program: program.to_string(),
-                replayed_at,
+                since,
                 content: checkpoint.to_vec(),
             };
             self.folder.write_checkpoint(customer, &kept);
@@ -465,7 +493,8 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_is_believed_for_seven_days_after_a_replay_and_by_this_program_only() {
+    fn a_checkpoint_is_read_again_after_seven_days_made_anew_after_four_weeks_and_of_this_program_only()
+     {
         let folder = tempfile::tempdir().unwrap();
         let folder = StateFolder::create(folder.path()).unwrap();
         let (identity, _) = folder.ensure_identity("a test").unwrap();
@@ -481,25 +510,47 @@ mod tests {
         let customer = CustomerUid::from_bytes([1; 16]);
         let believed = |hours: i64| {
             *clock.0.lock().unwrap() = start + SignedDuration::from_hours(hours);
-            host.checkpoint(&customer, false)
+            let kept = host.checkpoint(&customer)?;
+            Some((String::from_utf8(kept.content).unwrap(), kept.belief))
         };
-        host.keep_checkpoint(&customer, b"no replay made this", false);
+        let since = || host.checkpoint(&customer).unwrap().since;
+        let is = |text: &str, belief: Belief| Some((text.to_string(), belief));
         assert_eq!(believed(0), None);
-        host.keep_checkpoint(&customer, b"one", true);
-        assert_eq!(believed(100).as_deref(), Some(&b"one"[..]));
+        host.keep_checkpoint(&customer, b"one", Vouched::Replayed);
+        assert_eq!(believed(100), is("one", Belief::AsItIs));
         // What was made of it is no younger than it.
-        host.keep_checkpoint(&customer, b"two", false);
-        assert_eq!(believed(168).as_deref(), Some(&b"two"[..]));
-        assert_eq!(believed(169), None);
+        host.keep_checkpoint(&customer, b"two", Vouched::AsBefore(since()));
+        assert_eq!(believed(168), is("two", Belief::AsItIs));
+        assert_eq!(believed(169), is("two", Belief::IfReadAgain));
+        host.keep_checkpoint(&customer, b"two", Vouched::ReadAgain(since()));
+        assert_eq!(believed(169 + 168), is("two", Belief::AsItIs));
+        assert_eq!(believed(169 + 169), is("two", Belief::IfReadAgain));
+        host.keep_checkpoint(&customer, b"three", Vouched::AsBefore(since()));
+        assert_eq!(believed(4 * 168), is("three", Belief::IfReadAgain));
+        assert_eq!(believed(4 * 168 + 1), is("three", Belief::ForWantOfBetter));
+        // To read what it was made of again is not to make it again.
+        let first = since();
+        host.keep_checkpoint(&customer, b"three", Vouched::ReadAgain(first));
+        assert_eq!(believed(4 * 168 + 1), is("three", Belief::ForWantOfBetter));
         // A clock that was set back cannot tell.
-        assert_eq!(believed(-1), None);
+        assert_eq!(believed(168), is("three", Belief::IfReadAgain));
+        assert_eq!(believed(-1), is("three", Belief::ForWantOfBetter));
+
+        // Whoever began with an older one does not put it back.
+        assert!(believed(4 * 168 + 1).is_some());
+        host.keep_checkpoint(&customer, b"anew", Vouched::Replayed);
+        for late in [Vouched::AsBefore(first), Vouched::ReadAgain(first)] {
+            host.keep_checkpoint(&customer, b"wrong", late);
+            assert_eq!(believed(4 * 168 + 2), is("anew", Belief::AsItIs));
+        }
+        // Unless it is dated by a clock that was ahead.
+        assert!(believed(1).is_some());
+        host.keep_checkpoint(&customer, b"of now", Vouched::Replayed);
+        assert_eq!(believed(1), is("of now", Belief::AsItIs));
 
         let mut kept = folder.read_checkpoint(&customer).unwrap();
         kept.program = "f".repeat(64);
         folder.write_checkpoint(&customer, &kept);
-        assert_eq!(believed(1), None);
-        // Nor does what another program read vouch for what this one makes of it.
-        host.keep_checkpoint(&customer, b"three", false);
         assert_eq!(believed(1), None);
     }
 }

@@ -66,7 +66,7 @@ pub struct Pruned {
 /// The next step of a prune with each point.
 pub fn plan_prune(state: &State, now: Timestamp, request: PruneRequest) -> Vec<Decision> {
     match &state.policy {
-        Some(policy) => plan_of(&facts_with_void(state), policy, now, request),
+        Some(policy) => plan_of(&state.facts().collect::<Vec<_>>(), policy, now, request),
         None => Vec::new(),
     }
 }
@@ -92,7 +92,7 @@ pub fn foresee_prune(state: &State, now: Timestamp, request: PruneRequest) -> Ve
     let Some(policy) = &state.policy else {
         return Vec::new();
     };
-    let mut facts = facts_with_void(state);
+    let mut facts: Vec<PointFacts> = state.facts().collect();
     let mut foreseen = Vec::new();
     for (action, becomes) in [
         (Action::Expire, PointState::Expired),
@@ -127,14 +127,7 @@ pub fn is_prune_due(state: &State, now: Timestamp) -> bool {
 
 /// What the promises are held against. A void point fulfils none, however long it has to stay.
 pub(super) fn facts(state: &State) -> Vec<PointFacts> {
-    let mut facts = facts_with_void(state);
-    facts.retain(|point| !point.void);
-    facts
-}
-
-fn facts_with_void(state: &State) -> Vec<PointFacts> {
-    let points = state.points.iter();
-    points.map(|(id, point)| point.facts(id)).collect()
+    state.facts().filter(|point| !point.void).collect()
 }
 
 /// Why this host's clock may not delete, unless nothing is there that it could.

@@ -7,7 +7,7 @@ use crate::codec::{HostIdentity, random_bytes};
 use crate::format::repository_file::RepositoryFile;
 use crate::model::{CustomerName, CustomerUid, EntryHash, InstallationId, RepositoryId, SessionId};
 use crate::policy::LocalMark;
-use crate::repository::{Head, HostMemory};
+use crate::repository::{BelievedSince, Head, HostMemory, KeptState, Vouched};
 use jiff::Timestamp;
 use rustix::fs::FlockOperation;
 use std::collections::BTreeMap;
@@ -72,8 +72,7 @@ pub struct Lock {
 pub(super) struct Checkpoint {
     /// The hash of the program that made it.
     pub program: String,
-    /// When the ledger was last read from genesis for it.
-    pub replayed_at: Timestamp,
+    pub since: BelievedSince,
     pub content: Vec<u8>,
 }
 
@@ -332,8 +331,8 @@ impl StateFolder {
         self.path.join("sessions").join(session.to_string())
     }
 
-    /// What was made of a ledger, by which program, and when it was last read from genesis. What a
-    /// crash tore, and what anybody changed, is none.
+    /// What was made of a ledger, by which program, and when. What a crash tore, and what anybody changed, is
+    /// none.
     pub(super) fn read_checkpoint(&self, customer: &CustomerUid) -> Option<Checkpoint> {
         let file = File::open(self.checkpoint_path(customer)).ok()?;
         let mut bytes = Vec::new();
@@ -344,7 +343,10 @@ impl StateFolder {
         let mut fields = std::str::from_utf8(bytes.get(..end)?).ok()?.split(' ');
         let checkpoint = Checkpoint {
             program: fields.next()?.to_string(),
-            replayed_at: fields.next()?.parse().ok()?,
+            since: BelievedSince {
+                replayed_at: fields.next()?.parse().ok()?,
+                read_at: fields.next()?.parse().ok()?,
+            },
             content,
         };
         let hash = blake3::hash(&checkpoint.content).to_hex();
@@ -353,9 +355,10 @@ impl StateFolder {
 
     pub(super) fn write_checkpoint(&self, customer: &CustomerUid, checkpoint: &Checkpoint) {
         let head = format!(
-            "{} {} {}\n",
+            "{} {} {} {}\n",
             checkpoint.program,
-            checkpoint.replayed_at,
+            checkpoint.since.replayed_at,
+            checkpoint.since.read_at,
             blake3::hash(&checkpoint.content).to_hex()
         );
         let bytes = [head.as_bytes(), &checkpoint.content].concat();
@@ -473,11 +476,11 @@ impl HostMemory for StateFolder {
     }
 
     /// Whoever has no clock cannot tell how old one is.
-    fn checkpoint(&self, _: &CustomerUid, _: bool) -> Option<Vec<u8>> {
+    fn checkpoint(&self, _: &CustomerUid) -> Option<KeptState> {
         None
     }
 
-    fn keep_checkpoint(&self, _: &CustomerUid, _: &[u8], _: bool) {}
+    fn keep_checkpoint(&self, _: &CustomerUid, _: &[u8], _: Vouched) {}
 }
 
 fn mark_text(mark: &LocalMark) -> String {
@@ -732,14 +735,17 @@ mod tests {
         let customer = CustomerUid::from_bytes([1; 16]);
         let kept = Checkpoint {
             program: "a-program".to_string(),
-            replayed_at: "2025-03-02T01:00:00Z".parse().unwrap(),
+            since: BelievedSince {
+                replayed_at: "2025-03-02T01:00:00Z".parse().unwrap(),
+                read_at: "2025-03-09T01:00:00Z".parse().unwrap(),
+            },
             content: b"{\"a state\":\n1}".to_vec(),
         };
         assert!(state.read_checkpoint(&customer).is_none());
         state.write_checkpoint(&customer, &kept);
         let read = state.read_checkpoint(&customer).unwrap();
         assert_eq!(read.program, kept.program);
-        assert_eq!(read.replayed_at, kept.replayed_at);
+        assert_eq!(read.since, kept.since);
         assert_eq!(read.content, kept.content);
 
         let path = state.checkpoint_path(&customer);

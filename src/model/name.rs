@@ -1,3 +1,4 @@
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -119,6 +120,13 @@ impl ObjectName {
     }
 
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A map of names is searched for what need not be one.
+impl Borrow<str> for ObjectName {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

@@ -28,6 +28,44 @@ pub struct Head {
     pub hash: EntryHash,
 }
 
+/// How far what a host kept of a ledger is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Belief {
+    AsItIs,
+    /// Once every entry that it was made of has been read again.
+    IfReadAgain,
+    /// Where an entry that it was made of cannot be read any more.
+    ForWantOfBetter,
+}
+
+/// Since when, by the host's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BelievedSince {
+    /// It was made of the entries from genesis on.
+    pub replayed_at: Timestamp,
+    /// They were last read.
+    pub read_at: Timestamp,
+}
+
+/// What vouches for what a host is to keep of a ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vouched {
+    /// It was made of a ledger that was read from genesis.
+    Replayed,
+    /// It was kept since then, and every entry that it was made of was read again.
+    ReadAgain(BelievedSince),
+    /// It was made of what was kept since then.
+    AsBefore(BelievedSince),
+}
+
+/// What a host kept of a ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptState {
+    pub content: Vec<u8>,
+    pub belief: Belief,
+    pub since: BelievedSince,
+}
+
 /// A memory outside of the store: what a reader needs of the machine it runs on.
 pub trait HostMemory: Send + Sync {
     fn head(&self, customer: &CustomerUid) -> Option<Head>;
@@ -37,11 +75,11 @@ pub trait HostMemory: Send + Sync {
     /// Kept for good: whoever swaps a ledger for another one under the same name also picks its uid, so
     /// that no [`HostMemory::head`] would speak against it.
     fn remember_origin(&self, repository: &RepositoryId, customer: &CustomerName, first: EntryHash);
-    /// What this very program once made of a ledger, read from genesis not long ago (or `however_old`).
-    /// Another program, or another version of it, may make something else of the same entries.
-    fn checkpoint(&self, customer: &CustomerUid, however_old: bool) -> Option<Vec<u8>>;
-    /// `replayed`: it was made of a ledger that was read from genesis, not of the checkpoint before.
-    fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &[u8], replayed: bool);
+    /// What this very program once made of a ledger. Another program, or another version of it, may make
+    /// something else of the same entries.
+    fn checkpoint(&self, customer: &CustomerUid) -> Option<KeptState>;
+    /// Unless another process has made it anew meanwhile.
+    fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &[u8], vouched: Vouched);
 }
 
 /// What a writer needs of the machine it runs on: a signature and a time, besides the memory.

@@ -40,7 +40,9 @@ pub use audit::{Difference, DiskAudit, TOLD_EXTENTS};
 pub use copies::Copies;
 pub use customer::{Begun, Customer, LONGEST_SESSION_DAYS, NewCustomer, WriteSettings, terms_map};
 pub use error::{RepositoryError, RepositoryErrorKind};
-pub use host::{Head, Host, HostMemory, LedgerClock, Stamp, Turn};
+pub use host::{
+    Belief, BelievedSince, Head, Host, HostMemory, KeptState, LedgerClock, Stamp, Turn, Vouched,
+};
 pub use index::{Index, PackInfo};
 pub use ledger::{Condemned, Hidden, Ledger, OpenSession, Point, State, Verified};
 pub use mark::{Mark, Unreachable};

@@ -13,7 +13,7 @@ use crate::model::{
 };
 use crate::policy::PolicyTerms;
 use crate::storage::{Faulty, Memory, Snapshot, Storage};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -49,6 +49,12 @@ impl Time {
 }
 
 /// A machine: identity, clock, memory of heads, living sessions.
+/// No test host asks when its checkpoints were made.
+pub const SINCE: BelievedSince = BelievedSince {
+    replayed_at: Timestamp::UNIX_EPOCH,
+    read_at: Timestamp::UNIX_EPOCH,
+};
+
 pub struct TestHost {
     pub identity: HostIdentity,
     pub time: Time,
@@ -57,10 +63,9 @@ pub struct TestHost {
     pub wrong_by: Mutex<SignedDuration>,
     heads: Mutex<BTreeMap<CustomerUid, Head>>,
     origins: Mutex<BTreeMap<(RepositoryId, CustomerName), EntryHash>>,
-    /// With whether they were read from genesis.
-    checkpoints: Mutex<BTreeMap<CustomerUid, (Vec<u8>, bool)>>,
-    /// More time has gone by since they were made than they are believed for.
-    pub is_checkpoint_old: Mutex<bool>,
+    checkpoints: Mutex<BTreeMap<CustomerUid, (Vec<u8>, Vouched)>>,
+    /// After the time that went by since they were made.
+    pub belief: Mutex<Belief>,
     held: Arc<Mutex<BTreeSet<SessionId>>>,
     turns: Turns,
 }
@@ -83,7 +88,7 @@ impl TestHost {
             heads: Mutex::default(),
             origins: Mutex::default(),
             checkpoints: Mutex::default(),
-            is_checkpoint_old: Mutex::default(),
+            belief: Mutex::new(Belief::AsItIs),
             held: Arc::default(),
             turns: Turns {
                 installation: Mutex::new(InstallationId::from_bytes(random_bytes())),
@@ -103,10 +108,10 @@ impl TestHost {
         *lock(&self.attestation) = attestation;
     }
 
-    /// Whether its last checkpoint came of a reading from genesis.
-    pub fn has_replayed(&self, customer: &CustomerUid) -> bool {
+    /// What vouches for its last checkpoint.
+    pub fn vouched(&self, customer: &CustomerUid) -> Option<Vouched> {
         let kept = lock(&self.checkpoints);
-        kept.get(customer).is_some_and(|(_, replayed)| *replayed)
+        kept.get(customer).map(|(_, vouched)| *vouched)
     }
 
     pub fn clock_is_right(&self) -> bool {
@@ -162,16 +167,18 @@ impl HostMemory for TestHost {
         lock(&self.origins).insert((*repository, customer.clone()), first);
     }
 
-    fn checkpoint(&self, customer: &CustomerUid, however_old: bool) -> Option<Vec<u8>> {
-        if *lock(&self.is_checkpoint_old) && !however_old {
-            return None;
-        }
+    fn checkpoint(&self, customer: &CustomerUid) -> Option<KeptState> {
         let kept = lock(&self.checkpoints);
-        kept.get(customer).map(|(checkpoint, _)| checkpoint.clone())
+        let (content, _) = kept.get(customer)?;
+        Some(KeptState {
+            content: content.clone(),
+            belief: *lock(&self.belief),
+            since: SINCE,
+        })
     }
 
-    fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &[u8], replayed: bool) {
-        lock(&self.checkpoints).insert(*customer, (checkpoint.to_vec(), replayed));
+    fn keep_checkpoint(&self, customer: &CustomerUid, checkpoint: &[u8], vouched: Vouched) {
+        lock(&self.checkpoints).insert(*customer, (checkpoint.to_vec(), vouched));
     }
 }
 

@@ -176,8 +176,8 @@ impl State {
         let here = |freeze: &&mut Freeze| freeze.at == number && freeze.side == side;
         for freeze in plan.freezes.iter_mut().filter(here) {
             freeze.reached = true;
+            self.changed.notify_all();
         }
-        self.changed.notify_all();
         while plan
             .freezes
             .iter()

@@ -1,11 +1,12 @@
 //! A store in memory: for tests of everything above, with the semantics of the real ones.
 
 use super::{
-    Leftover, Listed, Storage, StorageError, StorageErrorKind, Survey, checked_prefix, copy_range,
-    refuse_own_names, too_large,
+    Leftover, Listed, Part, Storage, StorageError, StorageErrorKind, Survey, checked_prefix,
+    copy_range, refuse_own_names, too_large,
 };
 use crate::model::ObjectName;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Clones share one store, as two hosts share one directory.
@@ -77,12 +78,20 @@ impl Memory {
 }
 
 impl Content {
+    /// Sorted, from what need not be a name on.
+    fn since<'a>(
+        &'a self,
+        from: &str,
+    ) -> impl Iterator<Item = (&'a ObjectName, &'a Arc<[u8]>)> + use<'a> {
+        let range = (Bound::Included(from), Bound::Unbounded);
+        self.objects.range::<str, _>(range)
+    }
+
     /// In a directory a name cannot be an object and a folder at once; tests must meet that here.
     fn clash(&self, name: &ObjectName) -> Option<&'static str> {
         let folder = format!("{name}/");
         let inside = self
-            .objects
-            .range(name..)
+            .since(name.as_str())
             .map(|(other, _)| other.as_str())
             .take_while(|other| other.starts_with(name.as_str()))
             .any(|other| other.starts_with(&folder));
@@ -107,6 +116,11 @@ impl Content {
             })
             .collect()
     }
+}
+
+/// What the names below a prefix begin with.
+fn above(prefix: &str) -> Result<String, StorageError> {
+    Ok(checked_prefix(prefix)?.map_or_else(String::new, |prefix| format!("{prefix}/")))
 }
 
 impl Storage for Memory {
@@ -148,26 +162,35 @@ impl Storage for Memory {
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
-        let prefix = checked_prefix(prefix)?;
-        let listed = |(name, data): (&ObjectName, &Arc<[u8]>)| Listed {
+        let above = above(prefix)?;
+        let content = self.content();
+        let below = content
+            .since(&above)
+            .take_while(|(name, _)| name.as_str().starts_with(&above));
+        let listed = below.map(|(name, data)| Listed {
             name: name.clone(),
             size_bytes: data.len() as u64,
-        };
+        });
+        Ok(listed.collect())
+    }
+
+    /// From one to the next, past what is below each: years of nights have many objects.
+    fn parts(&self, prefix: &str) -> Result<Vec<Part>, StorageError> {
+        let above = above(prefix)?;
         let content = self.content();
-        let Some(prefix) = prefix else {
-            return Ok(content.objects.iter().map(listed).collect());
-        };
-        Ok(content
-            .objects
-            .range(&prefix..)
-            // Between the folder and what is in it stand names that only begin as it does.
-            .take_while(|(name, _)| name.as_str().starts_with(prefix.as_str()))
-            .filter(|(name, _)| {
-                let rest = name.as_str().get(prefix.as_str().len()..);
-                rest.is_some_and(|rest| rest.starts_with('/'))
-            })
-            .map(listed)
-            .collect())
+        let (mut parts, mut from) = (Vec::new(), above.clone());
+        while let Some((name, _)) = content.since(&from).next()
+            && let Some(rest) = name.as_str().strip_prefix(&above)
+        {
+            let part = Part::first_of(rest);
+            // "0" comes after "/".
+            let after = if part.is_prefix { '0' } else { '\0' };
+            from = format!("{above}{}{after}", part.name);
+            parts.push(part);
+        }
+        // "a-b" comes before "a/", and after "a".
+        parts.sort();
+        Ok(parts)
     }
 
     fn delete(&self, name: &ObjectName) -> Result<(), StorageError> {

@@ -18,15 +18,16 @@ pub(super) struct Ahead {
 }
 
 impl Ledger {
-    /// Where that is worth it. What cannot be read is met again, one by one, by whoever needs it.
-    pub(super) fn read_ahead(&mut self) {
-        let next = self.state.seq + 1;
-        let last = self.ahead.listed.min(self.state.seq + MOST_AHEAD);
+    /// From the entry `next` on, where that is worth it. What cannot be read is met again, one by one, by whoever
+    /// needs it.
+    pub(super) fn read_ahead(&mut self, next: u64) {
+        let last = self.ahead.listed.min(next.saturating_add(MOST_AHEAD - 1));
         let threads = self.storage.reads_at_once();
         if threads < 2
             || self.names.writers() == Writers::One
             || last <= next
-            || self.ahead.entries.contains_key(&next)
+            // One that could not be read among those that were is read in its turn, alone.
+            || self.ahead.entries.range(next..).next().is_some()
         {
             return;
         }

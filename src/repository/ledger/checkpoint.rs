@@ -1,10 +1,11 @@
 //! A state as bytes, so that a host need not make it of every entry at each opening.
 //!
 //! A cache and nothing else: it is a pure function of the entries, it is believed by the very program
-//! that made it and no other, it stays on the host, and every few days, and whenever a ledger is
-//! verified, the ledger is read from genesis all the same. Where an entry before it turns out damaged or
-//! gone, it is believed however old it is, and the damage told: the hash of the last entry that it was
-//! made of, which the store must still have, names all before.
+//! that made it and no other, it stays on the host, every few days the entries that it was made of are read
+//! again and held against their hashes, and every few weeks, and whenever a ledger is verified, it is made
+//! anew from genesis all the same. Where an entry before it turns out damaged or gone, it is believed
+//! however old it is, and the damage told: the hash of the last entry that it was made of, which the store
+//! must still have, names all before.
 
 use super::state::State;
 use crate::model::{PointKind, PointState};

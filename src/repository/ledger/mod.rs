@@ -14,9 +14,12 @@ pub use audit::Hidden;
 pub use state::{Condemned, OpenSession, Point, State, Verified};
 
 use super::rule::{Rule, stands};
-use super::{Head, Host, HostMemory, RepositoryError, RepositoryErrorKind, Stamp};
+use super::{
+    Belief, BelievedSince, Head, Host, HostMemory, RepositoryError, RepositoryErrorKind, Stamp,
+    Vouched,
+};
 use crate::codec::verify_signature;
-use crate::format::entry::{Body, Entry, MAX_ENTRY_BYTES, entry_hash};
+use crate::format::entry::{Body, Entry, MAX_ENTRY_BYTES, entry_hash, follows};
 use crate::format::names::{CustomerNames, ObjectRole};
 use crate::format::wire::FormatError;
 use crate::model::{CustomerUid, EntryHash, ObjectName, Writers};
@@ -57,8 +60,8 @@ pub struct Ledger {
     names: CustomerNames,
     /// Shared with whoever decides by it: the next entry makes another one if it still is.
     state: Arc<State>,
-    /// The entry up to which a checkpoint was believed instead of reading; 0: none was.
-    believed: u64,
+    /// A checkpoint was believed instead of reading.
+    believed: Option<BelievedSince>,
     /// The entry after which a checkpoint was last kept.
     kept: u64,
     /// Entries that were listed and read before their turn.
@@ -133,8 +136,8 @@ impl Ledger {
         ledger.read_on(Some(1), |_, _| {})?;
         ledger.check_origin(memory)?;
         let head = ledger.state.uid.and_then(|uid| memory.head(&uid));
-        if checkpoint && let Some(state) = ledger.checkpoint(memory, listed) {
-            ledger.believe(state);
+        if checkpoint && let Some((state, since)) = ledger.checkpoint(memory, listed) {
+            ledger.believe(state, since);
         }
         let read = ledger.read_on(None, |_, _| {});
         let has_genesis = match read.and_then(|()| ledger.has_no_gap(listed)) {
@@ -154,8 +157,8 @@ impl Ledger {
         Ok(true)
     }
 
-    fn believe(&mut self, state: State) {
-        (self.believed, self.kept) = (state.seq, state.seq);
+    fn believe(&mut self, state: State, since: BelievedSince) {
+        (self.believed, self.kept) = (Some(since), state.seq);
         self.alone.trail.clear();
         self.state = Arc::new(state);
     }
@@ -168,11 +171,11 @@ impl Ledger {
         damage: RepositoryError,
         memory: &dyn HostMemory,
     ) -> Result<(), RepositoryError> {
-        let kept = self.state.uid.and_then(|uid| memory.checkpoint(&uid, true));
-        let state = kept.and_then(|kept| self.checkpoint_of(&kept));
-        match state.filter(|state| state.seq > self.state.seq) {
-            Some(state) if self.names.writers() == Writers::Many => {
-                self.believe(state);
+        let kept = self.state.uid.and_then(|uid| memory.checkpoint(&uid));
+        let state = kept.and_then(|kept| Some((self.checkpoint_of(&kept.content)?, kept.since)));
+        match state.filter(|(state, _)| state.seq > self.state.seq) {
+            Some((state, since)) if self.names.writers() == Writers::Many => {
+                self.believe(state, since);
                 self.broken = Some(damage);
                 self.read_on(None, |_, _| {})
             }
@@ -225,7 +228,7 @@ impl Ledger {
             storage,
             names,
             state: Arc::default(),
-            believed: 0,
+            believed: None,
             kept: 0,
             ahead: Ahead::default(),
             alone: Alone::default(),
@@ -246,16 +249,62 @@ impl Ledger {
     }
 
     /// This host's checkpoint of this ledger, if the store still has every entry up to it (as far
-    /// as a list tells) and the last of them with the bytes it was made of.
-    fn checkpoint(&self, memory: &dyn HostMemory, listed: &[Listed]) -> Option<State> {
-        let kept = memory.checkpoint(&self.state.uid?, false)?;
-        let state = self.checkpoint_of(&kept)?;
+    /// as a list tells, or byte for byte where it is older) and the last of them with the bytes it was made of.
+    fn checkpoint(
+        &mut self,
+        memory: &dyn HostMemory,
+        listed: &[Listed],
+    ) -> Option<(State, BelievedSince)> {
+        let uid = self.state.uid?;
+        let kept = memory.checkpoint(&uid)?;
+        if kept.belief == Belief::ForWantOfBetter {
+            return None;
+        }
+        let state = self.checkpoint_of(&kept.content)?;
         let there: BTreeSet<u64> = listed
             .iter()
             .filter_map(|object| self.number(object))
             .filter(|seq| (1..=state.seq).contains(seq))
             .collect();
-        (there.len() as u64 == state.seq).then_some(state)
+        if there.len() as u64 != state.seq {
+            return None;
+        }
+        if kept.belief == Belief::IfReadAgain {
+            if !self.has_still(&state) {
+                return None;
+            }
+            memory.keep_checkpoint(&uid, &kept.content, Vouched::ReadAgain(kept.since));
+        }
+        Some((state, kept.since))
+    }
+
+    /// Whether the store still has, byte for byte, the entries that a state was made of: it knows the hash of the
+    /// last, and each knows that of the one before. They need not be opened anew for it.
+    fn has_still(&mut self, state: &State) -> bool {
+        // Where one host writes, the names are not known before what stands under them.
+        if self.names.writers() == Writers::One {
+            return false;
+        }
+        let mut before = EntryHash::from_bytes([0; 32]);
+        let mut has_all = true;
+        for seq in 1..=state.seq {
+            self.read_ahead(seq);
+            let stored = match self.ahead.entries.remove(&seq) {
+                Some(stored) => Ok(stored),
+                None => self.storage.read(&self.names.ledger(seq), MAX_ENTRY_BYTES),
+            };
+            // What cannot be read now is met again by whoever reads from genesis.
+            has_all = stored.is_ok_and(|stored| {
+                let follows = follows(&stored, seq, &before);
+                before = entry_hash(&stored);
+                follows
+            });
+            if !has_all {
+                self.ahead.entries.clear();
+                break;
+            }
+        }
+        has_all && state.hash == Some(before)
     }
 
     /// What a checkpoint holds, if it is of this ledger and the store has the last entry that it was made of.
@@ -273,7 +322,7 @@ impl Ledger {
     /// Reads from genesis what a checkpoint was believed for: every entry must still be there and
     /// must make the same state. A checkpoint that was wrong is replaced.
     pub fn check_believed(&mut self, memory: &dyn HostMemory) -> Result<(), RepositoryError> {
-        if self.believed == 0 {
+        if self.believed.is_none() {
             return Ok(());
         }
         let wanted = self.state.seq;
@@ -292,15 +341,17 @@ impl Ledger {
             // The chain is whole and ends with the bytes that the checkpoint names, so the entries are
             // what they were.
             if let (Some(uid), Some(bytes)) = (again.uid, again.to_checkpoint()) {
-                memory.keep_checkpoint(&uid, &bytes, true);
+                memory.keep_checkpoint(&uid, &bytes, Vouched::Replayed);
             }
-            (self.state, self.believed) = (again, 0);
+            (self.state, self.believed) = (again, None);
             return Err(RepositoryError::damaged(
                 self.names.ledger_prefix(),
                 "the ledger is whole, but what this host had kept of it was wrong and is replaced: run again",
             ));
         }
-        self.believed = 0;
+        // What was made anew is kept, as nothing is since.
+        (self.believed, self.kept) = (None, 0);
+        self.remember(memory);
         Ok(())
     }
 
@@ -385,7 +436,8 @@ impl Ledger {
         if is_checkpoint_due(self.kept, seq)
             && let Some(bytes) = self.state.to_checkpoint()
         {
-            memory.keep_checkpoint(&uid, &bytes, self.believed == 0);
+            let vouched = self.believed.map_or(Vouched::Replayed, Vouched::AsBefore);
+            memory.keep_checkpoint(&uid, &bytes, vouched);
             self.kept = seq;
         }
     }
@@ -537,7 +589,7 @@ impl Ledger {
     ) -> Result<(), RepositoryError> {
         while until.is_none_or(|until| self.state.seq < until) {
             if until.is_none() {
-                self.read_ahead();
+                self.read_ahead(self.state.seq + 1);
             }
             let Some((entry, hash)) = self.next()? else {
                 break;

@@ -20,6 +20,7 @@ use crate::policy::{
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 /// A session that has begun and is neither adopted nor aborted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,8 +103,6 @@ pub struct Point {
     pub clock_alone: bool,
     /// The first witnessed time after the commit, for a point whose clock was alone.
     pub witnessed_since: Option<Timestamp>,
-    /// The longest time from one witnessed time to the next since the commit.
-    pub silence: SignedDuration,
     pub consistency: String,
     pub notes: Vec<String>,
     /// Its commit broke a rule: a root until its time is over, but never listed or restored.
@@ -200,6 +199,11 @@ pub struct State {
     pub damaged: BTreeSet<(PackName, Tag)>,
     witnessed: BTreeMap<u64, Timestamp>,
     pub last_witnessed: Option<Timestamp>,
+    /// How long no time had been witnessed at entries after which that was never as long again: behind any
+    /// entry the first of them is the longest. Kept for each point it would be touched at each entry.
+    silences: BTreeMap<u64, SignedDuration>,
+    /// A point waits for the next witnessed time.
+    awaits_witness: bool,
     pub certificates: Vec<CertificateRef>,
     /// The last entry that named a certificate; erasures after it are in none yet.
     pub certified_at: u64,
@@ -461,16 +465,17 @@ impl State {
 
     fn take_in(&mut self, entry: &Entry) {
         if entry.attestation == Attestation::Witnessed {
-            let silence = silence_before(entry.time, self.last_witnessed);
+            self.end_silence(entry.seq, silence_before(entry.time, self.last_witnessed));
             self.witnessed.insert(entry.seq, entry.time);
             self.last_witnessed = self.last_witnessed.max(Some(entry.time));
-            for point in self.points.values_mut() {
-                point.silence = point.silence.max(silence);
-                if point.clock_alone && point.witnessed_since.is_none() {
-                    point.witnessed_since = Some(entry.time);
-                }
-                if point.state == PointState::Expired && point.expired_at.is_none() {
-                    point.expired_at = Some(entry.time);
+            if std::mem::take(&mut self.awaits_witness) {
+                for point in self.points.values_mut() {
+                    if point.clock_alone && point.witnessed_since.is_none() {
+                        point.witnessed_since = Some(entry.time);
+                    }
+                    if point.state == PointState::Expired && point.expired_at.is_none() {
+                        point.expired_at = Some(entry.time);
+                    }
                 }
             }
         }
@@ -526,7 +531,7 @@ impl State {
                         && self.is_distrusted(&body.vm),
                     ..Point::new(entry, body, dating, false)
                 };
-                self.points.insert(body.point, point);
+                self.add_point(body.point, point);
                 self.newest.insert(body.vm.clone(), body.point);
                 // Nor is a clock believed that was behind.
                 let taken = body.taken_at.max(dating.counted_from);
@@ -549,6 +554,7 @@ impl State {
                             (entry.attestation == Attestation::Witnessed).then_some(entry.time);
                     }
                 }
+                self.awaits_witness |= entry.attestation != Attestation::Witnessed;
             }
             Body::Undo(body) => {
                 for row in &body.points {
@@ -689,19 +695,52 @@ impl State {
                     (point.expires_at, point.deadline) = (fresh.expires_at, fresh.deadline);
                 }
             }
-            let before = self.witnessed.range(..=point.seq);
-            let mut last = before.map(|(_, at)| *at).max();
-            point.silence = SignedDuration::ZERO;
-            for (_, at) in self.witnessed.range(point.seq + 1..) {
-                point.silence = point.silence.max(silence_before(*at, last));
-                last = last.max(Some(*at));
-            }
             if point.clock_alone {
                 let mut after = self.witnessed.range(point.seq..);
                 point.witnessed_since = after.next().map(|(_, at)| *at);
+                self.awaits_witness |= point.witnessed_since.is_none();
             }
         }
+        self.silences.clear();
+        let mut last = None;
+        for (seq, at) in self.witnessed.clone() {
+            self.end_silence(seq, silence_before(at, last));
+            last = last.max(Some(at));
+        }
         self.shorten_marks();
+    }
+
+    /// That no time had been witnessed for so long when the entry `seq`, the last until now, was.
+    fn end_silence(&mut self, seq: u64, silence: SignedDuration) {
+        while let Some(last) = self.silences.last_entry()
+            && *last.get() <= silence
+        {
+            last.remove();
+        }
+        self.silences.insert(seq, silence);
+    }
+
+    /// The longest time from one witnessed time to the next after an entry.
+    fn silence_after(&self, seq: u64) -> SignedDuration {
+        let mut after = self
+            .silences
+            .range((Bound::Excluded(seq), Bound::Unbounded));
+        let longest = after.next().map(|(_, silence)| *silence);
+        longest.unwrap_or_default().max(SignedDuration::ZERO)
+    }
+
+    fn add_point(&mut self, id: PointId, point: Point) {
+        self.awaits_witness |= point.clock_alone && point.witnessed_since.is_none();
+        self.points.insert(id, point);
+    }
+
+    /// What retention decides by, of each point.
+    pub fn facts(&self) -> impl Iterator<Item = PointFacts> {
+        let of_point = |(id, point): (&PointId, &Point)| PointFacts {
+            silence: self.silence_after(point.seq),
+            ..point.facts(id)
+        };
+        self.points.iter().map(of_point)
     }
 
     /// What the ledger says of time to a host that is about to write.
@@ -842,8 +881,7 @@ impl State {
         }
         let dating = self.dating(body);
         self.adopt(&body.session, &body.segments, self.seen_at(entry));
-        let point = Point::new(entry, body, dating, true);
-        self.points.insert(body.point, point);
+        self.add_point(body.point, Point::new(entry, body, dating, true));
     }
 
     /// The hosts that made the points that are left, or are making some, and when each began with it.
@@ -994,8 +1032,8 @@ impl State {
 }
 
 impl Point {
-    /// What retention decides by.
-    pub fn facts(&self, id: &PointId) -> PointFacts {
+    /// What a policy dates it by; the ledger knows what [`State::facts`] has beside that.
+    fn facts(&self, id: &PointId) -> PointFacts {
         PointFacts {
             point: *id,
             vm: self.vm.clone(),
@@ -1007,7 +1045,7 @@ impl Point {
             expired_at: self.expired_at,
             clock_alone: self.clock_alone,
             witnessed_since: self.witnessed_since,
-            silence: self.silence,
+            silence: SignedDuration::ZERO,
             suspect: self.suspect,
             void: self.void,
             held: false,
@@ -1040,7 +1078,6 @@ impl Point {
             // A clock may be set right between the two: then `taken_at` is still the wrong one's.
             clock_alone: commit_alone || dating.alone,
             witnessed_since: (dating.alone && !commit_alone).then_some(entry.time),
-            silence: SignedDuration::ZERO,
             consistency: body.consistency.clone(),
             notes: body.notes.clone(),
             void,

@@ -218,7 +218,7 @@ fn no_copy_of_a_pack_stays_if_the_index_cannot_be_read() {
     let mut lab = Lab::new();
     lab.backup(&[1, 2, 3], true);
     let packs = lab.packs();
-    for name in lab.copies().iter().filter(|name| !packs.contains(name)) {
+    for name in lab.copies().iter().filter(|name| !packs.contains(*name)) {
         std::fs::remove_file(lab.path(name)).unwrap();
         lab.world.memory.delete(name).unwrap();
     }

@@ -455,22 +455,22 @@ fn a_checkpoint_saves_reading_what_came_before_it() {
 fn a_checkpoint_is_made_anew_after_some_entries_and_lends_no_belief_to_the_next() {
     let (world, _) = with_a_checkpoint();
     let uid = world.open().uid();
-    assert!(world.host.has_replayed(&uid));
-    let first = world.host.checkpoint(&uid, false);
+    assert_eq!(world.host.vouched(&uid), Some(Vouched::Replayed));
+    let first = world.host.checkpoint(&uid);
     change_nothing(&world.open());
     world.open();
-    assert_eq!(world.host.checkpoint(&uid, false), first);
+    assert_eq!(world.host.checkpoint(&uid), first);
     let customer = world.open();
     for _ in 0..10 {
         change_nothing(&customer);
     }
-    assert_ne!(world.host.checkpoint(&uid, false), first);
-    assert!(!world.host.has_replayed(&uid));
+    assert_ne!(world.host.checkpoint(&uid), first);
+    assert_eq!(world.host.vouched(&uid), Some(Vouched::AsBefore(SINCE)));
     customer.check_ledger().unwrap();
     for _ in 0..10 {
         change_nothing(&customer);
     }
-    assert!(world.host.has_replayed(&uid));
+    assert_eq!(world.host.vouched(&uid), Some(Vouched::Replayed));
 }
 
 #[test]
@@ -529,6 +529,72 @@ fn a_store_that_fails_where_an_entry_is_read_is_not_the_end_of_the_ledger() {
 }
 
 #[test]
+fn an_older_checkpoint_is_believed_if_all_that_it_was_made_of_is_there_byte_for_byte() {
+    let (world, entries) = with_a_checkpoint();
+    let uid = world.open().uid();
+    let fresh = world.open().state();
+    *world.host.belief.lock().unwrap() = Belief::IfReadAgain;
+    // Each entry is read, by several at once where the store is far, and none is opened for it.
+    for at_once in [1, 4] {
+        let storage = Arc::new(Faulty::new(world.memory.clone()));
+        storage.read_at_once(at_once);
+        let customer = world.open_unchecked(storage.clone(), &world.host).unwrap();
+        assert_eq!(customer.state(), fresh);
+        assert_eq!(world.host.vouched(&uid), Some(Vouched::ReadAgain(SINCE)));
+        let log = storage.log();
+        let reads = |seq: u64| {
+            let name = entry_name(seq);
+            let of_it = log.iter().filter(|line| line.name == name.as_str());
+            of_it.filter(|line| line.verb == Verb::Read).count()
+        };
+        assert!((1..entries - 10).all(|seq| reads(seq) > 0), "{at_once}");
+    }
+    // One that fails once among those that are read at once is read alone.
+    let storage = Arc::new(Faulty::new(world.memory.clone()));
+    storage.read_at_once(4);
+    world.open_unchecked(storage.clone(), &world.host).unwrap();
+    let entry = entry_name(entries - 4);
+    let log = storage.log();
+    let line = log.iter().find(|line| line.name == entry.as_str()).unwrap();
+    let storage = Arc::new(Faulty::new(world.memory.clone()));
+    storage.read_at_once(4);
+    let kind = StorageErrorKind::Transient;
+    storage.add(Fault::FailBefore {
+        at: line.number,
+        kind,
+    });
+    let customer = world.open_unchecked(storage.clone(), &world.host).unwrap();
+    assert_eq!(customer.state(), fresh);
+    assert_eq!(storage.log().len(), log.len() + 1);
+    // A byte of any, in its words or in its signature, and another entry of the same host in its place.
+    let kept = world.host.checkpoint(&uid).unwrap().content;
+    let broken = |name: &ObjectName, bytes: &[u8]| {
+        let whole = world.memory.read(name, u64::MAX).unwrap();
+        world.host.keep_checkpoint(&uid, &kept, Vouched::Replayed);
+        world.memory.plant(name, bytes);
+        let storage = Arc::new(world.memory.clone());
+        let customer = world.open_unchecked(storage, &world.host).unwrap();
+        let error = customer.broken_entry().unwrap();
+        assert_eq!(error.name, name.as_str());
+        assert_ne!(world.host.vouched(&uid), Some(Vouched::ReadAgain(SINCE)));
+        world.memory.plant(name, &whole);
+    };
+    for seq in [2, 3, 4, 9] {
+        let name = entry_name(seq);
+        let whole = world.memory.read(&name, u64::MAX).unwrap();
+        for at in [120, 300, whole.len() - 20] {
+            let mut bad = whole.clone();
+            bad[at] ^= 1;
+            broken(&name, &bad);
+        }
+        broken(
+            &name,
+            &world.memory.read(&entry_name(seq - 1), u64::MAX).unwrap(),
+        );
+    }
+}
+
+#[test]
 fn a_checkpoint_does_not_hide_an_entry_that_is_gone() {
     let (world, _) = with_a_checkpoint();
     world.memory.delete(&entry_name(4)).unwrap();
@@ -543,10 +609,10 @@ fn a_checkpoint_does_not_hide_an_entry_that_is_gone() {
 #[test]
 fn a_checkpoint_of_another_ledger_is_not_believed() {
     let (world, _) = with_a_checkpoint();
-    let kept = world.host.checkpoint(&world.open().uid(), false).unwrap();
+    let kept = world.host.checkpoint(&world.open().uid()).unwrap().content;
     let other = World::new();
     let uid = other.open().uid();
-    other.host.keep_checkpoint(&uid, &kept, true);
+    other.host.keep_checkpoint(&uid, &kept, Vouched::Replayed);
     assert!(other.open().state().points.is_empty());
 }
 
@@ -582,10 +648,12 @@ fn a_checkpoint_that_was_wrong_is_found_when_the_ledger_is_checked_and_replaced(
         world.open_unchecked(storage, &world.host).unwrap()
     };
     let uid = open().uid();
-    let kept = String::from_utf8(world.host.checkpoint(&uid, false).unwrap()).unwrap();
+    let kept = String::from_utf8(world.host.checkpoint(&uid).unwrap().content).unwrap();
     let wrong = kept.replace("\"suspect\":false", "\"suspect\":true");
     assert_ne!(kept, wrong);
-    world.host.keep_checkpoint(&uid, wrong.as_bytes(), true);
+    world
+        .host
+        .keep_checkpoint(&uid, wrong.as_bytes(), Vouched::Replayed);
     let error = open().check_ledger().err().unwrap();
     assert_eq!(error.kind, RepositoryErrorKind::Damaged);
     assert!(error.detail.contains("run again"), "{error}");
@@ -669,7 +737,7 @@ fn a_damaged_entry_below_a_checkpoint_is_told_and_keeps_nobody_from_the_points()
             }
             _ => world.memory.delete(&entry_name(5)).unwrap(),
         }
-        *world.host.is_checkpoint_old.lock().unwrap() = true;
+        *world.host.belief.lock().unwrap() = Belief::ForWantOfBetter;
         let customer = world.open();
         assert!(
             customer
@@ -682,7 +750,7 @@ fn a_damaged_entry_below_a_checkpoint_is_told_and_keeps_nobody_from_the_points()
         world.host.forget();
         assert!(refusal(&world).is_damage(), "{damage}");
         world.memory.restore_snapshot(&snapshot);
-        *world.host.is_checkpoint_old.lock().unwrap() = false;
+        *world.host.belief.lock().unwrap() = Belief::AsItIs;
         let customer = world.open();
         assert_eq!(customer.broken_entry(), None);
         world.backup(&customer, "web", &image(&[1, 4]), false);

@@ -141,7 +141,8 @@ fn a_clock_that_is_set_right_during_a_backup_does_not_make_its_point_an_old_one(
         .set_clock(SignedDuration::ZERO, Attestation::Witnessed);
     running.commit().unwrap();
     let state = customer.state();
-    let facts = [state.points[&point].facts(&point)];
+    let facts: Vec<_> = state.facts().collect();
+    assert_eq!((facts.len(), facts[0].point), (1, point));
     let decisions = crate::policy::plan(&facts, state.policy.as_ref().unwrap(), world.now());
     assert_eq!(decisions[0].action, crate::policy::Action::Keep);
 }
@@ -149,7 +150,10 @@ fn a_clock_that_is_set_right_during_a_backup_does_not_make_its_point_an_old_one(
 /// What the ledger says of a silence after each of two points, three days apart.
 fn silences(customer: &Customer, points: [PointId; 2]) -> [i64; 2] {
     let state = customer.state();
-    points.map(|point| state.points[&point].silence.as_hours())
+    points.map(|point| {
+        let facts = state.facts().find(|facts| facts.point == point).unwrap();
+        facts.silence.as_hours()
+    })
 }
 
 #[test]

@@ -455,7 +455,7 @@ pub(super) fn prune_by_policy(
 ) -> Result<reclaim::Reclaimed, RepositoryError> {
     customer.abort_dead_sessions(now)?;
     let decided = |state: &State, wanted: Action| {
-        let facts: Vec<_> = state.points.iter().map(|(id, row)| row.facts(id)).collect();
+        let facts: Vec<_> = state.facts().collect();
         let policy = state.policy.as_ref().expect("a policy");
         let decisions = plan(&facts, policy, now);
         let chosen = decisions.into_iter().filter(|row| row.action == wanted);
