@@ -203,7 +203,7 @@ pub struct State {
     /// entry the first of them is the longest. Kept for each point it would be touched at each entry.
     silences: BTreeMap<u64, SignedDuration>,
     /// A point waits for the next witnessed time.
-    awaits_witness: bool,
+    lacks_witness: bool,
     pub certificates: Vec<CertificateRef>,
     /// The last entry that named a certificate; erasures after it are in none yet.
     pub certified_at: u64,
@@ -468,7 +468,7 @@ impl State {
             self.end_silence(entry.seq, silence_before(entry.time, self.last_witnessed));
             self.witnessed.insert(entry.seq, entry.time);
             self.last_witnessed = self.last_witnessed.max(Some(entry.time));
-            if std::mem::take(&mut self.awaits_witness) {
+            if std::mem::take(&mut self.lacks_witness) {
                 for point in self.points.values_mut() {
                     if point.clock_alone && point.witnessed_since.is_none() {
                         point.witnessed_since = Some(entry.time);
@@ -554,7 +554,7 @@ impl State {
                             (entry.attestation == Attestation::Witnessed).then_some(entry.time);
                     }
                 }
-                self.awaits_witness |= entry.attestation != Attestation::Witnessed;
+                self.lacks_witness |= entry.attestation != Attestation::Witnessed;
             }
             Body::Undo(body) => {
                 for row in &body.points {
@@ -698,7 +698,7 @@ impl State {
             if point.clock_alone {
                 let mut after = self.witnessed.range(point.seq..);
                 point.witnessed_since = after.next().map(|(_, at)| *at);
-                self.awaits_witness |= point.witnessed_since.is_none();
+                self.lacks_witness |= point.witnessed_since.is_none();
             }
         }
         self.silences.clear();
@@ -730,7 +730,7 @@ impl State {
     }
 
     fn add_point(&mut self, id: PointId, point: Point) {
-        self.awaits_witness |= point.clock_alone && point.witnessed_since.is_none();
+        self.lacks_witness |= point.clock_alone && point.witnessed_since.is_none();
         self.points.insert(id, point);
     }
 

@@ -16,4 +16,5 @@ mod power;
 mod refusals;
 mod sweeps;
 mod undeletable;
+mod unread;
 mod without_ledger;
