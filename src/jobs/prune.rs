@@ -332,12 +332,10 @@ fn pass(
     go_on()?;
     prove(customer, host, request, pruned)?;
     // Only then the reserve may help.
-    match (&pruned.reclaimed.refused, &pruned.reclaimed.unread) {
-        (Some(refused), _) if refused.kind == StorageErrorKind::Full => {
+    match &pruned.reclaimed.refused {
+        Some(refused) if refused.kind == StorageErrorKind::Full => {
             Err(RepositoryError::from(refused.clone()).into())
         }
-        // What stays for it may be over its time, and nobody else tells so before.
-        (_, Some(unread)) => Err(unread.clone().into()),
         _ => Ok(()),
     }
 }

@@ -13,8 +13,6 @@ pub(super) enum Directory {
     Entries(Vec<DirectoryEntry>),
     Gone,
     Damaged,
-    /// The medium does not give it, which says nothing of other packs.
-    Unread(RepositoryError),
 }
 
 /// The directory of a pack, from the pack itself.
@@ -28,7 +26,6 @@ pub(super) fn directory(
             Ok(Directory::Gone)
         }
         Err(error) if error.is_damage() => Ok(Directory::Damaged),
-        Err(error) if error.is_unread() => Ok(Directory::Unread(error)),
         Err(error) => Err(error),
     }
 }

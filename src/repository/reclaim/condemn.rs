@@ -33,8 +33,6 @@ struct Survivors {
     damaged: BTreeSet<(PackName, Tag)>,
     /// Did not open there nor anywhere else.
     lost: BTreeSet<(PackName, Tag)>,
-    /// Could not be read, here or where else they stand, the first: they are neither kept nor lost.
-    unread: Option<RepositoryError>,
 }
 
 impl Pass<'_> {
@@ -91,23 +89,20 @@ impl Pass<'_> {
             let name = decision.facts.name;
             let known = in_index.remove(&name).unwrap_or_default();
             let gone = matches!(directory, Directory::Gone);
-            let knows_all = || {
-                let info = mark.index().pack(decision.facts.number);
-                info.is_some_and(|info| info.row.frames as usize == known.len())
-            };
             let entries = match directory {
                 Directory::Entries(entries) => entries,
                 Directory::Gone => known,
                 // Nothing of such a pack may be called dead, unless the index knows all of it.
-                Directory::Damaged | Directory::Unread(_) if self.force || knows_all() => known,
                 Directory::Damaged => {
-                    self.stuck.insert(name);
-                    continue;
-                }
-                Directory::Unread(error) => {
-                    self.result.unread.get_or_insert(error);
-                    self.stuck.insert(name);
-                    continue;
+                    let all = mark
+                        .index()
+                        .pack(decision.facts.number)
+                        .is_some_and(|info| info.row.frames as usize == known.len());
+                    if !all && !self.force {
+                        self.stuck.insert(name);
+                        continue;
+                    }
+                    known
                 }
             };
             let live = mark.live_among(&entries)?;
@@ -136,8 +131,6 @@ impl Pass<'_> {
     ) -> Result<bool, RepositoryError> {
         let session = self.customer.session(begun, Trust::Nothing)?;
         let survivors = write_survivors(self.customer, &mark, &session, doomed, self.now)?;
-        let unread = survivors.unread.clone();
-        self.result.unread = self.result.unread.take().or(unread);
         let damaged: Vec<(PackName, Tag)> = survivors.damaged.iter().copied().collect();
         if !damaged.is_empty() {
             self.note_damage(&damaged)?;
@@ -212,14 +205,7 @@ fn write_survivors(
     for pack in doomed {
         let live = |entry: &&DirectoryEntry| wanted.contains(&entry.tag);
         if pack.entries.iter().any(|entry| live(&entry)) {
-            let bytes = match read_pack(customer, &pack.name) {
-                Err(error) if error.is_unread() => {
-                    // Not kept, it stays with all that is in it.
-                    survivors.unread.get_or_insert(error);
-                    continue;
-                }
-                read => read?,
-            };
+            let bytes = read_pack(customer, &pack.name)?;
             for entry in pack.entries.iter().filter(live) {
                 if !survivors.kept.contains(&entry.tag) {
                     let bytes = bytes.as_deref().unwrap_or_default();
@@ -296,10 +282,6 @@ impl LiveFrame<'_> {
             }
             Err(error) if error.is_damage() => {
                 survivors.lost.insert((name, tag));
-                Ok(())
-            }
-            Err(error) if error.is_unread() => {
-                survivors.unread.get_or_insert(error);
                 Ok(())
             }
             Err(error) => Err(error),

@@ -61,7 +61,7 @@ impl Pass<'_> {
             };
             match directory(self.customer, &name)? {
                 Directory::Entries(entries) => self.judge(mark, pack, &entries, due)?,
-                Directory::Damaged | Directory::Unread(_) => unlisted.push(pack),
+                Directory::Damaged => unlisted.push(pack),
                 // Whoever deleted it died before saying so.
                 Directory::Gone => unlisted.push(Due {
                     size_bytes: Some(0),
@@ -146,13 +146,7 @@ impl Pass<'_> {
             let Some(info) = mark.index().pack(place.pack) else {
                 continue;
             };
-            let stays = own
-                || match self.customer.frame_is_whole(&info.row.name, &place, tag) {
-                    // It may be whole, and is nothing to rely on.
-                    Err(error) if error.is_unread() => false,
-                    is_whole => is_whole?,
-                };
-            if stays {
+            if own || self.customer.frame_is_whole(&info.row.name, &place, tag)? {
                 return Ok(false);
             }
         }

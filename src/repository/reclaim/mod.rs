@@ -52,9 +52,6 @@ pub struct Reclaimed {
     pub unreadable: Vec<Unreachable>,
     /// Condemned packs that the store refuses to delete, the first with its reason; all others were done.
     pub refused: Option<StorageError>,
-    /// Packs with something live that the medium does not give, and which stay for it, the first; all others were
-    /// done.
-    pub unread: Option<RepositoryError>,
 }
 
 /// One reclaim on its way.

@@ -16,5 +16,4 @@ mod power;
 mod refusals;
 mod sweeps;
 mod undeletable;
-mod unread;
 mod without_ledger;
