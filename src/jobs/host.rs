@@ -313,9 +313,10 @@ impl HostMemory for LocalHost {
             Vouched::AsBefore(since) => since,
         };
         // Perhaps because this one is wrong.
-        let is_made_anew = self.kept_by_this_program(customer).is_some_and(|kept| {
-            kept.since.replayed_at > since.replayed_at && kept.since.replayed_at <= now
-        });
+        let is_made_anew = vouched != Vouched::Replayed
+            && self.kept_by_this_program(customer).is_some_and(|kept| {
+                kept.since.replayed_at > since.replayed_at && kept.since.replayed_at <= now
+            });
         if let Some(program) = program()
             && !is_made_anew
         {

@@ -48,13 +48,13 @@ impl Time {
     }
 }
 
-/// A machine: identity, clock, memory of heads, living sessions.
 /// No test host asks when its checkpoints were made.
 pub const SINCE: BelievedSince = BelievedSince {
     replayed_at: Timestamp::UNIX_EPOCH,
     read_at: Timestamp::UNIX_EPOCH,
 };
 
+/// A machine: identity, clock, memory of heads, living sessions.
 pub struct TestHost {
     pub identity: HostIdentity,
     pub time: Time,

@@ -48,6 +48,9 @@ fn is_checkpoint_due(kept: u64, seq: u64) -> bool {
     seq.saturating_sub(kept) >= entries.min(MOST_CHECKPOINT_ENTRIES)
 }
 
+/// What the first entry says of the one before it.
+const BEFORE_THE_FIRST: EntryHash = EntryHash::from_bytes([0; 32]);
+
 /// How often an uncertain creation is repeated before the caller is told that it is uncertain.
 const FILL_ATTEMPTS: u32 = 8;
 
@@ -285,26 +288,23 @@ impl Ledger {
         if self.names.writers() == Writers::One {
             return false;
         }
-        let mut before = EntryHash::from_bytes([0; 32]);
-        let mut has_all = true;
+        let mut before = BEFORE_THE_FIRST;
         for seq in 1..=state.seq {
             self.read_ahead(seq);
             let stored = match self.ahead.entries.remove(&seq) {
                 Some(stored) => Ok(stored),
                 None => self.storage.read(&self.names.ledger(seq), MAX_ENTRY_BYTES),
             };
-            // What cannot be read now is met again by whoever reads from genesis.
-            has_all = stored.is_ok_and(|stored| {
-                let follows = follows(&stored, seq, &before);
-                before = entry_hash(&stored);
-                follows
-            });
-            if !has_all {
-                self.ahead.entries.clear();
-                break;
+            match stored {
+                Ok(stored) if follows(&stored, seq, &before) => before = entry_hash(&stored),
+                // It is met again by whoever reads from genesis now.
+                _ => {
+                    self.ahead.entries.clear();
+                    return false;
+                }
             }
         }
-        has_all && state.hash == Some(before)
+        state.hash == Some(before)
     }
 
     /// What a checkpoint holds, if it is of this ledger and the store has the last entry that it was made of.
@@ -349,7 +349,7 @@ impl Ledger {
                 "the ledger is whole, but what this host had kept of it was wrong and is replaced: run again",
             ));
         }
-        // What was made anew is kept, as nothing is since.
+        // To be kept as made anew, however lately one was kept.
         (self.believed, self.kept) = (None, 0);
         self.remember(memory);
         Ok(())
@@ -392,7 +392,7 @@ impl Ledger {
 
     /// That of the last entry, as the next one names it.
     fn last_hash(&self) -> EntryHash {
-        self.state.hash.unwrap_or(EntryHash::from_bytes([0; 32]))
+        self.state.hash.unwrap_or(BEFORE_THE_FIRST)
     }
 
     /// What a later version wrote may forbid what this one would do: nothing is written, and
